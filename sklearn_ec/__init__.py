@@ -1,0 +1,6 @@
+"""Recover a neural network from its inputs and outputs."""
+
+from ._regressor import ExpandClusterRegressor
+from ._version import __version__
+
+__all__ = ["ExpandClusterRegressor", "__version__"]

@@ -1,0 +1,147 @@
+"""One table of activation functions: function, derivative and symmetry class.
+
+Every activation exists twice, for numpy (``predict``) and for torch (training), so that a fitted
+network needs no torch to run.
+
+Symmetry classes (Martinelli et al., 2024, Section 4) say what flipping the sign of a neuron's
+incoming weight vector ``u`` does:
+
+- ``"none"``: no symmetry but permutation;
+- ``"odd"``: ``s(-z) = c - s(z)``; (u, a) and (-u, -a) are the same neuron up to a constant ``c·a``;
+- ``"even_linear"``: ``s(-z) = s(z) - c·z``; a flip leaves a linear function of the input behind.
+
+A positively homogeneous activation has ``s(c·z) = c·s(z)`` for ``c > 0`` as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from scipy import special
+
+Symmetry = Literal["none", "odd", "even_linear"]
+
+LEAKY_RELU_SLOPE = 0.01
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An activation function with its derivative and its symmetries.
+
+    ``flip`` is the constant ``c`` of the symmetry class: the constant left behind by a flip of an
+    odd activation, the slope of the linear function left behind by a flip of an even+linear one.
+    """
+
+    function: Callable[[np.ndarray], np.ndarray]
+    tensor_function: Callable[[torch.Tensor], torch.Tensor]
+    tensor_derivative: Callable[[torch.Tensor], torch.Tensor]
+    symmetry: Symmetry
+    flip: float = 0.0
+    homogeneous: bool = False
+
+    @property
+    def has_sign_flip(self) -> bool:
+        return self.symmetry != "none"
+
+    @property
+    def has_linear_flip(self) -> bool:
+        return self.symmetry == "even_linear"
+
+
+def _tensor_softplus(z: torch.Tensor) -> torch.Tensor:
+    # torch's default threshold of 20 makes an error of 2e-9, far above float64 rounding.
+    return torch.nn.functional.softplus(z, threshold=40.0)
+
+
+def _tensor_sigmoid_derivative(z: torch.Tensor) -> torch.Tensor:
+    s = torch.sigmoid(z)
+    return s * (1.0 - s)
+
+
+def _tensor_gelu_derivative(z: torch.Tensor) -> torch.Tensor:
+    density = torch.exp(-0.5 * z * z) / math.sqrt(2.0 * math.pi)
+    return torch.special.ndtr(z) + z * density
+
+
+def _tensor_silu_derivative(z: torch.Tensor) -> torch.Tensor:
+    s = torch.sigmoid(z)
+    return s * (1.0 + z * (1.0 - s))
+
+
+def _relu(z: np.ndarray) -> np.ndarray:
+    return np.maximum(z, 0.0)
+
+
+def _softplus(z: np.ndarray) -> np.ndarray:
+    return np.logaddexp(0.0, z)
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "logistic": Activation(
+        special.expit, torch.sigmoid, _tensor_sigmoid_derivative, "odd", flip=1.0
+    ),
+    "tanh": Activation(np.tanh, torch.tanh, lambda z: 1.0 - torch.tanh(z) ** 2, "odd"),
+    "relu": Activation(
+        _relu,
+        torch.relu,
+        lambda z: (z > 0).to(z.dtype),
+        "even_linear",
+        flip=1.0,
+        homogeneous=True,
+    ),
+    "leaky_relu": Activation(
+        lambda z: np.where(z > 0, z, LEAKY_RELU_SLOPE * z),
+        lambda z: torch.nn.functional.leaky_relu(z, LEAKY_RELU_SLOPE),
+        lambda z: torch.where(z > 0, 1.0, LEAKY_RELU_SLOPE).to(z.dtype),
+        "even_linear",
+        flip=1.0 + LEAKY_RELU_SLOPE,
+        homogeneous=True,
+    ),
+    "softplus": Activation(_softplus, _tensor_softplus, torch.sigmoid, "even_linear", flip=1.0),
+    "gelu": Activation(
+        lambda z: z * special.ndtr(z),
+        torch.nn.functional.gelu,
+        _tensor_gelu_derivative,
+        "even_linear",
+        flip=1.0,
+    ),
+    "silu": Activation(
+        lambda z: z * special.expit(z),
+        torch.nn.functional.silu,
+        _tensor_silu_derivative,
+        "even_linear",
+        flip=1.0,
+    ),
+    "elu": Activation(
+        lambda z: np.where(z > 0, z, np.expm1(np.minimum(z, 0.0))),
+        torch.nn.functional.elu,
+        lambda z: torch.exp(torch.clamp(z, max=0.0)),
+        "none",
+    ),
+    "erf": Activation(
+        special.erf,
+        torch.erf,
+        lambda z: (2.0 / math.sqrt(math.pi)) * torch.exp(-z * z),
+        "odd",
+    ),
+    "g": Activation(
+        lambda z: special.expit(4.0 * z) + _softplus(z),
+        lambda z: torch.sigmoid(4.0 * z) + _tensor_softplus(z),
+        lambda z: 4.0 * _tensor_sigmoid_derivative(4.0 * z) + torch.sigmoid(z),
+        "none",
+    ),
+}
+
+
+def get_activation(activation: Any) -> Activation:
+    """Look up an activation by name, with an error that lists the names."""
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+        raise ValueError(
+            f"Unknown activation {activation!r}: choose one of {', '.join(sorted(ACTIVATIONS))}."
+        )
+    return ACTIVATIONS[activation]

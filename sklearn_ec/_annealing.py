@@ -1,0 +1,145 @@
+"""Annealed pruning: turn an over-wide network near zero loss into the exact one.
+
+Groups of neurons are removed, the rest is polished, and the removal stands if the loss stays below
+a cap that is tied to the lowest loss reached so far. Each removal that keeps only neurons of the
+sought network makes the loss *fall*, so a student stuck at 1e-8 ends at rounding level.
+
+Which neurons go is decided by backward elimination: the neuron whose removal, with the readout
+solved again, raises the loss least. This sees duplicates and linear combinations, which the size of
+a neuron's contribution does not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ._activations import Activation
+from ._certificate import Certificate, certify
+from ._reconstruction import design_matrix, linear_pairs, resolve_signs, solve_readout
+from ._training import Trainer
+from ._types import Network, Samples
+
+POLISH_STEPS = 200
+# Networks above this relative mean squared error are not worth annealing.
+ANNEALING_LOSS = 1e-3
+# A removal stands while the loss is at most this factor above the lowest loss so far.
+CAP_FACTOR = 10.0
+# Losses below this are rounding, equally good.
+CAP_FLOOR = 1e-24
+# Single removals tried before a width is accepted as the smallest.
+SINGLE_TRIES = 3
+TINY = np.finfo(np.float64).tiny
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A finished network and its certificate."""
+
+    network: Network
+    certificate: Certificate
+
+
+class Annealer:
+    """Finishes networks: polish, prune, resolve signs, certify."""
+
+    def __init__(self, trainer: Trainer, held_out: Samples, y_rounding: float, prune: bool):
+        self.trainer = trainer
+        self.held_out = held_out
+        self.y_rounding = y_rounding
+        self.prune = prune
+
+    def solve_readout(self, hidden: np.ndarray) -> Network:
+        """The network with these hidden neurons, with a skip term where signs are open."""
+        trainer = self.trainer
+        return solve_readout(hidden, trainer.samples, trainer.activation, trainer.has_skip)
+
+    def finish(self, network: Network) -> Candidate:
+        """Polish, prune, resolve signs and certify a network."""
+        network, loss = self.trainer.polish(network, POLISH_STEPS)
+        if self.prune and loss < ANNEALING_LOSS:
+            network, loss = prune(network, loss, self.trainer)
+        return self._judge(self._without_skip(network, loss))
+
+    def judge_as_is(self, network: Network) -> Candidate:
+        """Certify a network without changing the function that it computes."""
+        return self._judge(linear_pairs(network, self.trainer.activation))
+
+    def _judge(self, network: Network) -> Candidate:
+        return Candidate(network, certify(network, self.trainer, self.held_out, self.y_rounding))
+
+    def _without_skip(self, network: Network, loss: float) -> Network:
+        """Absorb the skip term in the signs of the neurons, else in additional neurons."""
+        if not network.skip.size:
+            return network
+        activation = self.trainer.activation
+        flipped, flipped_loss = self.trainer.polish(
+            resolve_signs(network, activation), POLISH_STEPS
+        )
+        if flipped_loss <= max(CAP_FACTOR * loss, CAP_FLOOR):
+            return flipped
+        return self.trainer.polish(linear_pairs(network, activation), POLISH_STEPS)[0]
+
+
+def prune(network: Network, loss: float, trainer: Trainer) -> tuple[Network, float]:
+    """Remove neurons in groups of up to a quarter of the layer, as long as the loss allows it."""
+    cap = max(CAP_FACTOR * loss, CAP_FLOOR)
+    group = max(1, network.width // 4)
+    while network.width > 1:
+        group = min(group, max(1, network.width // 4))
+        smaller = _try_removals(network, trainer, group, cap)
+        if smaller is not None:
+            network, loss = smaller
+            cap = min(cap, max(CAP_FACTOR * loss, CAP_FLOOR))
+        elif group == 1:
+            break
+        else:
+            group //= 2
+    return network, loss
+
+
+def _try_removals(
+    network: Network, trainer: Trainer, group: int, cap: float
+) -> tuple[Network, float] | None:
+    samples, activation = trainer.samples, trainer.activation
+    for removed in removal_candidates(network, samples, activation, group):
+        hidden = np.delete(network.hidden, removed, axis=0)
+        start = solve_readout(hidden, samples, activation, bool(network.skip.size))
+        smaller, loss = trainer.polish(start, POLISH_STEPS)
+        if loss <= cap:
+            return smaller, loss
+    return None
+
+
+def removal_candidates(
+    network: Network, samples: Samples, activation: Activation, group: int
+) -> list[np.ndarray]:
+    """Sets of neurons worth removing, cheapest first: one group, or a few single neurons.
+
+    Removing feature ``j`` from the readout's least-squares problem raises the squared error by
+    ``‖B_j‖² / C_jj`` with the readout ``B`` and ``C = (ΦᵀΦ)⁻¹``. A group is found by backward
+    elimination: both are updated after each removal.
+    """
+    design = design_matrix(network.hidden, samples, activation, bool(network.skip.size))
+    targets = samples.y * np.sqrt(samples.sample_weight)[:, None]
+    inverse = np.linalg.pinv(design, rcond=1e-14)
+    readout, covariance = inverse @ targets, inverse @ inverse.T
+    neurons = np.arange(network.width)
+    if group == 1:
+        costs = _removal_costs(readout, covariance, neurons)
+        return [neurons[[i]] for i in np.argsort(costs)[:SINGLE_TRIES]]
+    removed: list[int] = []
+    for _ in range(group):
+        remaining = np.setdiff1d(neurons, removed)
+        neuron = int(remaining[np.argmin(_removal_costs(readout, covariance, remaining))])
+        removed.append(neuron)
+        ratio = covariance[neuron] / max(covariance[neuron, neuron], TINY)
+        readout = readout - np.outer(ratio, readout[neuron])
+        covariance = covariance - np.outer(ratio, covariance[neuron])
+    return [np.array(removed)]
+
+
+def _removal_costs(readout: np.ndarray, covariance: np.ndarray, neurons: np.ndarray) -> np.ndarray:
+    squared = (readout[neurons] ** 2).sum(axis=1)
+    return squared / np.maximum(covariance[neurons, neurons], TINY)

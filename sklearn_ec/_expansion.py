@@ -1,0 +1,60 @@
+"""How wide must the students be? Search the width of a network of unknown size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ._types import Students
+
+# Widening counts as progress when it lowers the held-out loss below this share of the best so far.
+PROGRESS = 0.9
+MAX_FAILURES = 2
+
+
+@dataclass(frozen=True)
+class WidthSearch:
+    """The assumed width, and why the search ended there if no student fitted the data."""
+
+    width: int
+    problem: str = ""
+
+
+def find_width(
+    train_probes: Callable[[int], tuple[Students, bool]],
+    n_parameters: Callable[[int], int],
+    n_equations: int,
+) -> WidthSearch:
+    """Double the width until probe students fit the data, or until that is hopeless.
+
+    Parameters
+    ----------
+    train_probes : callable
+        Maps a width to its trained probe students and whether they fit the data exactly.
+    n_parameters : callable
+        Maps a width to the number of parameters of one student.
+    n_equations : int
+        Number of equations, ``n_samples * n_outputs``.
+
+    Returns
+    -------
+    WidthSearch
+        The first width that fits exactly; else the width of lowest loss on held-out rows.
+    """
+    width, best_width, best_loss, n_failures = 1, 1, float("inf"), 0
+    while True:
+        students, fits = train_probes(width)
+        if fits:
+            return WidthSearch(width)
+        if students.best_held_out_loss < PROGRESS * best_loss:
+            best_width, best_loss, n_failures = width, students.best_held_out_loss, 0
+        else:
+            n_failures += 1
+        if n_failures >= MAX_FAILURES:
+            problem = f"wider students than those for width {best_width} did no better"
+            return WidthSearch(best_width, f"{problem} on held-out rows, as with noisy data")
+        if n_parameters(2 * width) > n_equations:
+            problem = f"students for width {2 * width} would hold {n_parameters(2 * width)}"
+            problem += f" parameters, more than the {n_equations} equations"
+            return WidthSearch(best_width, f"{problem}: give more rows or a smaller rho")
+        width *= 2

@@ -1,0 +1,111 @@
+"""Standardized coordinates, the split into training and held-out rows, and the way back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ._types import Network, Samples
+
+HELD_OUT_SHARE = 0.1
+MAX_HELD_OUT = 1000
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """The affine maps between the user's columns and the coordinates that students see.
+
+    ``X`` is centered, scaled to unit variance and, where its columns are constant or linearly
+    dependent, expressed in an orthonormal basis of its row space. ``y`` is centered and scaled.
+    """
+
+    x_mean: np.ndarray
+    x_scale: np.ndarray
+    basis: np.ndarray | None  # (n_features, rank), None where X has full rank
+    y_mean: np.ndarray
+    y_scale: np.ndarray
+    # Relative rounding error of the targets: eps times their largest entry over their spread.
+    y_rounding: float
+
+    def transform(self, X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        scaled = (X - self.x_mean) / self.x_scale
+        if self.basis is not None:
+            scaled = scaled @ self.basis
+        return scaled, (y - self.y_mean) / self.y_scale
+
+    def to_original(self, network: Network) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Weights ``(fan_in, fan_out)`` and biases of a network without skip term, exactly.
+
+        Where columns of X are linearly dependent, the incoming weight vectors are those of minimum
+        norm; a constant column gets weight zero.
+        """
+        incoming = network.hidden[:, :-1]
+        if self.basis is not None:
+            incoming = incoming @ self.basis.T
+        incoming = incoming / self.x_scale
+        if self.basis is not None:
+            row_space, _ = np.linalg.qr(self.x_scale[:, None] * self.basis)
+            incoming = incoming @ row_space @ row_space.T
+        bias = network.hidden[:, -1] - incoming @ self.x_mean
+        outgoing = network.outgoing * self.y_scale[:, None]
+        output_bias = network.bias * self.y_scale + self.y_mean
+        return [incoming.T.copy(), outgoing.T.copy()], [bias, output_bias]
+
+
+def merge_duplicate_rows(
+    X: np.ndarray, y: np.ndarray, sample_weight: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sort the rows, merge equal ones, add up their weights, drop those of weight zero.
+
+    A repeated row is no new equation. The fit depends neither on the order of the rows nor on
+    whether a row is repeated or weighted.
+    """
+    used = sample_weight > 0
+    rows, inverse = np.unique(np.hstack([X, y])[used], axis=0, return_inverse=True)
+    weight = np.bincount(inverse.ravel(), weights=sample_weight[used], minlength=len(rows))
+    return rows[:, : X.shape[1]], rows[:, X.shape[1] :], weight
+
+
+def standardize(
+    X: np.ndarray, y: np.ndarray, sample_weight: np.ndarray
+) -> tuple[Samples, Coordinates]:
+    """Rows in standardized coordinates, and these coordinates."""
+    x_mean, x_scale = _mean_and_scale(X, sample_weight)
+    y_mean, y_scale = _mean_and_scale(y, sample_weight)
+    y_rounding = np.finfo(np.float64).eps * float(np.max(np.abs(y).max(axis=0) / y_scale))
+    basis = _row_space_basis((X - x_mean) / x_scale * _varies(X, sample_weight))
+    coordinates = Coordinates(x_mean, x_scale, basis, y_mean, y_scale, y_rounding)
+    scaled_X, scaled_y = coordinates.transform(X, y)
+    return Samples(scaled_X, scaled_y, sample_weight / sample_weight.mean()), coordinates
+
+
+def split_rows(samples: Samples, rng: np.random.Generator) -> tuple[Samples, Samples]:
+    """Training rows and rows kept out of training; with one row, both are that row."""
+    n_samples = len(samples.X)
+    n_held_out = min(MAX_HELD_OUT, max(1, round(HELD_OUT_SHARE * n_samples)))
+    order = rng.permutation(n_samples)
+    train = np.sort(order[n_held_out:]) if n_samples > 1 else order
+    return samples.take(train), samples.take(np.sort(order[:n_held_out]))
+
+
+def _mean_and_scale(values: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    mean = np.average(values, axis=0, weights=weight)
+    scale = np.sqrt(np.average((values - mean) ** 2, axis=0, weights=weight))
+    return mean, np.where(_varies(values, weight), scale, 1.0)
+
+
+def _varies(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Columns that differ from a constant by more than rounding."""
+    mean = np.average(values, axis=0, weights=weight)
+    largest = np.abs(values).max(axis=0)
+    return np.abs(values - mean).max(axis=0) > 100 * np.finfo(np.float64).eps * largest
+
+
+def _row_space_basis(X: np.ndarray) -> np.ndarray | None:
+    """Orthonormal basis of the row space, shape (n_features, rank); None for full rank."""
+    triangle = np.linalg.qr(X, mode="r")
+    _, singular_values, rotation = np.linalg.svd(triangle, full_matrices=False)
+    threshold = singular_values[0] * max(X.shape) * np.finfo(np.float64).eps
+    rank = int(np.count_nonzero(singular_values > threshold))
+    return None if rank == X.shape[1] else rotation[:rank].T.copy()

@@ -1,0 +1,507 @@
+"""The public estimator: parameters, documentation and the order of the steps."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin, _fit_context
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
+from ._activations import ACTIVATIONS, Activation, get_activation
+from ._annealing import ANNEALING_LOSS, Annealer, Candidate
+from ._clustering import Cluster, average_linkage, cluster_labels, cluster_report, find_clusters
+from ._expansion import WidthSearch, find_width
+from ._preprocessing import Coordinates, merge_duplicate_rows, split_rows, standardize
+from ._reconstruction import canonical_form, collapse, incoming_vectors
+from ._training import Trainer
+from ._types import Dendrogram, Samples, Students
+
+N_PROBES = 5
+MAX_ANNEALED = 3
+MAX_SEED = np.iinfo(np.int32).max
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """Everything that the fit keeps of its data, so that ``recluster`` can use it again."""
+
+    train: Samples
+    held_out: Samples
+    coordinates: Coordinates
+
+
+class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
+    """Recover a neural network from samples of its input-output mapping.
+
+    Expand-and-Cluster [1]_: train students that are ``rho`` times wider than the sought network,
+    cluster their neurons' incoming weight vectors, and reconstruct the network from the clusters.
+    Where the data come from a network with one hidden layer and carry no noise, the reconstructed
+    network is that network up to the symmetries of its activation, and ``recovered_`` says so.
+
+    Parameters
+    ----------
+    rho : float, default=4
+        Expansion factor: students have ``ceil(rho * width)`` hidden neurons. At least 1.
+    hidden_layer_sizes : int, tuple of one int or "auto", default="auto"
+        Width assumed for the sought network. ``"auto"`` doubles the width from 1 until students
+        fit the data. The recovered width may differ, see ``layer_sizes_``.
+    activation : str, default="relu"
+        Activation function of the sought network: "logistic", "tanh", "relu", "leaky_relu" (slope
+        0.01), "softplus", "gelu", "silu", "elu", "erf" or "g", the paper's
+        ``sigmoid(4x) + softplus(x)``.
+    n_students : int, default=20
+        Number of students.
+    gamma : float, default=0.5
+        Least fraction of the students that must share a cluster, in (0, 1].
+    beta : float, default=pi/6
+        Largest median angle between the vectors of a cluster, in radians.
+    cut : {"local", "global"}, default="local"
+        How the dendrogram is cut: every branch at its own height, or all at the one height where
+        the number of large clusters peaks, as in the paper.
+    max_iter : int, default=300
+        Largest number of Levenberg steps per student. A warm-up of 1,000 steps of Adam precedes.
+    tol : float, default=1e-20
+        Mean squared error, relative to the variance of y, at which a student has converged.
+    prune : bool, default=True
+        Whether to remove superfluous neurons one group after the other (annealed pruning), and to
+        anneal single students where the clusters alone do not give the network. Without it the
+        clusters decide alone.
+    device : str, default="auto"
+        Device to train on, as in torch: "cpu", "cuda", ...; "auto" is CUDA where there is one.
+    random_state : int, RandomState instance or None, default=None
+        Seeds the students' initial weights, the minibatches of the warm-up and the choice of
+        held-out rows.
+    verbose : int, default=0
+        Print one line per stage if positive.
+
+    Attributes
+    ----------
+    layer_sizes_ : tuple of int
+        Hidden widths of the reconstructed network.
+    weights_ : list of ndarray
+        Weight matrices, shape (fan_in, fan_out) each, as ``MLPRegressor.coefs_``. Neurons are
+        sorted by decreasing norm of their outgoing weights. Odd activations have the sign that
+        makes a neuron's largest outgoing weight positive; homogeneous activations have incoming
+        vectors ``[w; b]`` of unit length. Where columns of X are constant or linearly dependent,
+        incoming weights are not determined; those of minimum norm are returned.
+    biases_ : list of ndarray
+        Bias vectors, shape (fan_out,) each.
+    dendrogram_ : list of Dendrogram
+        Per hidden layer the linkage tree over the students' neurons, with its cut.
+    cluster_report_ : list of dict
+        Per cluster its ``layer``, ``size`` (neurons), ``n_students`` (distinct), ``median_angle``
+        (radians), ``height`` and ``status``: "kept", "small" (fewer than ``gamma`` of the students)
+        or "unaligned" (median angle above ``beta``).
+    student_losses_ : ndarray of shape (n_students,)
+        Relative mean squared error of every student; nan where training failed.
+    loss_ : float
+        Relative mean squared error of the reconstructed network on the training rows.
+    recovered_ : bool
+        Whether the network is certified to be the one behind the data, see Notes.
+    certificate_ : Certificate
+        The measurements behind ``recovered_`` and the reason of a refusal.
+    n_iter_ : int
+        Levenberg steps taken by the students.
+    n_outputs_ : int
+        Number of outputs.
+    n_features_in_ : int
+        Number of features seen during fit.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of features seen during fit, where X has names that are all strings.
+
+    Notes
+    -----
+    ``recovered_`` needs no teacher. It is True only if the relative root mean squared error ``e``
+    is at rounding level on the training rows and on a tenth of the rows (at most 1,000) that are
+    kept out of training, the equations ``n_samples * n_outputs`` outnumber the reconstructed
+    network's parameters at least twofold, and no other network nearby fits as well:
+    ``e <= 0.1 * s**2`` with the smallest singular value ``s`` of the network's scaled Jacobian (the
+    Newton-Kantorovich condition).
+
+    X and y are standardized internally; the affine maps are folded back into the first and the
+    last layer exactly. Repeated rows are merged, their weights added up.
+
+    The fitted estimator keeps its training data, in standardized coordinates, for ``recluster``.
+
+    References
+    ----------
+    .. [1] F. Martinelli, B. Şimşek, W. Gerstner and J. Brea. "Expand-and-Cluster: Parameter
+       Recovery of Neural Networks". ICML 2024.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_ec import ExpandClusterRegressor
+    >>> X = np.random.default_rng(0).uniform(-2, 2, size=(200, 2))
+    >>> y = np.tanh(X @ [1.0, -0.5] + 0.3) - np.tanh(X @ [0.2, 1.0])
+    >>> model = ExpandClusterRegressor(
+    ...     hidden_layer_sizes=2, activation="tanh", n_students=4, random_state=0
+    ... ).fit(X, y)
+    >>> model.recovered_, model.layer_sizes_
+    (True, (2,))
+    """
+
+    _parameter_constraints: dict = {
+        "rho": [Interval(Real, 1, None, closed="left")],
+        "hidden_layer_sizes": [
+            "array-like",
+            Interval(Integral, 1, None, closed="left"),
+            StrOptions({"auto"}),
+        ],
+        "activation": [StrOptions(set(ACTIVATIONS))],
+        "n_students": [Interval(Integral, 1, None, closed="left")],
+        "gamma": [Interval(Real, 0, 1, closed="right")],
+        "beta": [Interval(Real, 0, math.pi, closed="both")],
+        "cut": [StrOptions({"local", "global"})],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "tol": [Interval(Real, 0, None, closed="left")],
+        "prune": ["boolean"],
+        "device": [str],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        rho=4,
+        *,
+        hidden_layer_sizes="auto",
+        activation="relu",
+        n_students=20,
+        gamma=0.5,
+        beta=math.pi / 6,
+        cut="local",
+        max_iter=300,
+        tol=1e-20,
+        prune=True,
+        device="auto",
+        random_state=None,
+        verbose=0,
+    ):
+        self.rho = rho
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.activation = activation
+        self.n_students = n_students
+        self.gamma = gamma
+        self.beta = beta
+        self.cut = cut
+        self.max_iter = max_iter
+        self.tol = tol
+        self.prune = prune
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, y, sample_weight=None):
+        """Train students on (X, y), cluster their neurons and reconstruct the network.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Inputs of the sought network.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            Its outputs.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the rows in the squared error; rows of weight zero are ignored.
+
+        Returns
+        -------
+        self : ExpandClusterRegressor
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            If an input or a parameter is not usable.
+        NotImplementedError
+            If more than one hidden layer is asked for.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If the network is not certified, with what was measured and what to change.
+        """
+        width = self._assumed_width()
+        X, y, sample_weight = self._validate(X, y, sample_weight)
+        rng = np.random.default_rng(check_random_state(self.random_state).randint(MAX_SEED))
+        self._problem = _prepare(X, y, sample_weight, rng)
+        annealer = self._annealer()
+        self._search = self._find_width(annealer, rng) if width is None else WidthSearch(width)
+        self._students, self._annealed = self._train_students(annealer, rng)
+        self._annealed_students = None
+        self._reconstruct(annealer)
+        return self
+
+    def predict(self, X):
+        """Run the reconstructed network.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Inputs.
+
+        Returns
+        -------
+        y : ndarray of shape (n_samples,) or (n_samples, n_outputs)
+            Outputs in float64, one-dimensional if y was in ``fit``.
+        """
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False, dtype=np.float64)
+        function = get_activation(self.activation).function
+        hidden = function(X @ self.weights_[0] + self.biases_[0])
+        outputs = hidden @ self.weights_[1] + self.biases_[1]
+        return outputs[:, 0] if self._single_output else outputs
+
+    def recluster(self, gamma=None, beta=None, cut=None):
+        """Cut the fitted students' dendrogram anew and reconstruct the network, without training.
+
+        The result is what ``fit`` with these thresholds would have given.
+
+        Parameters
+        ----------
+        gamma : float, default=None
+            New ``gamma``; None keeps the present one.
+        beta : float, default=None
+            New ``beta`` in radians; None keeps the present one.
+        cut : {"local", "global"}, default=None
+            New ``cut``; None keeps the present one.
+
+        Returns
+        -------
+        self : ExpandClusterRegressor
+            The estimator with new parameters and learned attributes.
+        """
+        check_is_fitted(self)
+        changes = {"gamma": gamma, "beta": beta, "cut": cut}
+        self.set_params(**{name: value for name, value in changes.items() if value is not None})
+        self._validate_params()
+        self._reconstruct(self._annealer())
+        return self
+
+    def _assumed_width(self) -> int | None:
+        """The given width, None for ``"auto"``."""
+        sizes = self.hidden_layer_sizes
+        if isinstance(sizes, str):
+            return None
+        sizes = np.atleast_1d(np.asarray(sizes))
+        if sizes.ndim != 1 or not np.issubdtype(sizes.dtype, np.integer) or (sizes < 1).any():
+            raise ValueError(
+                "hidden_layer_sizes must be a positive int, a tuple of positive ints or 'auto', "
+                f"got {self.hidden_layer_sizes!r}."
+            )
+        if len(sizes) != 1:
+            raise NotImplementedError(
+                f"hidden_layer_sizes={self.hidden_layer_sizes!r} has {len(sizes)} hidden layers; "
+                "only networks with one hidden layer are supported: give one width."
+            )
+        return int(sizes[0])
+
+    def _validate(
+        self, X: Any, y: Any, sample_weight: Any
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        X, y = validate_data(
+            self,
+            X,
+            y,
+            multi_output=True,
+            y_numeric=True,
+            dtype=np.float64,
+            ensure_min_samples=2,
+        )
+        sample_weight = _check_sample_weight(
+            sample_weight, X, dtype=np.float64, ensure_non_negative=True
+        )
+        self._single_output = y.ndim == 1
+        y = np.asarray(y, dtype=np.float64).reshape(len(X), -1)
+        self.n_outputs_ = y.shape[1]
+        return X, y, sample_weight
+
+    def _annealer(self) -> Annealer:
+        problem = self._problem
+        trainer = Trainer(
+            problem.train,
+            problem.held_out,
+            self.activation,
+            self.device,
+            has_skip=get_activation(self.activation).has_linear_flip,
+        )
+        return Annealer(trainer, problem.held_out, problem.coordinates.y_rounding, self.prune)
+
+    def _find_width(self, annealer: Annealer, rng: np.random.Generator) -> WidthSearch:
+        def train_probes(width: int) -> tuple[Students, bool]:
+            seeds = rng.integers(MAX_SEED, size=min(N_PROBES, self.n_students))
+            students, annealed = self._train(annealer, seeds, width)
+            most_converged = np.mean(students.losses <= self.tol) >= 0.5
+            return students, bool(most_converged) or annealed is not None
+
+        def n_parameters(width: int) -> int:
+            n_inputs = self._problem.train.X.shape[1]
+            return _n_parameters(self._student_width(width), n_inputs, self.n_outputs_)
+
+        return find_width(train_probes, n_parameters, self._problem.train.n_equations)
+
+    def _train_students(
+        self, annealer: Annealer, rng: np.random.Generator
+    ) -> tuple[Students, Candidate | None]:
+        seeds = rng.integers(MAX_SEED, size=self.n_students)
+        students, annealed = self._train(annealer, seeds, self._search.width)
+        n_failed = int(np.sum(~np.isfinite(students.losses)))
+        if n_failed == len(students):
+            raise ValueError(
+                f"The training of all {n_failed} students diverged: check the scale of y, "
+                "remove outliers from it, or choose another activation."
+            )
+        if n_failed:
+            warnings.warn(
+                f"{n_failed} of {len(students)} students diverged and were dropped.",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+        return students, annealed
+
+    def _train(
+        self, annealer: Annealer, seeds: np.ndarray, width: int
+    ) -> tuple[Students, Candidate | None]:
+        """Train students until enough converged or annealing one of them gives the network.
+
+        Nothing here depends on ``gamma``, ``beta`` and ``cut``.
+        """
+        certified: list[Candidate] = []
+
+        def is_recovered(students: Students) -> bool:
+            best = students.by_loss()[:1]
+            for student in best[students.losses[best] < ANNEALING_LOSS]:
+                candidate = annealer.finish(students.network(student))
+                certified.extend([candidate] if candidate.certificate.passed else [])
+            return bool(certified)
+
+        students = annealer.trainer.train(
+            seeds,
+            self._student_width(width),
+            max_iter=self.max_iter,
+            tol=self.tol,
+            should_stop=is_recovered if self.prune else None,
+        )
+        self._report(students, width)
+        return students, certified[0] if certified else None
+
+    def _student_width(self, width: int) -> int:
+        return math.ceil(self.rho * width)
+
+    def _reconstruct(self, annealer: Annealer) -> None:
+        """Everything that depends on the thresholds: cluster, collapse, finish, set attributes."""
+        clusters, vectors, owners = self._cluster(annealer.trainer.activation)
+        candidate = self._annealed
+        if candidate is None:
+            kept = collapse(clusters, vectors, owners, self._students.losses)
+            candidate = self._best_candidate(annealer, kept)
+        self._set_network(candidate)
+        if not self.recovered_:
+            n_kept = sum(cluster.status == "kept" for cluster in clusters)
+            warnings.warn(self._explain_failure(n_kept), ConvergenceWarning, stacklevel=3)
+
+    def _cluster(self, activation: Activation) -> tuple[list[Cluster], np.ndarray, np.ndarray]:
+        students = self._students
+        voters = np.sort(students.by_loss())
+        vectors, owners, neurons = incoming_vectors(students, voters, activation)
+        tree = average_linkage(vectors, activation.has_sign_flip)
+        clusters = find_clusters(
+            vectors,
+            tree,
+            owners,
+            min_students=math.ceil(self.gamma * len(voters) - 1e-9),
+            beta=self.beta,
+            cut=self.cut,
+            has_sign_flip=activation.has_sign_flip,
+        )
+        self.cluster_report_ = cluster_report(clusters, layer=0)
+        labels, heights = cluster_labels(clusters, len(vectors))
+        self.dendrogram_ = [Dendrogram(tree, owners, neurons, labels, heights)]
+        return clusters, vectors, owners
+
+    def _best_candidate(self, annealer: Annealer, hidden: np.ndarray) -> Candidate:
+        """The first certified network of the clusters and the best students, else the best.
+
+        Without a certificate, the lowest error on held-out rows decides.
+        """
+        candidates = []
+        if len(hidden):
+            candidates.append(annealer.finish(annealer.solve_readout(hidden)))
+        if self.prune and not (candidates and candidates[0].certificate.passed):
+            candidates.extend(self._anneal_students(annealer))
+        for candidate in candidates:
+            if candidate.certificate.passed:
+                return candidate
+        candidates.append(annealer.judge_as_is(self._students.best))
+        return min(candidates, key=lambda candidate: candidate.certificate.held_out_error)
+
+    def _anneal_students(self, annealer: Annealer) -> list[Candidate]:
+        """Finished best students, up to the first certified one; kept for ``recluster``."""
+        if self._annealed_students is None:
+            self._annealed_students = []
+            students = self._students
+            best = students.by_loss()[:MAX_ANNEALED]
+            for student in best[students.losses[best] < ANNEALING_LOSS]:
+                self._annealed_students.append(annealer.finish(students.network(student)))
+                if self._annealed_students[-1].certificate.passed:
+                    break
+        return self._annealed_students
+
+    def _set_network(self, candidate: Candidate) -> None:
+        weights, biases = self._problem.coordinates.to_original(candidate.network)
+        activation = get_activation(self.activation)
+        self.weights_, self.biases_ = canonical_form(weights, biases, activation)
+        self.layer_sizes_ = (candidate.network.width,)
+        self.loss_ = candidate.certificate.error**2
+        self.certificate_ = candidate.certificate
+        self.recovered_ = candidate.certificate.passed
+        self.student_losses_ = self._students.losses
+        self.n_iter_ = self._students.n_iter
+
+    def _explain_failure(self, n_kept: int) -> str:
+        losses = self.student_losses_
+        message = (
+            f"The network is not certified: {self.certificate_.reason}. "
+            f"{np.sum(losses <= self.tol)} of {len(losses)} students reached the target loss "
+            f"{self.tol:g} (best {np.nanmin(losses):.1e}), {n_kept} clusters were kept. "
+        )
+        if self._search.problem:
+            message += f"The search for the width ended at {self._search.width}: "
+            message += f"{self._search.problem}. "
+        return message + (
+            "If the data are free of noise, raise rho, n_students or max_iter, give more rows or "
+            "try another activation; noisy data cannot be recovered exactly."
+        )
+
+    def _report(self, students: Students, width: int) -> None:
+        if self.verbose:
+            n_converged = np.sum(students.losses <= self.tol)
+            print(
+                f"[ExpandClusterRegressor] width {width}: {n_converged} of {len(students)} "
+                f"students converged after {students.n_iter} steps, best loss "
+                f"{np.nanmin(students.losses):.1e}"
+            )
+
+
+def _prepare(
+    X: np.ndarray, y: np.ndarray, sample_weight: np.ndarray, rng: np.random.Generator
+) -> _Problem:
+    X, y, sample_weight = merge_duplicate_rows(X, y, sample_weight)
+    if len(X) == 0:
+        raise ValueError("All sample weights are zero: give at least one row a positive weight.")
+    samples, coordinates = standardize(X, y, sample_weight)
+    train, held_out = split_rows(samples, rng)
+    return _Problem(train, held_out, coordinates)
+
+
+def _n_parameters(width: int, n_inputs: int, n_outputs: int) -> int:
+    return width * (n_inputs + 1) + n_outputs * (width + 1)

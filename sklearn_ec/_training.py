@@ -1,0 +1,304 @@
+"""Train students through skorch, and polish single networks.
+
+One skorch "epoch" is a chunk of solver steps, so that skorch's callbacks and history cost nothing
+next to the steps. The rows live on the device as whole tensors; there is no data loader.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from skorch import NeuralNet
+from skorch.callbacks import Callback
+from torch import Tensor, nn
+
+from ._activations import get_activation
+from ._levenberg import BatchedLevenberg, LeastSquaresTask
+from ._students import StackedStudents, initial_weights
+from ._types import Network, Samples, Students
+
+WARM_UP_STEPS = 1000
+WARM_UP_BATCH = 256
+WARM_UP_LEARNING_RATE = 1e-2
+WARM_UP_STEPS_PER_EPOCH = 100
+LEVENBERG_STEPS_PER_EPOCH = 10
+POLISH_DAMPING = 1e-3
+# Training has stalled when no student improved on the held-out rows for so many epochs.
+PATIENCE_EPOCHS = 5
+CONVERGED_SHARE = 0.6
+
+
+class WholeBatch:
+    """Data iterator of a skorch net that hands over all rows at once."""
+
+    def __init__(self, dataset: Any, batch_size: int | None = None):
+        self.dataset = dataset
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        yield self.dataset.X, self.dataset.y
+
+
+class _StudentNet(NeuralNet):
+    """A skorch net around :class:`StackedStudents` whose train step is a chunk of solver steps."""
+
+    def __init__(self, module: nn.Module, *, device: str, max_epochs: int, **kwargs: Any):
+        defaults = {
+            "criterion": nn.MSELoss,
+            "iterator_train": WholeBatch,
+            "train_split": None,
+            "verbose": 0,
+        }
+        super().__init__(module, device=device, max_epochs=max_epochs, **{**defaults, **kwargs})
+
+
+class AdamNet(_StudentNet):
+    """Minibatch Adam with a cosine learning rate, all students at once."""
+
+    def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        data, targets = batch
+        n_steps = self.max_epochs * WARM_UP_STEPS_PER_EPOCH
+        first = (len(self.history) - 1) * WARM_UP_STEPS_PER_EPOCH
+        for step in range(first, first + WARM_UP_STEPS_PER_EPOCH):
+            rate = 0.5 * (1.0 + math.cos(math.pi * step / n_steps))
+            self.optimizer_.param_groups[0]["lr"] = self.lr * max(rate, 0.01)
+            loss = self._minibatch_step(data, targets)
+        return {"loss": loss, "y_pred": None}
+
+    def _minibatch_step(self, data: dict[str, Tensor], targets: Tensor) -> Tensor:
+        n_samples = len(targets)
+        size = min(WARM_UP_BATCH, n_samples)
+        rows = torch.from_numpy(self.rng_.choice(n_samples, size, replace=False, shuffle=False))
+        rows = rows.to(targets.device)
+        self.optimizer_.zero_grad(set_to_none=True)
+        residuals = self.module_(data["inputs"][rows]) - targets[rows, None, :]
+        residuals = residuals * data["sqrt_weight"][rows, None, :]
+        losses = residuals.square().mean(dim=(0, 2))
+        losses.sum().backward()
+        self.optimizer_.step()
+        return losses.detach().mean()
+
+    def initialize(self) -> AdamNet:
+        super().initialize()
+        self.rng_ = np.random.default_rng(self.seed)
+        return self
+
+    def __init__(self, module: nn.Module, *, seed: int = 0, **kwargs: Any):
+        self.seed = seed
+        super().__init__(module, optimizer=torch.optim.Adam, lr=WARM_UP_LEARNING_RATE, **kwargs)
+
+
+class LevenbergNet(_StudentNet):
+    """Batched Levenberg, all students at once."""
+
+    def __init__(self, module: nn.Module, *, task: LeastSquaresTask, tol: float, **kwargs: Any):
+        self.task = task
+        self.tol = tol
+        super().__init__(module, **kwargs)
+
+    def initialize(self) -> LevenbergNet:
+        super().initialize()
+        module = self.module_
+        self.solver_ = BatchedLevenberg(
+            self.task, module.hidden.detach(), module.readout.detach(), tol=self.tol
+        )
+        return self
+
+    def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        self.solver_.run(LEVENBERG_STEPS_PER_EPOCH)
+        self.module_.hidden.data.copy_(self.solver_.hidden)
+        self.module_.readout.data.copy_(self.solver_.readout)
+        return {"loss": self.solver_.losses.nanmean(), "y_pred": None}
+
+
+class TrainingMonitor(Callback):
+    """Remember the best student on held-out rows, and stop training when more is of no use.
+
+    Training stops when enough students converged, when ``should_stop`` says so (asked at
+    exponentially growing intervals), or when no student improves on the held-out rows any more.
+    """
+
+    def __init__(
+        self,
+        held_out: LeastSquaresTask,
+        tol: float,
+        should_stop: Callable[[Students], bool] | None,
+    ):
+        self.held_out = held_out
+        self.tol = tol
+        self.should_stop = should_stop
+
+    def on_train_begin(self, net: Any, **kwargs: Any) -> None:
+        self.stopped_ = False
+        self.next_question_ = 3
+        self.best_losses_ = torch.full_like(net.solver_.losses, math.inf)
+        self.last_progress_ = 0
+        self._remember(net.solver_, epoch=0)
+
+    def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
+        epoch = len(net.history)
+        self._remember(net.solver_, epoch)
+        if self._is_over(net.solver_, epoch):
+            self.stopped_ = True
+            raise KeyboardInterrupt  # skorch's way to end a fit, as its EarlyStopping does
+
+    def _remember(self, solver: BatchedLevenberg, epoch: int) -> None:
+        losses = self.held_out.losses(solver.hidden, solver.readout)
+        losses = torch.where(losses.isfinite(), losses, math.inf)
+        if (losses < 0.99 * self.best_losses_).any():
+            self.last_progress_ = epoch
+        if losses.min() < self.best_losses_.min():
+            best = int(losses.argmin())
+            self.best_network_ = _to_network(solver.hidden[best], solver.readout[best])
+        self.best_losses_ = torch.minimum(self.best_losses_, losses)
+
+    def _is_over(self, solver: BatchedLevenberg, epoch: int) -> bool:
+        converged = solver.losses <= self.tol
+        if converged.double().mean() >= CONVERGED_SHARE or solver.finished.all():
+            return True
+        if self.should_stop is not None and epoch >= self.next_question_:
+            self.next_question_ *= 2
+            if self.should_stop(_to_students(solver, self, epoch)):
+                return True
+        return epoch - self.last_progress_ >= PATIENCE_EPOCHS
+
+
+class Trainer:
+    """Trains students and polishes networks on one set of rows, on one device."""
+
+    def __init__(
+        self, train: Samples, held_out: Samples, activation: str, device: str, has_skip: bool
+    ):
+        self.samples = train
+        self.activation = get_activation(activation)
+        self.device = resolve_device(device)
+        self.has_skip = has_skip
+        self.task = self._task(train)
+        self.held_out_task = self._task(held_out)
+
+    @property
+    def n_skip(self) -> int:
+        return self.samples.X.shape[1] if self.has_skip else 0
+
+    def train(
+        self,
+        seeds: np.ndarray,
+        width: int,
+        *,
+        max_iter: int,
+        tol: float,
+        should_stop: Callable[[Students], bool] | None = None,
+    ) -> Students:
+        """Train one student per seed: a short warm-up with Adam, then Levenberg."""
+        hidden, readout = initial_weights(
+            seeds, width, self.samples.X.shape[1], self.samples.y.shape[1], self.n_skip
+        )
+        module = StackedStudents(
+            torch.from_numpy(hidden).float(), torch.from_numpy(readout).float(), self.activation
+        )
+        self._warm_up(module, seed=int(seeds[0]))
+        monitor = TrainingMonitor(self.held_out_task, tol, should_stop)
+        net = LevenbergNet(
+            module,
+            task=self.task,
+            tol=tol,
+            device=self.device,
+            max_epochs=max(1, math.ceil(max_iter / LEVENBERG_STEPS_PER_EPOCH)),
+            callbacks=[monitor],
+        )
+        self._fit(net, self.task, monitor)
+        return _to_students(net.solver_, monitor, len(net.history))
+
+    def polish(self, network: Network, max_iter: int) -> tuple[Network, float]:
+        """Levenberg on a single network, down to rounding."""
+        hidden = torch.from_numpy(network.hidden[None]).to(self.device)
+        readout = torch.from_numpy(network.readout[None]).to(self.device)
+        solver = BatchedLevenberg(self.task, hidden, readout, damping=POLISH_DAMPING)
+        solver.run(max_iter)
+        return _to_network(solver.hidden[0], solver.readout[0]), float(solver.losses[0])
+
+    def smallest_singular_value(self, network: Network) -> float:
+        """Smallest singular value of the Jacobian of the root mean squared error.
+
+        Incoming vectors count relative to their length. The free scale of homogeneous neurons is
+        pinned by one extra row each.
+        """
+        hidden = torch.from_numpy(network.hidden).to(self.device)
+        readout = torch.from_numpy(network.readout).to(self.device)
+        lengths = hidden.norm(dim=1, keepdim=True).expand_as(hidden)
+        scale = torch.cat([lengths.flatten(), torch.ones_like(readout).flatten()])
+        triangle = hidden.new_zeros(0, network.n_parameters)
+        for rows in self.task.chunks(network.n_parameters * len(readout)):
+            jacobian = self.task.jacobian(hidden, readout, rows) * scale
+            triangle = torch.linalg.qr(torch.cat([triangle, jacobian]), mode="r").R
+        triangle = triangle / math.sqrt(self.task.n_equations)
+        if self.activation.homogeneous:
+            triangle = torch.cat([triangle, _scale_directions(hidden, readout) / scale])
+        return float(torch.linalg.svdvals(triangle)[-1])
+
+    def _warm_up(self, module: StackedStudents, seed: int) -> None:
+        """Adam in single precision on the CPU or GPU, then back to double precision."""
+        net = AdamNet(
+            module,
+            seed=seed,
+            device=self.device,
+            max_epochs=WARM_UP_STEPS // WARM_UP_STEPS_PER_EPOCH,
+        )
+        self._fit(net, self.task.float())
+        module.double()
+
+    def _task(self, samples: Samples) -> LeastSquaresTask:
+        ones = np.ones((len(samples.X), 1))
+        return LeastSquaresTask(
+            inputs=torch.from_numpy(np.hstack([samples.X, ones])).to(self.device),
+            targets=torch.from_numpy(samples.y).to(self.device),
+            sqrt_weight=torch.from_numpy(np.sqrt(samples.sample_weight)[:, None]).to(self.device),
+            activation=self.activation,
+        )
+
+    @staticmethod
+    def _fit(
+        net: NeuralNet, task: LeastSquaresTask, monitor: TrainingMonitor | None = None
+    ) -> None:
+        data = {"inputs": task.inputs, "sqrt_weight": task.sqrt_weight}
+        net.fit(data, task.targets)
+        ended_early = monitor is not None and monitor.stopped_
+        if len(net.history) < net.max_epochs and not ended_early:
+            raise KeyboardInterrupt  # skorch swallows it; a truncated training is not a result
+
+
+def _scale_directions(hidden: Tensor, readout: Tensor) -> Tensor:
+    """Unit vectors along ``(u_j, -a_j)``, which leave a homogeneous network's outputs unchanged."""
+    width = len(hidden)
+    neurons = torch.arange(width, device=hidden.device)
+    incoming = hidden.new_zeros(width, *hidden.shape)
+    incoming[neurons, neurons] = hidden
+    outgoing = readout.new_zeros(width, *readout.shape)
+    outgoing[neurons, :, neurons] = -readout[:, :width].mT
+    directions = torch.cat([incoming.flatten(1), outgoing.flatten(1)], dim=1)
+    return directions / directions.norm(dim=1, keepdim=True)
+
+
+def resolve_device(device: str) -> str:
+    """``"auto"`` is CUDA where there is one, the CPU elsewhere."""
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _to_network(hidden: Tensor, readout: Tensor) -> Network:
+    return Network(hidden.cpu().numpy().copy(), readout.cpu().numpy().copy())
+
+
+def _to_students(solver: BatchedLevenberg, monitor: TrainingMonitor, epoch: int) -> Students:
+    return Students(
+        hidden=solver.hidden.cpu().numpy().copy(),
+        readout=solver.readout.cpu().numpy().copy(),
+        losses=solver.losses.cpu().numpy().copy(),
+        n_iter=epoch * LEVENBERG_STEPS_PER_EPOCH,
+        best=monitor.best_network_,
+        best_held_out_loss=float(monitor.best_losses_.min()),
+    )
