@@ -32,6 +32,12 @@ class Cluster:
     status: Status
 
 
+def unit_rows(vectors: np.ndarray) -> np.ndarray:
+    """Rows scaled to unit length; zero rows stay zero."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(norms > 0, norms, 1.0)
+
+
 def pairwise_distances(vectors: np.ndarray, has_sign_flip: bool) -> np.ndarray:
     """Euclidean distances, condensed; ``min(‖u − v‖, ‖u + v‖)`` where signs do not matter.
 
@@ -62,9 +68,7 @@ def median_angle(vectors: np.ndarray, has_sign_flip: bool) -> float:
     """
     if len(vectors) < 2:
         return 0.0
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    units = vectors / np.where(norms > 0, norms, 1.0)
-    chords = pairwise_distances(units, has_sign_flip)
+    chords = pairwise_distances(unit_rows(vectors), has_sign_flip)
     return float(np.median(2.0 * np.arcsin(np.clip(chords / 2.0, 0.0, 1.0))))
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ._types import Students
-
 # Widening counts as progress when it lowers the held-out loss below this share of the best so far.
 PROGRESS = 0.9
 MAX_FAILURES = 2
@@ -21,7 +19,7 @@ class WidthSearch:
 
 
 def find_width(
-    train_probes: Callable[[int], tuple[Students, bool]],
+    train_probes: Callable[[int], tuple[float, int | None]],
     n_parameters: Callable[[int], int],
     n_equations: int,
 ) -> WidthSearch:
@@ -30,7 +28,8 @@ def find_width(
     Parameters
     ----------
     train_probes : callable
-        Maps a width to its trained probe students and whether they fit the data exactly.
+        Maps a width to the held-out loss of the best of its probe students and, if they fit the
+        data exactly, to the width that this takes.
     n_parameters : callable
         Maps a width to the number of parameters of one student.
     n_equations : int
@@ -39,15 +38,15 @@ def find_width(
     Returns
     -------
     WidthSearch
-        The first width that fits exactly; else the width of lowest loss on held-out rows.
+        The width that fits exactly; else the width of lowest loss on held-out rows.
     """
     width, best_width, best_loss, n_failures = 1, 1, float("inf"), 0
     while True:
-        students, fits = train_probes(width)
-        if fits:
-            return WidthSearch(width)
-        if students.best_held_out_loss < PROGRESS * best_loss:
-            best_width, best_loss, n_failures = width, students.best_held_out_loss, 0
+        loss, sufficient_width = train_probes(width)
+        if sufficient_width is not None:
+            return WidthSearch(sufficient_width)
+        if loss < PROGRESS * best_loss:
+            best_width, best_loss, n_failures = width, loss, 0
         else:
             n_failures += 1
         if n_failures >= MAX_FAILURES:

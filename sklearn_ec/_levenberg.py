@@ -38,6 +38,8 @@ MAX_RETRIES = 4
 # halve the loss, means that rounding stops the descent.
 ROUNDING_LOSS = 1e-24
 ROUNDING_DAMPING = 1e-10
+# Blocks of the Gram matrix narrower than this cost more overhead than symmetry saves.
+GRAM_BLOCK = 64
 # Elements of the largest temporary array; on a CPU it should stay near the caches.
 CHUNK_ELEMENTS = {"cpu": 4_000_000, "cuda": 128_000_000}
 
@@ -92,10 +94,11 @@ class LeastSquaresTask:
                 out=columns[:, :, :n_hidden].view(batch, len(inputs), width, fan_in),
             )
             torch.mul(features, sqrt_weight, out=columns[:, :, n_hidden:])
-            gram.baddbmm_(columns.mT, columns)
+            _add_gram(gram, columns)
             readout_gradient += residuals.mT @ columns[:, :, n_hidden:]
             hidden_gradient += ((residuals @ outgoing) * slopes).mT @ inputs
         n = self.n_equations
+        gram = gram.triu() + gram.triu(1).mT
         return NormalEquations(gram / n, outgoing, hidden_gradient / n, readout_gradient / n)
 
     def jacobian(self, hidden: Tensor, readout: Tensor, rows: slice) -> Tensor:
@@ -120,6 +123,15 @@ class LeastSquaresTask:
         limit = CHUNK_ELEMENTS[self.inputs.device.type]
         size = max(256, limit // row_elements)
         return [slice(i, i + size) for i in range(0, len(self.inputs), size)]
+
+
+def _add_gram(gram: Tensor, columns: Tensor) -> None:
+    """Add ``columnsᵀ columns`` to the upper triangle of ``gram``, block by block."""
+    n_columns = columns.shape[2]
+    size = max(GRAM_BLOCK, -(-n_columns // 4))
+    for start in range(0, n_columns, size):
+        block = columns[:, :, start : start + size]
+        gram[:, start : start + size, start:].baddbmm_(block.mT, columns[:, :, start:])
 
 
 def _features(activations: Tensor, inputs: Tensor, n_features: int) -> Tensor:

@@ -8,7 +8,7 @@ from scipy.optimize import lsq_linear
 from scipy.spatial import cKDTree
 
 from ._activations import Activation
-from ._clustering import Cluster
+from ._clustering import Cluster, unit_rows
 from ._types import Network, Samples, Students
 
 # Singular values of the readout's design matrix below this relative size are rounding.
@@ -27,7 +27,7 @@ def incoming_vectors(
     n_neurons = students.hidden.shape[1]
     vectors = students.hidden[voters].reshape(-1, students.hidden.shape[2])
     if activation.homogeneous:
-        vectors = _unit_rows(vectors)
+        vectors = unit_rows(vectors)
     return vectors, np.repeat(voters, n_neurons), np.tile(np.arange(n_neurons), len(voters))
 
 
@@ -148,11 +148,6 @@ def canonical_form(
         outgoing *= signs[:, None]
     order = np.argsort(-np.linalg.norm(outgoing, axis=1), kind="stable")
     return [incoming[:, order], outgoing[order]], [hidden_bias[order], output_bias]
-
-
-def _unit_rows(vectors: np.ndarray) -> np.ndarray:
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(norms > 0, norms, 1.0)
 
 
 def _all_masks(n: int) -> np.ndarray:

@@ -22,7 +22,7 @@ from ._expansion import WidthSearch, find_width
 from ._preprocessing import Coordinates, merge_duplicate_rows, split_rows, standardize
 from ._reconstruction import canonical_form, collapse, incoming_vectors
 from ._training import Trainer
-from ._types import Dendrogram, Samples, Students
+from ._types import Dendrogram, Network, Samples, Students
 
 N_PROBES = 5
 MAX_ANNEALED = 3
@@ -60,7 +60,8 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
     n_students : int, default=20
         Number of students.
     gamma : float, default=0.5
-        Least fraction of the students that must share a cluster, in (0, 1].
+        Least fraction of the voting students that must share a cluster, in (0, 1]. Students whose
+        loss reached ``tol`` vote; if these are fewer than 3, the better half of the trained ones.
     beta : float, default=pi/6
         Largest median angle between the vectors of a cluster, in radians.
     cut : {"local", "global"}, default="local"
@@ -337,11 +338,13 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         return Annealer(trainer, problem.held_out, problem.coordinates.y_rounding, self.prune)
 
     def _find_width(self, annealer: Annealer, rng: np.random.Generator) -> WidthSearch:
-        def train_probes(width: int) -> tuple[Students, bool]:
+        def train_probes(width: int) -> tuple[float, int | None]:
             seeds = rng.integers(MAX_SEED, size=min(N_PROBES, self.n_students))
             students, annealed = self._train(annealer, seeds, width)
+            if annealed is not None:
+                return students.best_held_out_loss, annealed.network.width
             most_converged = np.mean(students.losses <= self.tol) >= 0.5
-            return students, bool(most_converged) or annealed is not None
+            return students.best_held_out_loss, width if most_converged else None
 
         def n_parameters(width: int) -> int:
             n_inputs = self._problem.train.X.shape[1]
@@ -377,11 +380,11 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         """
         certified: list[Candidate] = []
 
-        def is_recovered(students: Students) -> bool:
-            best = students.by_loss()[:1]
-            for student in best[students.losses[best] < ANNEALING_LOSS]:
-                candidate = annealer.finish(students.network(student))
-                certified.extend([candidate] if candidate.certificate.passed else [])
+        def is_recovered(network: Network, loss: float) -> bool:
+            if loss < ANNEALING_LOSS:
+                candidate = annealer.finish(network)
+                if candidate.certificate.passed:
+                    certified.append(candidate)
             return bool(certified)
 
         students = annealer.trainer.train(
@@ -389,7 +392,7 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
             self._student_width(width),
             max_iter=self.max_iter,
             tol=self.tol,
-            should_stop=is_recovered if self.prune else None,
+            is_recovered=is_recovered if self.prune else None,
         )
         self._report(students, width)
         return students, certified[0] if certified else None
@@ -410,9 +413,8 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
             warnings.warn(self._explain_failure(n_kept), ConvergenceWarning, stacklevel=3)
 
     def _cluster(self, activation: Activation) -> tuple[list[Cluster], np.ndarray, np.ndarray]:
-        students = self._students
-        voters = np.sort(students.by_loss())
-        vectors, owners, neurons = incoming_vectors(students, voters, activation)
+        voters = self._students.voters(self.tol)
+        vectors, owners, neurons = incoming_vectors(self._students, voters, activation)
         tree = average_linkage(vectors, activation.has_sign_flip)
         clusters = find_clusters(
             vectors,

@@ -30,6 +30,11 @@ POLISH_DAMPING = 1e-3
 # Training has stalled when no student improved on the held-out rows for so many epochs.
 PATIENCE_EPOCHS = 5
 CONVERGED_SHARE = 0.6
+# The best student is annealed after so many epochs of Levenberg, then after twice as many, ...
+FIRST_QUESTION_EPOCH = 3
+# Floating-point operations that one epoch of Levenberg may take for all students of a group.
+GROUP_FLOPS = {"cpu": 1e12, "cuda": 3e13}
+MIN_GROUP = 4
 
 
 class WholeBatch:
@@ -117,31 +122,38 @@ class LevenbergNet(_StudentNet):
 class TrainingMonitor(Callback):
     """Remember the best student on held-out rows, and stop training when more is of no use.
 
-    Training stops when enough students converged, when ``should_stop`` says so (asked at
-    exponentially growing intervals), or when no student improves on the held-out rows any more.
+    Training stops when enough students converged, when ``is_recovered`` says so of the best student
+    (asked at exponentially growing intervals), or when no student improves on the held-out rows any
+    more.
     """
 
     def __init__(
         self,
         held_out: LeastSquaresTask,
         tol: float,
-        should_stop: Callable[[Students], bool] | None,
+        is_recovered: Callable[[Network, float], bool] | None,
     ):
         self.held_out = held_out
         self.tol = tol
-        self.should_stop = should_stop
+        self.is_recovered = is_recovered
 
     def on_train_begin(self, net: Any, **kwargs: Any) -> None:
-        self.stopped_ = False
-        self.next_question_ = 3
+        self.stopped_ = self.succeeded_ = False
+        self.next_question_ = FIRST_QUESTION_EPOCH
         self.best_losses_ = torch.full_like(net.solver_.losses, math.inf)
+        self.best_network_ = _to_network(net.solver_.hidden[0], net.solver_.readout[0])
         self.last_progress_ = 0
         self._remember(net.solver_, epoch=0)
 
     def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
-        epoch = len(net.history)
-        self._remember(net.solver_, epoch)
-        if self._is_over(net.solver_, epoch):
+        epoch, solver = len(net.history), net.solver_
+        self._remember(solver, epoch)
+        converged = solver.losses <= self.tol
+        self.succeeded_ = bool(
+            converged.double().mean() >= CONVERGED_SHARE
+        ) or self._best_is_recovered(solver, epoch)
+        stalled = epoch - self.last_progress_ >= PATIENCE_EPOCHS
+        if self.succeeded_ or stalled or solver.finished.all():
             self.stopped_ = True
             raise KeyboardInterrupt  # skorch's way to end a fit, as its EarlyStopping does
 
@@ -155,15 +167,13 @@ class TrainingMonitor(Callback):
             self.best_network_ = _to_network(solver.hidden[best], solver.readout[best])
         self.best_losses_ = torch.minimum(self.best_losses_, losses)
 
-    def _is_over(self, solver: BatchedLevenberg, epoch: int) -> bool:
-        converged = solver.losses <= self.tol
-        if converged.double().mean() >= CONVERGED_SHARE or solver.finished.all():
-            return True
-        if self.should_stop is not None and epoch >= self.next_question_:
-            self.next_question_ *= 2
-            if self.should_stop(_to_students(solver, self, epoch)):
-                return True
-        return epoch - self.last_progress_ >= PATIENCE_EPOCHS
+    def _best_is_recovered(self, solver: BatchedLevenberg, epoch: int) -> bool:
+        if self.is_recovered is None or epoch < self.next_question_:
+            return False
+        self.next_question_ *= 2
+        best = int(torch.where(solver.losses.isfinite(), solver.losses, math.inf).argmin())
+        network = _to_network(solver.hidden[best], solver.readout[best])
+        return self.is_recovered(network, float(solver.losses[best]))
 
 
 class Trainer:
@@ -179,10 +189,6 @@ class Trainer:
         self.task = self._task(train)
         self.held_out_task = self._task(held_out)
 
-    @property
-    def n_skip(self) -> int:
-        return self.samples.X.shape[1] if self.has_skip else 0
-
     def train(
         self,
         seeds: np.ndarray,
@@ -190,27 +196,53 @@ class Trainer:
         *,
         max_iter: int,
         tol: float,
-        should_stop: Callable[[Students], bool] | None = None,
+        is_recovered: Callable[[Network, float], bool] | None = None,
     ) -> Students:
-        """Train one student per seed: a short warm-up with Adam, then Levenberg."""
-        hidden, readout = initial_weights(
-            seeds, width, self.samples.X.shape[1], self.samples.y.shape[1], self.n_skip
+        """Train one student per seed: a short warm-up with Adam, then Levenberg.
+
+        Where students are large, Levenberg takes them in groups, best first, and stops after the
+        first group of which enough converged, or whose best student ``is_recovered`` accepts.
+        """
+        module = self._warm_up(seeds, width)
+        hidden, readout = module.hidden.detach(), module.readout.detach()
+        losses = self.task.losses(hidden, readout)
+        trained = torch.zeros(len(seeds), dtype=torch.bool)
+        monitors, n_iter = [], 0
+        for group in self._groups(losses, hidden[0].numel() + readout.shape[2]):
+            monitor = TrainingMonitor(self.held_out_task, tol, is_recovered)
+            net = LevenbergNet(
+                StackedStudents(hidden[group], readout[group], self.activation),
+                task=self.task,
+                tol=tol,
+                device=self.device,
+                max_epochs=max(1, math.ceil(max_iter / LEVENBERG_STEPS_PER_EPOCH)),
+                callbacks=[monitor],
+            )
+            self._fit(net, self.task, monitor)
+            solver = net.solver_
+            hidden[group], readout[group] = solver.hidden, solver.readout
+            losses[group], trained[group.cpu()] = solver.losses, True
+            monitors.append(monitor)
+            n_iter = max(n_iter, len(net.history) * LEVENBERG_STEPS_PER_EPOCH)
+            if monitor.succeeded_:
+                break
+        best = min(monitors, key=lambda monitor: float(monitor.best_losses_.min()))
+        return Students(
+            hidden=hidden.cpu().numpy(),
+            readout=readout.cpu().numpy(),
+            losses=torch.where(losses.isfinite(), losses, math.nan).cpu().numpy(),
+            trained=trained.numpy(),
+            n_iter=n_iter,
+            best=best.best_network_,
+            best_held_out_loss=float(best.best_losses_.min()),
         )
-        module = StackedStudents(
-            torch.from_numpy(hidden).float(), torch.from_numpy(readout).float(), self.activation
-        )
-        self._warm_up(module, seed=int(seeds[0]))
-        monitor = TrainingMonitor(self.held_out_task, tol, should_stop)
-        net = LevenbergNet(
-            module,
-            task=self.task,
-            tol=tol,
-            device=self.device,
-            max_epochs=max(1, math.ceil(max_iter / LEVENBERG_STEPS_PER_EPOCH)),
-            callbacks=[monitor],
-        )
-        self._fit(net, self.task, monitor)
-        return _to_students(net.solver_, monitor, len(net.history))
+
+    def _groups(self, losses: Tensor, n_columns: int) -> tuple[Tensor, ...]:
+        """Indices of the students that Levenberg trains at a time, best first."""
+        order = torch.where(losses.isfinite(), losses, math.inf).argsort(stable=True)
+        flops = 2 * LEVENBERG_STEPS_PER_EPOCH * len(self.task.inputs) * n_columns**2
+        limit = GROUP_FLOPS[torch.device(self.device).type] / flops
+        return order.split(max(MIN_GROUP, int(limit)))
 
     def polish(self, network: Network, max_iter: int) -> tuple[Network, float]:
         """Levenberg on a single network, down to rounding."""
@@ -239,16 +271,21 @@ class Trainer:
             triangle = torch.cat([triangle, _scale_directions(hidden, readout) / scale])
         return float(torch.linalg.svdvals(triangle)[-1])
 
-    def _warm_up(self, module: StackedStudents, seed: int) -> None:
-        """Adam in single precision on the CPU or GPU, then back to double precision."""
+    def _warm_up(self, seeds: np.ndarray, width: int) -> StackedStudents:
+        """Initial students after a short training with Adam in single precision."""
+        n_inputs, n_outputs = self.samples.X.shape[1], self.samples.y.shape[1]
+        n_skip = n_inputs if self.has_skip else 0
+        weights = initial_weights(seeds, width, n_inputs, n_outputs, n_skip)
+        hidden, readout = (torch.from_numpy(w).float().to(self.device) for w in weights)
+        module = StackedStudents(hidden, readout, self.activation)
         net = AdamNet(
             module,
-            seed=seed,
+            seed=int(seeds[0]),
             device=self.device,
             max_epochs=WARM_UP_STEPS // WARM_UP_STEPS_PER_EPOCH,
         )
         self._fit(net, self.task.float())
-        module.double()
+        return module.double()
 
     def _task(self, samples: Samples) -> LeastSquaresTask:
         ones = np.ones((len(samples.X), 1))
@@ -291,14 +328,3 @@ def resolve_device(device: str) -> str:
 
 def _to_network(hidden: Tensor, readout: Tensor) -> Network:
     return Network(hidden.cpu().numpy().copy(), readout.cpu().numpy().copy())
-
-
-def _to_students(solver: BatchedLevenberg, monitor: TrainingMonitor, epoch: int) -> Students:
-    return Students(
-        hidden=solver.hidden.cpu().numpy().copy(),
-        readout=solver.readout.cpu().numpy().copy(),
-        losses=solver.losses.cpu().numpy().copy(),
-        n_iter=epoch * LEVENBERG_STEPS_PER_EPOCH,
-        best=monitor.best_network_,
-        best_held_out_loss=float(monitor.best_losses_.min()),
-    )

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+MIN_VOTERS = 3
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -72,6 +74,7 @@ class Students:
     hidden: np.ndarray  # (n_students, n_neurons, n_inputs + 1)
     readout: np.ndarray  # (n_students, n_outputs, n_neurons + 1 [+ n_inputs])
     losses: np.ndarray  # (n_students,), relative mean squared error; nan where training failed
+    trained: np.ndarray  # (n_students,), False for students that only had the warm-up
     n_iter: int
     best: Network  # the best state of any student on the held-out rows, at any time
     best_held_out_loss: float
@@ -83,9 +86,20 @@ class Students:
         return Network(self.hidden[student], self.readout[student])
 
     def by_loss(self) -> np.ndarray:
-        """Indices of the students that did not fail, best first."""
+        """Indices of the trained students that did not fail, best first."""
         order = np.argsort(self.losses, kind="stable")
-        return order[np.isfinite(self.losses[order])]
+        return order[self.trained[order] & np.isfinite(self.losses[order])]
+
+    def voters(self, tol: float) -> np.ndarray:
+        """Students whose neurons are clustered, in order: the converged ones.
+
+        With fewer than ``MIN_VOTERS`` of them, the better half of the trained students votes.
+        """
+        ranked = self.by_loss()
+        n_converged = int(np.sum(self.losses[ranked] <= tol))
+        if n_converged < MIN_VOTERS:
+            n_converged = max(MIN_VOTERS, -(-len(ranked) // 2))
+        return np.sort(ranked[:n_converged])
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,178 @@
+"""Recover suites of teachers and print a table by cell.
+
+    python benchmarks/recovery.py --suite reference --activation g
+    python benchmarks/recovery.py --suite rough --activation all --seeds 1
+    python benchmarks/recovery.py --suite mlp --activation tanh
+
+Results go to benchmarks/results as JSON lines, one per teacher; an interrupted run continues where
+it stopped (delete the file to start over). ``--rho 1`` is the control without expansion.
+
+A teacher counts as exact when the width is right and the worst one-to-one cosine distance between
+the incoming vectors [w; b] of teacher and recovered network is at most 1e-10.
+"""
+
+import argparse
+import json
+import time
+import warnings
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from joblib import Parallel, delayed
+from sklearn.datasets import load_diabetes, load_digits, load_linnerud
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.neural_network import MLPRegressor
+from sklearn.preprocessing import scale
+
+from sklearn_ec import ExpandClusterRegressor
+from sklearn_ec._activations import ACTIVATIONS
+from sklearn_ec.datasets import RecoveryProblem, load_reference_suite
+from sklearn_ec.metrics import match_neurons, max_cosine_distance
+
+RESULTS = Path(__file__).parent / "results"
+EXACT = 1e-10
+
+
+def make_problems(suite, activation, n_seeds, rho):
+    if suite == "mlp":
+        return [problem for seed in range(n_seeds) for problem in mlp_problems(activation, seed)]
+    return load_reference_suite(activation, family=suite, n_seeds=n_seeds, rho=rho)
+
+
+def mlp_problems(activation, seed):
+    """MLPRegressors trained on standardized real data, probed at their training rows."""
+    loaders = {"diabetes": load_diabetes, "digits": load_digits, "linnerud": load_linnerud}
+    problems = []
+    for data, load in loaders.items():
+        X, y = load(return_X_y=True)
+        X = scale(X)
+        y = np.eye(10)[y] if data == "digits" else scale(y)
+        for width in (4, 6, 8, 12):
+            mlp = MLPRegressor(
+                hidden_layer_sizes=(width,), activation=activation, max_iter=2000, random_state=seed
+            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                mlp.fit(X, y)
+            outputs = mlp.predict(X)
+            n_parameters = sum(w.size for w in mlp.coefs_ + mlp.intercepts_)
+            if outputs.size >= 4 * n_parameters:
+                mlp.activation_, mlp.layer_sizes_ = activation, (width,)
+                name = f"mlp-{activation}-{data}-r{width}-s{seed}"
+                problems.append(RecoveryProblem(name, mlp, X, outputs))
+    return problems
+
+
+def recover(problem, activation, options):
+    if options["threads"]:
+        torch.set_num_threads(options["threads"])
+    width = problem.teacher.layer_sizes_[0]
+    model = ExpandClusterRegressor(
+        options["rho"],
+        hidden_layer_sizes="auto" if options["auto"] else width,
+        activation=activation,
+        n_students=options["n_students"],
+        random_state=0,
+    )
+    start = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(problem.X, problem.y)
+    seconds = time.perf_counter() - start
+    distance = max_cosine_distance(problem.teacher, model, activation)
+    matched = match_neurons(problem.teacher, model, activation).cosine_distances
+    return {
+        "name": problem.name,
+        "width": width,
+        "recovered_width": model.layer_sizes_[0],
+        "exact": bool(model.layer_sizes_[0] == width and distance <= EXACT),
+        "distance": distance,
+        "matched_distance": float(matched.max()),
+        "loss": model.loss_,
+        "recovered": model.recovered_,
+        "reason": model.certificate_.reason,
+        "singular_value": float(model.certificate_.smallest_singular_value),
+        "converged_students": int(np.sum(model.student_losses_ <= model.tol)),
+        "best_student": float(np.nanmin(model.student_losses_)),
+        "n_iter": model.n_iter_,
+        "seconds": seconds,
+    }
+
+
+def run(problems, activation, options, path, jobs):
+    done = {}
+    if path.exists():
+        done = {r["name"]: r for r in map(json.loads, path.read_text().splitlines())}
+    todo = [problem for problem in problems if problem.name not in done]
+    path.parent.mkdir(exist_ok=True)
+    results = Parallel(n_jobs=jobs, return_as="generator_unordered")(
+        delayed(recover)(problem, activation, options) for problem in todo
+    )
+    with path.open("a") as file:
+        for result in results:
+            file.write(json.dumps(result) + "\n")
+            file.flush()
+            done[result["name"]] = result
+            verdict = "exact" if result["exact"] else "MISSED"
+            print(
+                f"{len(done):4d}/{len(problems)} {result['name']:32s} {verdict:6s} "
+                f"width {result['recovered_width']:2d} distance {result['distance']:.0e} "
+                f"loss {result['loss']:.0e} {result['seconds']:6.1f} s  {result['reason']}",
+                flush=True,
+            )
+    return [done[problem.name] for problem in problems]
+
+
+def print_table(results):
+    cells = defaultdict(list)
+    for result in results:
+        cells[result["name"].rsplit("-s", 1)[0]].append(result)
+    print(f"\n{'cell':32s} exact  flag right  worst distance  worst loss  mean seconds")
+    for cell, rows in cells.items():
+        print(_row(cell, rows))
+    print(_row("total", results))
+
+
+def _row(name, rows):
+    exact = [row["exact"] for row in rows]
+    right = sum(row["exact"] == row["recovered"] for row in rows)
+    return (
+        f"{name:32s} {sum(exact):2d}/{len(rows):<3d} {right:4d}/{len(rows):<4d}"
+        f" {max(row['distance'] for row in rows):12.0e} {max(row['loss'] for row in rows):12.0e}"
+        f" {np.mean([row['seconds'] for row in rows]):10.1f}"
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--suite", choices=["reference", "rough", "mlp"], default="reference")
+    parser.add_argument("--activation", choices=[*ACTIVATIONS, "all"], default="g")
+    parser.add_argument("--seeds", type=int, default=10, help="teachers per cell")
+    parser.add_argument("--jobs", type=int, default=1, help="teachers at a time")
+    parser.add_argument("--threads", type=int, help="torch threads per job")
+    parser.add_argument("--rho", type=float, default=4)
+    parser.add_argument("--students", type=int, default=20)
+    parser.add_argument("--auto", action="store_true", help="do not give the width")
+    arguments = parser.parse_args()
+    options = {
+        "rho": arguments.rho,
+        "auto": arguments.auto,
+        "n_students": arguments.students,
+        "threads": arguments.threads or (1 if arguments.jobs > 1 else None),
+    }
+    names = list(ACTIVATIONS) if arguments.activation == "all" else [arguments.activation]
+    start, results = time.perf_counter(), []
+    for activation in names:
+        problems = make_problems(arguments.suite, activation, arguments.seeds, 4)
+        size = "auto" if arguments.auto else "given"
+        stem = f"{arguments.suite}-{activation}-rho{arguments.rho:g}-{size}-n{arguments.students}"
+        path = RESULTS / f"{stem}.jsonl"
+        results += run(problems, activation, options, path, arguments.jobs)
+    print_table(results)
+    print(f"{time.perf_counter() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+import numpy as np
+import pytest
+
+from sklearn_ec._preprocessing import (
+    HELD_OUT_SHARE,
+    MAX_HELD_OUT,
+    merge_duplicate_rows,
+    split_rows,
+    standardize,
+)
+from sklearn_ec._types import Network, Samples
+
+BASE = np.random.default_rng(0).normal(size=(100, 4))
+SCALES = np.array([1e-3, 1e-1, 1e1, 1e3])
+CONSTANT = np.full((100, 1), 7.0)
+
+# Columns, and the rank of their centered rows.
+FULL_RANK = {
+    "plain": BASE,
+    "shifted": BASE + np.array([5.0, -3.0, 0.0, 100.0]),
+    "badly scaled": BASE * SCALES,
+    "one column": BASE[:, :1],
+}
+REDUCED = {
+    "constant": (np.hstack([BASE, CONSTANT]), 4),
+    "duplicate": (BASE[:, [0, 1, 2, 0, 3]], 4),
+    "duplicate with an offset": (np.hstack([BASE, BASE[:, 2:3] + 1e3]), 4),
+    "dependent": (np.hstack([BASE, BASE @ np.arange(8.0).reshape(4, 2)]), 4),
+    "constant and duplicate": (np.hstack([BASE[:, :2], CONSTANT, BASE[:, :1]]), 2),
+    "all constant": (np.hstack([CONSTANT, -CONSTANT]), 0),
+    "fewer rows than columns": (BASE[:3], 2),
+    "one row": (BASE[:1], 0),
+}
+BADLY_SCALED = {
+    "constant, badly scaled": (np.hstack([BASE * SCALES, CONSTANT]), 4),
+    "small duplicate, badly scaled": ((BASE * SCALES)[:, [0, 1, 2, 3, 0]], 4),
+    "large duplicate, badly scaled": ((BASE * SCALES)[:, [0, 1, 2, 3, 3]], 4),
+}
+ALL_REDUCED = REDUCED | BADLY_SCALED
+EVERY_CASE = FULL_RANK | {case: X for case, (X, _) in ALL_REDUCED.items()}
+
+
+def targets_and_weights(n_samples):
+    rng = np.random.default_rng(1)
+    y = rng.normal(size=(n_samples, 2)) * [1e-3, 1e4] + [3.0, -5e3]
+    return y, rng.uniform(0.5, 4.0, size=n_samples)
+
+
+def network_in_original_columns(X, seed=2):
+    """A random network in standardized coordinates, and the weights it gets for the columns."""
+    rng = np.random.default_rng(seed)
+    samples, coordinates = standardize(X, *targets_and_weights(len(X)))
+    n_inputs = samples.X.shape[1]
+    network = Network(rng.normal(size=(5, n_inputs + 1)), rng.normal(size=(2, 6)))
+    return network, samples, coordinates, *coordinates.to_original(network)
+
+
+def test_merge_adds_weights_and_drops_zeros():
+    X = np.array([[1.0, 2.0], [0.0, 5.0], [1.0, 2.0], [9.0, 9.0], [1.0, 2.0], [0.0, 5.0]])
+    y = np.array([[3.0], [1.0], [3.0], [7.0], [4.0], [1.0]])
+    merged = merge_duplicate_rows(X, y, np.array([1.0, 2.0, 4.0, 0.0, 8.0, 0.0]))
+    np.testing.assert_array_equal(merged[0], [[0.0, 5.0], [1.0, 2.0], [1.0, 2.0]])
+    np.testing.assert_array_equal(merged[1], [[1.0], [3.0], [4.0]])
+    np.testing.assert_array_equal(merged[2], [2.0, 5.0, 8.0])
+
+
+def test_merge_treats_both_zeros_as_equal():
+    X, y, weight = merge_duplicate_rows(
+        np.array([[0.0], [-0.0]]), np.array([[-0.0], [0.0]]), np.ones(2)
+    )
+    assert (X.shape, y.shape, weight.tolist()) == ((1, 1), (1, 1), [2.0])
+
+
+def test_merge_depends_neither_on_order_nor_on_repetition():
+    rng = np.random.default_rng(3)
+    X = rng.integers(0, 3, size=(60, 2)).astype(float)
+    y = rng.integers(0, 2, size=(60, 1)).astype(float)
+    weight = rng.integers(0, 4, size=60)
+    expected = merge_duplicate_rows(X, y, weight.astype(float))
+    order = rng.permutation(60)
+    permuted = merge_duplicate_rows(X[order], y[order], weight[order].astype(float))
+    repeated = np.repeat(np.arange(60), weight)
+    unweighted = merge_duplicate_rows(X[repeated], y[repeated], np.ones(len(repeated)))
+    assert len(expected[0]) < 60
+    for merged in (permuted, unweighted):
+        for actual, desired in zip(merged, expected, strict=True):
+            np.testing.assert_array_equal(actual, desired)
+
+
+@pytest.mark.parametrize("case", FULL_RANK)
+def test_standardized_columns_have_weighted_mean_zero_and_variance_one(case):
+    X = FULL_RANK[case]
+    y, weight = targets_and_weights(len(X))
+    samples, coordinates = standardize(X, y, weight)
+    assert coordinates.basis is None
+    np.testing.assert_allclose(samples.sample_weight, weight / weight.mean())
+    for values in (samples.X, samples.y):
+        mean = np.average(values, axis=0, weights=weight)
+        np.testing.assert_allclose(mean, 0.0, atol=1e-12)
+        np.testing.assert_allclose(np.average(values**2, axis=0, weights=weight), 1.0, rtol=1e-12)
+
+
+@pytest.mark.parametrize("case", ALL_REDUCED)
+def test_dependent_columns_are_replaced_by_a_basis_of_their_row_space(case):
+    X, rank = ALL_REDUCED[case]
+    y, weight = targets_and_weights(len(X))
+    samples, coordinates = standardize(X, y, weight)
+    assert samples.X.shape == (len(X), rank)
+    assert coordinates.basis.shape == (X.shape[1], rank)
+    np.testing.assert_allclose(
+        coordinates.basis.T @ coordinates.basis, np.eye(rank), rtol=0, atol=1e-13
+    )
+    # Nothing but rounding lies outside the basis.
+    scaled = (X - coordinates.x_mean) / coordinates.x_scale
+    np.testing.assert_allclose(samples.X @ coordinates.basis.T, scaled, rtol=0, atol=1e-12)
+
+
+def test_columns_that_vary_by_rounding_only_count_as_constant():
+    column = np.array([1e8, 1e8 * (1 + 1e-15), 1e8 * (1 - 1e-15)])
+    X = np.column_stack([column, [1.0, 2.0, 4.0]])
+    samples, coordinates = standardize(X, column[:, None], np.ones(3))
+    assert samples.X.shape == (3, 1)
+    assert coordinates.x_scale[0] == 1.0
+    assert coordinates.y_scale[0] == 1.0
+
+
+def test_small_variation_on_a_large_mean_is_kept():
+    X = 1e6 + 1e-4 * BASE
+    samples, coordinates = standardize(X, BASE[:, :1], np.ones(100))
+    assert coordinates.basis is None
+    np.testing.assert_allclose(coordinates.x_scale, 1e-4 * BASE.std(axis=0), rtol=1e-4)
+    np.testing.assert_allclose(np.var(samples.X, axis=0), 1.0, rtol=1e-9)
+
+
+def test_rounding_of_the_targets_is_that_of_the_worst_output():
+    y = np.column_stack([1e6 + np.array([-1.0, 1.0]), [0.0, 1.0]])
+    _, coordinates = standardize(BASE[:2, :1], y, np.ones(2))
+    np.testing.assert_allclose(coordinates.y_rounding, 2.0**-52 * 1e6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", EVERY_CASE)
+def test_network_in_original_columns_computes_the_same_function(case):
+    X = EVERY_CASE[case]
+    network, samples, coordinates, weights, biases = network_in_original_columns(X)
+    assert weights[0].shape == (X.shape[1], 5)
+    assert weights[1].shape == (5, 2)
+
+    preactivations = samples.X @ network.hidden[:, :-1].T + network.hidden[:, -1]
+    in_columns = X @ weights[0] + biases[0]
+    np.testing.assert_allclose(in_columns, preactivations, rtol=0, atol=1e-12)
+
+    outputs = np.tanh(preactivations) @ network.outgoing.T + network.bias
+    expected = outputs * coordinates.y_scale + coordinates.y_mean
+    actual = np.tanh(in_columns) @ weights[1] + biases[1]
+    errors = (actual - expected) / coordinates.y_scale
+    np.testing.assert_allclose(errors, 0.0, atol=1e-11)
+
+
+@pytest.mark.parametrize("case", ALL_REDUCED)
+def test_incoming_weights_have_minimum_norm(case):
+    X, _ = ALL_REDUCED[case]
+    network, samples, coordinates, weights, _ = network_in_original_columns(X)
+    preactivations = samples.X @ network.hidden[:, :-1].T
+    smallest = np.linalg.pinv(X - coordinates.x_mean, rcond=1e-12) @ preactivations
+    scale = np.abs(smallest).max(initial=1e-300)
+    np.testing.assert_allclose(weights[0] / scale, smallest / scale, rtol=0, atol=1e-9)
+
+
+def test_constant_columns_get_no_weight_and_duplicates_share_it():
+    X = REDUCED["constant and duplicate"][0]
+    _, _, _, weights, _ = network_in_original_columns(X)
+    np.testing.assert_allclose(weights[0][2], 0.0, atol=1e-15)
+    np.testing.assert_allclose(weights[0][0], weights[0][3], rtol=1e-12)
+
+
+@pytest.mark.parametrize("n_samples", [2, 3, 9, 10, 101, 12_000])
+def test_split_rows_are_disjoint_and_complete(n_samples):
+    X = np.arange(float(n_samples))[:, None]
+    weight = np.random.default_rng(4).uniform(0.5, 2.0, size=n_samples)
+    train, held_out = split_rows(Samples(X, 2.0 * X, weight), np.random.default_rng(5))
+    n_held_out = len(held_out.X)
+    assert n_held_out == min(MAX_HELD_OUT, max(1, round(HELD_OUT_SHARE * n_samples)))
+    rows = np.concatenate([train.X[:, 0], held_out.X[:, 0]])
+    np.testing.assert_array_equal(np.sort(rows), X[:, 0])
+    for part in (train, held_out):
+        chosen = part.X[:, 0].astype(int)
+        assert np.all(np.diff(chosen) > 0)
+        np.testing.assert_array_equal(part.y, 2.0 * part.X)
+        np.testing.assert_allclose(part.sample_weight, weight[chosen] / weight[chosen].mean())
+
+
+def test_split_rows_is_determined_by_the_generator():
+    samples = Samples(BASE, BASE[:, :1], np.ones(100))
+    held_out = [split_rows(samples, np.random.default_rng(seed))[1].X for seed in (6, 6, 7)]
+    np.testing.assert_array_equal(held_out[0], held_out[1])
+    assert not np.array_equal(held_out[0], held_out[2])
+
+
+def test_split_of_one_row_uses_it_twice():
+    samples = Samples(BASE[:1], BASE[:1, :1], np.ones(1))
+    train, held_out = split_rows(samples, np.random.default_rng(8))
+    np.testing.assert_array_equal(train.X, samples.X)
+    np.testing.assert_array_equal(held_out.X, samples.X)
