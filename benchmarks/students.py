@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from scipy.optimize import least_squares
 
-from sklearn_ec._levenberg import GRAM_BLOCK, LeastSquaresTask
+from sklearn_ec._levenberg import LeastSquaresTask, gram_block_size
 from sklearn_ec._preprocessing import split_rows, standardize
 from sklearn_ec._students import initial_weights
 from sklearn_ec._training import Trainer
@@ -122,7 +122,7 @@ def compare_with_scipy():
 
 def executed_share(n_columns):
     """Share of the plain product's operations that the upper block triangle takes."""
-    size = max(GRAM_BLOCK, -(-n_columns // 4))
+    size = gram_block_size(n_columns)
     starts = np.arange(0, n_columns, size)
     widths = np.minimum(size, n_columns - starts)
     return float(np.sum(widths * (n_columns - starts)) / n_columns**2)

@@ -97,7 +97,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "leaky_relu": Activation(
         lambda z: np.where(z > 0, z, LEAKY_RELU_SLOPE * z),
         lambda z: torch.nn.functional.leaky_relu(z, LEAKY_RELU_SLOPE),
-        lambda z: torch.where(z > 0, 1.0, LEAKY_RELU_SLOPE).to(z.dtype),
+        lambda z: torch.full_like(z, LEAKY_RELU_SLOPE).masked_fill_(z > 0, 1.0),
         "even_linear",
         flip=1.0 + LEAKY_RELU_SLOPE,
         homogeneous=True,

@@ -73,7 +73,9 @@ def median_angle(vectors: np.ndarray, has_sign_flip: bool) -> float:
 
 
 def average_linkage(vectors: np.ndarray, has_sign_flip: bool) -> np.ndarray:
-    """SciPy linkage matrix of the average-linkage tree."""
+    """SciPy linkage matrix of the average-linkage tree; empty for a single vector."""
+    if len(vectors) < 2:
+        return np.empty((0, 4))
     return linkage(pairwise_distances(vectors, has_sign_flip), method="average")
 
 

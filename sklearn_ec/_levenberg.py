@@ -39,9 +39,9 @@ MAX_RETRIES = 4
 ROUNDING_LOSS = 1e-24
 ROUNDING_DAMPING = 1e-10
 # Blocks of the Gram matrix narrower than this cost more overhead than symmetry saves.
-GRAM_BLOCK = 64
+MIN_GRAM_BLOCK = 64
 # Elements of the largest temporary array; on a CPU it should stay near the caches.
-CHUNK_ELEMENTS = {"cpu": 4_000_000, "cuda": 128_000_000}
+CHUNK_ELEMENTS = {"cpu": 3_000_000, "cuda": 128_000_000}
 
 
 @dataclass(frozen=True)
@@ -125,10 +125,15 @@ class LeastSquaresTask:
         return [slice(i, i + size) for i in range(0, len(self.inputs), size)]
 
 
+def gram_block_size(n_columns: int) -> int:
+    """Width of the block columns of a symmetric product."""
+    return max(MIN_GRAM_BLOCK, -(-n_columns // 3))
+
+
 def _add_gram(gram: Tensor, columns: Tensor) -> None:
     """Add ``columnsᵀ columns`` to the upper triangle of ``gram``, block by block."""
     n_columns = columns.shape[2]
-    size = max(GRAM_BLOCK, -(-n_columns // 4))
+    size = gram_block_size(n_columns)
     for start in range(0, n_columns, size):
         block = columns[:, :, start : start + size]
         gram[:, start : start + size, start:].baddbmm_(block.mT, columns[:, :, start:])

@@ -47,6 +47,9 @@ class Coordinates:
         if self.basis is not None:
             row_space, _ = np.linalg.qr(self.x_scale[:, None] * self.basis)
             incoming = incoming @ row_space @ row_space.T
+            # The projection loses digits where columns differ much in scale: put them back.
+            lost = network.hidden[:, :-1] - (incoming * self.x_scale) @ self.basis
+            incoming = incoming + lost @ self.basis.T / self.x_scale
         bias = network.hidden[:, -1] - incoming @ self.x_mean
         outgoing = network.outgoing * self.y_scale[:, None]
         output_bias = network.bias * self.y_scale + self.y_mean
@@ -74,7 +77,9 @@ def standardize(
     x_mean, x_scale = _mean_and_scale(X, sample_weight)
     y_mean, y_scale = _mean_and_scale(y, sample_weight)
     y_rounding = np.finfo(np.float64).eps * float(np.max(np.abs(y).max(axis=0) / y_scale))
-    basis = _row_space_basis((X - x_mean) / x_scale * _varies(X, sample_weight))
+    basis = _row_space_basis(
+        (X - x_mean) / x_scale * _varies(X, sample_weight), np.abs(X).max(axis=0) / x_scale
+    )
     coordinates = Coordinates(x_mean, x_scale, basis, y_mean, y_scale, y_rounding)
     scaled_X, scaled_y = coordinates.transform(X, y)
     return Samples(scaled_X, scaled_y, sample_weight / sample_weight.mean()), coordinates
@@ -102,10 +107,14 @@ def _varies(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return np.abs(values - mean).max(axis=0) > 100 * np.finfo(np.float64).eps * largest
 
 
-def _row_space_basis(X: np.ndarray) -> np.ndarray | None:
-    """Orthonormal basis of the row space, shape (n_features, rank); None for full rank."""
+def _row_space_basis(X: np.ndarray, largest: np.ndarray) -> np.ndarray | None:
+    """Orthonormal basis of the row space, shape (n_features, rank); None for full rank.
+
+    ``largest`` holds the largest entry of each column before centering, which sets its rounding.
+    """
     triangle = np.linalg.qr(X, mode="r")
     _, singular_values, rotation = np.linalg.svd(triangle, full_matrices=False)
-    threshold = singular_values[0] * max(X.shape) * np.finfo(np.float64).eps
+    rounding = 10.0 * np.sqrt(len(X)) * np.linalg.norm(largest)
+    threshold = max(singular_values[0] * max(X.shape), rounding) * np.finfo(np.float64).eps
     rank = int(np.count_nonzero(singular_values > threshold))
     return None if rank == X.shape[1] else rotation[:rank].T.copy()

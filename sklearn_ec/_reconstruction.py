@@ -84,7 +84,8 @@ def resolve_signs(network: Network, activation: Activation) -> Network:
 def closest_subset(terms: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Mask of the columns of ``terms`` whose sum comes closest to ``target``.
 
-    Linearly independent columns leave one solution, which least squares finds. Otherwise the sums
+    Where the columns are linearly independent, least squares is rounded, which is right for targets
+    near the sum of a subset. Otherwise the sums
     of all subsets of one half of the columns are matched with those of the other half, up to
     ``MAX_ENUMERATED_NEURONS`` columns; beyond that the bounded relaxation is rounded.
     """
