@@ -106,7 +106,7 @@ def _try_removals(
     for removed in removal_candidates(network, samples, activation, group):
         hidden = np.delete(network.hidden, removed, axis=0)
         start = solve_readout(hidden, samples, activation, bool(network.skip.size))
-        smaller, loss = trainer.polish(start, POLISH_STEPS)
+        smaller, loss = trainer.polish(start, POLISH_STEPS, target=cap)
         if loss <= cap:
             return smaller, loss
     return None

@@ -5,10 +5,11 @@ singular value of the network's scaled Jacobian, ``recovered`` demands all of
 
 1. ``e`` and its twin on rows kept out of training are at rounding level;
 2. the ``n·k`` equations outnumber the network's parameters at least twofold;
-3. the solution is isolated: ``e ≤ ISOLATION · σ_min²``. This is the Newton-Kantorovich condition
-   ``‖J⁺‖²·L·e ≤ 1/2`` with a margin for the curvature ``L``: one exact network lies within about
-   ``e / σ_min`` of this one. A network with a spare neuron has a family of equally good
-   neighbors, so its ``σ_min`` is at most of the order of ``√e`` and it fails.
+3. the solution is isolated: ``e ≤ 0.1 σ_min²``, with ``e`` at least the rounding of the targets.
+   This is the Newton-Kantorovich condition ``‖J⁺‖²·L·e ≤ 1/2`` with a margin for the curvature
+   ``L``: one exact network lies within about ``e / σ_min`` of this one. A network with a spare
+   neuron has a family of equally good neighbors, so its ``σ_min`` is at most of the order of ``√e``
+   and it fails.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def certify(
     else:
         isolation = trainer.smallest_singular_value(network)
         reason = ""
-        if error > ISOLATION * isolation**2:
+        if max(error, y_rounding) > ISOLATION * isolation**2:
             reason = (
                 "other networks fit as well: the smallest singular value of the Jacobian is "
                 f"{isolation:.1e}, too small at an error of {error:.1e}"

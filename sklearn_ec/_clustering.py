@@ -14,19 +14,28 @@ from scipy.cluster.hierarchy import linkage
 from scipy.spatial.distance import squareform
 
 Cut = Literal["local", "global"]
-Status = Literal["kept", "small", "unaligned"]
-# A local cluster grows through merges at most so much higher than the one that formed it.
-GROWTH_FACTOR = 30.0
+Status = Literal["kept", "small", "unaligned", "unstable"]
+# Heights below this are rounding of the vectors.
+ROUNDING_HEIGHT = 1e-14
+# Least ratio of the heights of the next and the last merge of a cluster of the local cut.
+MIN_PERSISTENCE = 3.0
 # Below this relative size a squared distance from the Gram matrix is mostly rounding.
 GRAM_PRECISION = 1e-6
 
 
 @dataclass(frozen=True)
-class Cluster:
-    """Leaves of one cluster and the height at which the cut isolates it."""
+class Subtree:
+    """A part of the tree: its leaves, the height of their last merge, and its persistence."""
 
     leaves: np.ndarray
     height: float
+    persistence: float  # height of the next merge over that of the last one
+
+
+@dataclass(frozen=True)
+class Cluster(Subtree):
+    """A part that the students share, or why it is none."""
+
     n_students: int
     median_angle: float
     status: Status
@@ -79,10 +88,8 @@ def average_linkage(vectors: np.ndarray, has_sign_flip: bool) -> np.ndarray:
     return linkage(pairwise_distances(vectors, has_sign_flip), method="average")
 
 
-def cut_tree(
-    tree: np.ndarray, students: np.ndarray, min_students: int, cut: Cut
-) -> list[tuple[np.ndarray, float]]:
-    """Leaves and height of every cluster of the cut, large ones first; they hold all leaves.
+def cut_tree(tree: np.ndarray, students: np.ndarray, min_students: int, cut: Cut) -> list[Subtree]:
+    """The subtrees that the cut isolates, large ones first; together they hold all leaves.
 
     Parameters
     ----------
@@ -93,15 +100,19 @@ def cut_tree(
     min_students : int
         Least number of distinct students for a cluster to count as large.
     cut : {"local", "global"}
-        ``"local"`` cuts every branch at its own height: the smallest subtrees that hold enough
-        students, grown while the next merge is low and joins no other large subtree. ``"global"``
-        cuts at the one height where the number of large clusters peaks (the paper's rule).
+        ``"local"`` cuts every branch at its own height, where a subtree with enough students lasts
+        longest: up to a merge that is much higher than its own. ``"global"`` cuts at the one height
+        where the number of large clusters peaks (the paper's rule).
     """
     nodes = _Nodes(tree, students)
     cut_nodes = _local_cut if cut == "local" else _global_cut
-    roots = cut_nodes(tree, nodes, min_students)
-    clusters = [(nodes.leaves(root), nodes.height(root)) for root in roots]
-    return sorted(clusters, key=lambda cluster: (-len(cluster[0]), int(cluster[0][0])))
+    parts = cut_nodes(nodes, min_students)
+    persistence = nodes.persistence()
+    subtrees = [
+        Subtree(nodes.leaves(part), float(nodes.heights[part]), float(persistence[part]))
+        for part in parts
+    ]
+    return sorted(subtrees, key=lambda subtree: (-len(subtree.leaves), int(subtree.leaves[0])))
 
 
 class _Nodes:
@@ -109,18 +120,24 @@ class _Nodes:
 
     def __init__(self, tree: np.ndarray, students: np.ndarray):
         self.n_leaves = len(students)
-        self.tree = tree
         self.children = tree[:, :2].astype(int)
-        self.parent = np.full(self.n_leaves + len(tree), -1)
-        for merge, pair in enumerate(self.children):
-            self.parent[pair] = self.n_leaves + merge
+        self.heights = np.concatenate([np.zeros(self.n_leaves), tree[:, 2]])
         members: list[set[int]] = [{int(student)} for student in students]
         for left, right in self.children:
             members.append(members[left] | members[right])
         self.n_students = np.array([len(m) for m in members])
 
-    def height(self, node: int) -> float:
-        return 0.0 if node < self.n_leaves else float(self.tree[node - self.n_leaves, 2])
+    def persistence(self) -> np.ndarray:
+        """How long each subtree lasts: its parent's height over its own.
+
+        Heights below rounding say nothing. The whole tree lasts up to the scale of standardized
+        inputs, 1.
+        """
+        heights = np.maximum(self.heights, ROUNDING_HEIGHT)
+        parent_heights = np.full(len(heights), max(1.0, heights[-1]))
+        for merge, pair in enumerate(self.children):
+            parent_heights[pair] = heights[self.n_leaves + merge]
+        return parent_heights / heights
 
     def leaves(self, node: int) -> np.ndarray:
         found, stack = [], [node]
@@ -133,59 +150,37 @@ class _Nodes:
         return np.sort(np.array(found))
 
 
-def _local_cut(tree: np.ndarray, nodes: _Nodes, min_students: int) -> list[int]:
+def _local_cut(nodes: _Nodes, min_students: int) -> list[int]:
+    """From the top down: a large subtree is a cluster unless a large one in it persists longer."""
     large = nodes.n_students >= min_students
-    # A node is minimal when it is large and neither child is; it holds a seed of a cluster.
-    n_seeds = np.zeros(len(large), dtype=int)
-    n_seeds[: nodes.n_leaves] = large[: nodes.n_leaves]
-    for merge, (left, right) in enumerate(nodes.children):
-        node = nodes.n_leaves + merge
-        below = n_seeds[left] + n_seeds[right]
-        n_seeds[node] = below if below else int(large[node])
-    roots = []
-    for node in np.flatnonzero(large).tolist():
-        is_leaf = node < nodes.n_leaves
-        if is_leaf or not large[nodes.children[node - nodes.n_leaves]].any():
-            roots.append(_grow(node, nodes, n_seeds))
-    return roots + _remainder(nodes, roots)
+    persistence = np.where(large, nodes.persistence(), -np.inf)
+    longest_below = np.full(len(large), -np.inf)
+    for merge, pair in enumerate(nodes.children):
+        longest_below[nodes.n_leaves + merge] = np.maximum(
+            persistence[pair], longest_below[pair]
+        ).max()
+    parts, stack = [], [len(large) - 1]
+    while stack:
+        node = stack.pop()
+        if persistence[node] >= longest_below[node]:
+            parts.append(node)
+        else:
+            stack.extend(nodes.children[node - nodes.n_leaves].tolist())
+    return parts
 
 
-def _remainder(nodes: _Nodes, roots: list[int]) -> list[int]:
-    """The largest subtrees that hold no root and lie in none."""
-    top = len(nodes.parent) - 1
-    ancestors: set[int] = set()
-    for root in roots:
-        while (root := int(nodes.parent[root])) >= 0:
-            ancestors.add(root)
-    if not roots:
-        return [top]
-    children = {int(c) for a in ancestors for c in nodes.children[a - nodes.n_leaves]}
-    return sorted(children - ancestors - set(roots))
-
-
-def _grow(node: int, nodes: _Nodes, n_seeds: np.ndarray) -> int:
-    # Merges below rounding of the vectors say nothing: a tree that is exact starts there.
-    limit = GROWTH_FACTOR * max(nodes.height(node), 1e-14)
-    while (parent := nodes.parent[node]) >= 0:
-        if n_seeds[parent] > 1 or nodes.height(parent) > limit:
-            break
-        node = int(parent)
-    return node
-
-
-def _global_cut(tree: np.ndarray, nodes: _Nodes, min_students: int) -> list[int]:
+def _global_cut(nodes: _Nodes, min_students: int) -> list[int]:
     """The end of the first run of heights with most large clusters, in one pass over the merges."""
     large = nodes.n_students >= min_students
     count = int(large[: nodes.n_leaves].sum())
-    counts = np.empty(len(tree) + 1, dtype=int)
+    heights = nodes.heights[nodes.n_leaves :]
+    counts = np.empty(len(heights) + 1, dtype=int)
     counts[0] = count
     for merge, (left, right) in enumerate(nodes.children):
         count += int(large[nodes.n_leaves + merge]) - int(large[left]) - int(large[right])
         counts[merge + 1] = count
     # Merges at equal heights happen together: only the last of them is a cut.
-    is_cut = np.append(np.diff(tree[:, 2]) > 0, True) if len(tree) else np.array([], dtype=bool)
-    is_cut = np.concatenate([[len(tree) == 0 or tree[0, 2] > 0], is_cut])
-    cuts = np.flatnonzero(is_cut)
+    cuts = np.flatnonzero(np.diff(heights, prepend=0.0, append=np.inf) > 0)
     peak = counts[cuts] == counts[cuts].max()
     first = int(np.argmax(peak))
     run = np.append(~peak[first:], True)
@@ -207,21 +202,26 @@ def find_clusters(
 ) -> list[Cluster]:
     """Clusters of a cut with the reason why each is kept or dropped, large ones first.
 
-    A cluster is kept when at least ``min_students`` distinct students share it and the median angle
-    between its vectors is at most ``beta``. Leaves that stayed alone are no clusters.
+    A cluster is kept when at least ``min_students`` distinct students share it, the median angle
+    between its vectors is at most ``beta`` and, for the local cut, it lasts for some time. Leaves
+    that stayed alone are no clusters.
     """
     clusters = []
-    for leaves, height in cut_tree(tree, students, min_students, cut):
-        n_students = len(np.unique(students[leaves]))
-        if len(leaves) == 1 and n_students < min_students:
+    for part in cut_tree(tree, students, min_students, cut):
+        n_students = len(np.unique(students[part.leaves]))
+        if len(part.leaves) == 1 and n_students < min_students:
             continue
-        angle = median_angle(vectors[leaves], has_sign_flip)
+        angle = median_angle(vectors[part.leaves], has_sign_flip)
         status: Status = "kept"
         if n_students < min_students:
             status = "small"
         elif angle > beta:
             status = "unaligned"
-        clusters.append(Cluster(leaves, height, n_students, angle, status))
+        elif cut == "local" and part.persistence < MIN_PERSISTENCE:
+            status = "unstable"
+        clusters.append(
+            Cluster(part.leaves, part.height, part.persistence, n_students, angle, status)
+        )
     return clusters
 
 
@@ -234,6 +234,7 @@ def cluster_report(clusters: list[Cluster], layer: int) -> list[dict[str, Any]]:
             "n_students": cluster.n_students,
             "median_angle": cluster.median_angle,
             "height": cluster.height,
+            "persistence": cluster.persistence,
             "status": cluster.status,
         }
         for cluster in clusters

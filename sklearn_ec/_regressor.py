@@ -65,8 +65,8 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
     beta : float, default=pi/6
         Largest median angle between the vectors of a cluster, in radians.
     cut : {"local", "global"}, default="local"
-        How the dendrogram is cut: every branch at its own height, or all at the one height where
-        the number of large clusters peaks, as in the paper.
+        How the dendrogram is cut: every branch where its clusters last longest, or all at the one
+        height where the number of large clusters peaks, as in the paper.
     max_iter : int, default=300
         Largest number of Levenberg steps per student. A warm-up of 1,000 steps of Adam precedes.
     tol : float, default=1e-20
@@ -99,8 +99,10 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         Per hidden layer the linkage tree over the students' neurons, with its cut.
     cluster_report_ : list of dict
         Per cluster its ``layer``, ``size`` (neurons), ``n_students`` (distinct), ``median_angle``
-        (radians), ``height`` and ``status``: "kept", "small" (fewer than ``gamma`` of the students)
-        or "unaligned" (median angle above ``beta``).
+        (radians), ``height`` of its last merge, ``persistence`` (height of the next merge over that
+        of the last one) and ``status``: "kept", "small" (fewer than ``gamma`` of the voting
+        students), "unaligned" (median angle above ``beta``) or "unstable" (local cut, persistence
+        below 3).
     student_losses_ : ndarray of shape (n_students,)
         Relative mean squared error of every student; nan where training failed.
     loss_ : float

@@ -27,6 +27,7 @@ WARM_UP_LEARNING_RATE = 1e-2
 WARM_UP_STEPS_PER_EPOCH = 100
 LEVENBERG_STEPS_PER_EPOCH = 10
 POLISH_DAMPING = 1e-3
+POLISH_WINDOW = 20
 # Training has stalled when no student improved on the held-out rows for so many epochs.
 PATIENCE_EPOCHS = 5
 CONVERGED_SHARE = 0.6
@@ -244,13 +245,23 @@ class Trainer:
         limit = GROUP_FLOPS[torch.device(self.device).type] / flops
         return order.split(max(MIN_GROUP, int(limit)))
 
-    def polish(self, network: Network, max_iter: int) -> tuple[Network, float]:
-        """Levenberg on a single network, down to rounding."""
+    def polish(
+        self, network: Network, max_iter: int, target: float = math.inf
+    ) -> tuple[Network, float]:
+        """Levenberg on a single network, down to rounding; give up on a ``target`` out of reach.
+
+        The descent is given up where twice the present rate would not reach the target loss.
+        """
         hidden = torch.from_numpy(network.hidden[None]).to(self.device)
         readout = torch.from_numpy(network.readout[None]).to(self.device)
         solver = BatchedLevenberg(self.task, hidden, readout, damping=POLISH_DAMPING)
-        solver.run(max_iter)
-        return _to_network(solver.hidden[0], solver.readout[0]), float(solver.losses[0])
+        for n_windows in range(math.ceil(max_iter / POLISH_WINDOW) - 1, -1, -1):
+            before = float(solver.losses[0])
+            solver.run(POLISH_WINDOW)
+            loss = float(solver.losses[0])
+            if solver.finished.all() or target < loss * (loss / before) ** (2 * n_windows):
+                break
+        return _to_network(solver.hidden[0], solver.readout[0]), loss
 
     def smallest_singular_value(self, network: Network) -> float:
         """Smallest singular value of the Jacobian of the root mean squared error.
@@ -302,8 +313,8 @@ class Trainer:
     ) -> None:
         data = {"inputs": task.inputs, "sqrt_weight": task.sqrt_weight}
         net.fit(data, task.targets)
-        ended_early = monitor is not None and monitor.stopped_
-        if len(net.history) < net.max_epochs and not ended_early:
+        n_completed = sum("train_loss" in epoch for epoch in net.history)
+        if n_completed < net.max_epochs and not (monitor is not None and monitor.stopped_):
             raise KeyboardInterrupt  # skorch swallows it; a truncated training is not a result
 
 
@@ -321,9 +332,16 @@ def _scale_directions(hidden: Tensor, readout: Tensor) -> Tensor:
 
 def resolve_device(device: str) -> str:
     """``"auto"`` is CUDA where there is one, the CPU elsewhere."""
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(
+            f"device={device!r} cannot be used for float64 tensors ({error}): choose 'auto', "
+            "'cpu' or a CUDA device that torch sees."
+        ) from error
+    return device
 
 
 def _to_network(hidden: Tensor, readout: Tensor) -> Network:

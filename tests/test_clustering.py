@@ -4,7 +4,7 @@ from scipy.cluster.hierarchy import cophenet, fcluster, to_tree
 from scipy.spatial.distance import pdist, squareform
 
 from sklearn_ec._clustering import (
-    GROWTH_FACTOR,
+    ROUNDING_HEIGHT,
     Cluster,
     average_linkage,
     cluster_labels,
@@ -56,7 +56,7 @@ def as_partition(groups):
 
 
 def leaf_sets(clusters):
-    return as_partition([leaves for leaves, _ in clusters])
+    return as_partition([part.leaves for part in clusters])
 
 
 def brute_distances(vectors, has_sign_flip):
@@ -86,24 +86,28 @@ def brute_global_cut(tree, students, min_students):
 
 
 def naive_local_cut(tree, students, min_students):
-    """Top-down: keep a subtree that no seed needs, or that one seed can grow into; else split."""
+    """Top-down: keep a subtree unless a large one in it outlasts it; else split."""
+    top = to_tree(tree)
 
-    def is_large(node):
-        return len(set(students[node.pre_order()])) >= min_students
+    def log_height(node):
+        return np.log(max(node.dist, ROUNDING_HEIGHT))
 
-    def seeds(node):
-        below = [] if node.is_leaf() else seeds(node.left) + seeds(node.right)
-        return below or ([node] if is_large(node) else [])
+    def lasting(node, parent_height):
+        is_large = len(set(students[node.pre_order()])) >= min_students
+        return parent_height - log_height(node) if is_large else -np.inf
 
-    def split(node):
-        found = seeds(node)
-        limits = [GROWTH_FACTOR * max(seed.dist, 1e-14) for seed in found]
-        is_grown = len(found) == 1 and (node is found[0] or node.dist <= limits[0])
-        if not found or is_grown:
+    def longest(node):
+        if node.is_leaf():
+            return -np.inf
+        children = (node.left, node.right)
+        return max(max(lasting(c, log_height(node)), longest(c)) for c in children)
+
+    def split(node, parent_height):
+        if lasting(node, parent_height) >= longest(node):
             return [node.pre_order()]
-        return split(node.left) + split(node.right)
+        return split(node.left, log_height(node)) + split(node.right, log_height(node))
 
-    return as_partition(split(to_tree(tree)))
+    return as_partition(split(top, max(0.0, log_height(top))))
 
 
 # The global cut uses one height: it ends just below the first merge of two planted clusters, where
@@ -202,16 +206,26 @@ def test_local_cut_matches_naive_recursion(start):
         assert leaf_sets(clusters) == naive_local_cut(tree, students, min_students), seed
 
 
-@pytest.mark.parametrize(("gap", "grows"), [(0.9, True), (1.1, False)])
-@pytest.mark.parametrize("first", [1.0, 1e-8, 0.0])
-def test_local_clusters_grow_up_to_the_growth_factor(first, gap, grows):
-    """A tree that is exact grows through merges at the level of rounding, 1e-14."""
-    gap = gap * GROWTH_FACTOR * max(first, 1e-14)
-    points = np.array([0.0, first, 1.5 * first + gap])
-    tree, students = average_linkage(points[:, None], has_sign_flip=False), np.arange(3)
-    np.testing.assert_allclose(tree[:, 2], [first, gap + first], rtol=1e-2)
+@pytest.mark.parametrize(("apart", "joins"), [(1e-5, True), (1e-1, False)])
+def test_local_clusters_end_at_the_longest_gap(apart, joins):
+    """Two pairs of height 1e-6 join if the gap above their merge is the longer one."""
+    points = np.array([0.0, 1e-6, apart, apart + 1e-6, 2.0])
+    tree, students = average_linkage(points[:, None], has_sign_flip=False), np.arange(5)
     clusters = leaf_sets(cut_tree(tree, students, 2, "local"))
-    assert clusters == ({frozenset([0, 1, 2])} if grows else {frozenset([0, 1]), frozenset([2])})
+    pairs = {frozenset([0, 1]), frozenset([2, 3])}
+    assert clusters == ({frozenset([0, 1, 2, 3])} if joins else pairs) | {frozenset([4])}
+
+
+def test_local_clusters_must_last_for_some_time():
+    """Two neurons of two students each that merge soon after they formed are no clusters."""
+    points = np.array([0.0, 1.0, 2.5, 3.5])[:, None]
+    tree, students = average_linkage(points, has_sign_flip=False), np.array([0, 1, 0, 1])
+    for cut, statuses in (("local", {"unstable"}), ("global", {"kept"})):
+        clusters = find_clusters(
+            points, tree, students, min_students=2, beta=4.0, cut=cut, has_sign_flip=False
+        )
+        assert {cluster.status for cluster in clusters} == statuses
+        np.testing.assert_allclose([cluster.persistence for cluster in clusters], 2.5)
 
 
 @pytest.mark.parametrize("cut", CUTS)
@@ -220,14 +234,15 @@ def test_every_cut_is_a_sorted_partition_with_its_heights(cut):
         vectors, students, min_students = random_forest_of_scales(seed)
         tree = average_linkage(vectors, has_sign_flip=True)
         clusters = cut_tree(tree, students, min_students, cut)
-        leaves = np.concatenate([leaves for leaves, _ in clusters])
+        leaves = np.concatenate([part.leaves for part in clusters])
         assert sorted(leaves.tolist()) == list(range(len(vectors)))
-        keys = [(-len(leaves), leaves[0]) for leaves, _ in clusters]
+        keys = [(-len(part.leaves), part.leaves[0]) for part in clusters]
         assert keys == sorted(keys)
         merge_heights = squareform(cophenet(tree))
-        for members, height in clusters:
+        for part in clusters:
+            members = part.leaves
             assert members.tolist() == sorted(members.tolist())
-            assert height == merge_heights[np.ix_(members, members)].max()
+            assert part.height == merge_heights[np.ix_(members, members)].max()
 
 
 def described(vectors, students, names, cut):
@@ -317,6 +332,7 @@ def test_statuses_report_and_labels(cut):
             "n_students": len(set(students[cluster.leaves])),
             "median_angle": angle,
             "height": cluster.height,
+            "persistence": cluster.persistence,
             "status": cluster.status,
         }
     labels, heights = cluster_labels(clusters, len(vectors))
@@ -341,7 +357,7 @@ def test_beta_bounds_the_median_angle(factor, status):
 
 def test_labels_count_kept_clusters_only():
     def cluster(leaves, status):
-        return Cluster(np.array(leaves), 0.1 * len(leaves), len(leaves), 0.0, status)
+        return Cluster(np.array(leaves), 0.1 * len(leaves), 9.0, len(leaves), 0.0, status)
 
     clusters = [cluster([1, 4, 5], "kept"), cluster([0, 2], "small"), cluster([3, 6], "kept")]
     labels, heights = cluster_labels(clusters, 8)

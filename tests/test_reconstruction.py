@@ -79,7 +79,7 @@ def test_collapse_takes_the_member_of_the_best_student():
     losses = np.array([1e-3, 1e-9, np.nan, 1e-30, 1e-5])
 
     def cluster(leaves, status):
-        return Cluster(np.array(leaves), 0.0, 2, 0.0, status)
+        return Cluster(np.array(leaves), 0.0, 9.0, 2, 0.0, status)
 
     clusters = [
         cluster([1, 2, 6], "kept"),

@@ -1,0 +1,29 @@
+"""Shared problems and settings."""
+
+import matplotlib
+import numpy as np
+import pytest
+
+from sklearn_ec import _training
+from sklearn_ec.datasets import load_reference_suite, make_teacher
+
+matplotlib.use("agg")
+
+
+@pytest.fixture
+def short_warm_up(monkeypatch):
+    """A tenth of the warm-up, for tests that do not depend on good students."""
+    monkeypatch.setattr(_training, "WARM_UP_STEPS", 100)
+
+
+@pytest.fixture(scope="session")
+def tanh_problem():
+    """Four tanh neurons on three inputs, 600 rows."""
+    teacher = make_teacher(3, 4, activation="tanh", random_state=0)
+    X = np.random.default_rng(0).uniform(-2, 2, size=(600, 3))
+    return teacher, X, teacher.predict(X)
+
+
+@pytest.fixture(scope="session")
+def g_problem():
+    return load_reference_suite("g", n_seeds=1, n_inputs=(4,), widths=(4,))[0]

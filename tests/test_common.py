@@ -1,0 +1,20 @@
+"""scikit-learn's common checks, with small settings."""
+
+import pytest
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from sklearn_ec import ExpandClusterRegressor
+
+SMALL = {"n_students": 3, "max_iter": 20, "random_state": 0}
+
+
+@pytest.mark.usefixtures("short_warm_up")
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@parametrize_with_checks(
+    [
+        ExpandClusterRegressor(2, hidden_layer_sizes=2, activation="relu", **SMALL),
+        ExpandClusterRegressor(1, activation="tanh", prune=False, cut="global", **SMALL),
+    ]
+)
+def test_common_checks(estimator, check):
+    check(estimator)

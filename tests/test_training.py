@@ -1,0 +1,279 @@
+"""Training through skorch: stopping, failed students, groups, determinism, polishing."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+
+from sklearn_ec import ExpandClusterRegressor, _training
+from sklearn_ec._preprocessing import split_rows, standardize
+from sklearn_ec._reconstruction import design_matrix
+from sklearn_ec._training import AdamNet, LevenbergNet, Trainer, TrainingMonitor
+from sklearn_ec._types import Network
+
+SEEDS = np.arange(6)
+
+
+@pytest.fixture(scope="module")
+def rows(tanh_problem):
+    _, X, y = tanh_problem
+    samples, _ = standardize(X, y[:, None], np.ones(len(y)))
+    return split_rows(samples, np.random.default_rng(0))
+
+
+@pytest.fixture(scope="module")
+def trainer(rows):
+    return Trainer(*rows, "tanh", "cpu", has_skip=False)
+
+
+def loss_of(network, samples, activation):
+    design = design_matrix(network.hidden, samples, activation, bool(network.skip.size))
+    return np.mean((design @ network.readout.T - samples.y) ** 2)
+
+
+def test_students_reach_the_loss_they_report(trainer, rows):
+    students = trainer.train(SEEDS, 8, max_iter=40, tol=1e-20)
+    assert students.hidden.shape == (6, 8, 4)
+    assert students.readout.shape == (6, 1, 9)
+    losses = [loss_of(students.network(i), rows[0], trainer.activation) for i in range(6)]
+    assert_allclose(students.losses, losses, rtol=1e-4)
+    assert students.losses.min() < 1e-6
+    best = loss_of(students.best, rows[1], trainer.activation)
+    assert_allclose(students.best_held_out_loss, best, rtol=1e-3)
+    assert students.n_iter <= 40
+
+
+def test_training_is_deterministic_and_seeded_per_student(trainer):
+    first = trainer.train(SEEDS, 8, max_iter=10, tol=0.0)
+    second = trainer.train(SEEDS, 8, max_iter=10, tol=0.0)
+    assert_array_equal(first.hidden, second.hidden)
+    other = trainer.train(SEEDS + 1, 8, max_iter=10, tol=0.0)
+    assert not np.allclose(first.hidden, other.hidden)
+
+
+def test_training_stops_when_most_students_converged(trainer):
+    students = trainer.train(SEEDS, 16, max_iter=1000, tol=1e-4)
+    assert np.mean(students.losses <= 1e-4) >= _training.CONVERGED_SHARE
+    assert students.n_iter <= 20
+
+
+def test_training_stops_when_the_best_student_is_recovered(trainer):
+    asked = []
+
+    def is_recovered(network, loss):
+        asked.append((network, loss))
+        return len(asked) == 2
+
+    students = trainer.train(SEEDS, 4, max_iter=1000, tol=0.0, is_recovered=is_recovered)
+    assert len(asked) == 2
+    assert students.n_iter == 10 * 2 * _training.FIRST_QUESTION_EPOCH
+    assert_allclose(asked[1][1], np.nanmin(students.losses))
+
+
+def test_training_stops_when_held_out_rows_no_longer_gain(rows):
+    train, held_out = rows
+    noise = np.random.default_rng(1).normal(size=train.y.shape)
+    noisy = type(train)(train.X, train.y + noise, train.sample_weight)
+    students = Trainer(noisy, held_out, "tanh", "cpu", has_skip=False).train(
+        SEEDS, 8, max_iter=3000, tol=0.0
+    )
+    assert students.n_iter < 3000
+
+
+def with_one_failing_student(monkeypatch):
+    initial_weights = _training.initial_weights
+
+    def broken(*args):
+        hidden, readout = initial_weights(*args)
+        hidden[1] = np.nan
+        return hidden, readout
+
+    monkeypatch.setattr(_training, "initial_weights", broken)
+
+
+def test_a_failing_student_harms_no_other(trainer, monkeypatch):
+    healthy = trainer.train(SEEDS, 8, max_iter=20, tol=0.0)
+    with_one_failing_student(monkeypatch)
+    students = trainer.train(SEEDS, 8, max_iter=20, tol=0.0)
+    assert np.isnan(students.losses[1])
+    assert 1 not in students.by_loss()
+    others = np.delete(np.arange(6), 1)
+    assert_allclose(students.losses[others], healthy.losses[others], rtol=1e-3)
+
+
+def test_a_failing_student_is_dropped_with_a_warning(tanh_problem, monkeypatch):
+    _, X, y = tanh_problem
+    with_one_failing_student(monkeypatch)
+    model = ExpandClusterRegressor(
+        hidden_layer_sizes=4, activation="tanh", n_students=6, random_state=0
+    )
+    with pytest.warns(UserWarning, match="1 of 6 students diverged and were dropped"):
+        model.fit(X, y)
+    assert model.recovered_
+    assert 1 not in model.dendrogram_[0].students
+
+
+def test_all_students_failing_is_an_error(tanh_problem, monkeypatch):
+    _, X, y = tanh_problem
+
+    def broken(*args):
+        return tuple(np.full_like(w, np.nan) for w in initial_weights(*args))
+
+    initial_weights = _training.initial_weights
+    monkeypatch.setattr(_training, "initial_weights", broken)
+    model = ExpandClusterRegressor(hidden_layer_sizes=4, activation="tanh", n_students=2)
+    with pytest.raises(ValueError, match="all 2 students diverged"):
+        model.fit(X, y)
+
+
+def test_large_students_are_trained_in_groups_best_first(trainer, monkeypatch):
+    monkeypatch.setattr(_training, "GROUP_FLOPS", {"cpu": 0.0, "cuda": 0.0})
+    monkeypatch.setattr(_training, "MIN_GROUP", 2)
+    students = trainer.train(SEEDS, 16, max_iter=100, tol=1e-4)
+    assert students.trained.sum() == 2
+    assert students.losses[students.trained].max() < students.losses[~students.trained].min()
+    assert set(students.voters(1e-4)) == set(np.flatnonzero(students.trained))
+    everyone = trainer.train(SEEDS, 16, max_iter=10, tol=0.0)
+    assert everyone.trained.all()
+
+
+def test_nets_keep_skorch_history(trainer):
+    module = trainer._warm_up(SEEDS, 4)
+    net = LevenbergNet(
+        module,
+        task=trainer.task,
+        tol=0.0,
+        device="cpu",
+        max_epochs=3,
+        callbacks=[TrainingMonitor(trainer.held_out_task, 0.0, None)],
+    )
+    trainer._fit(net, trainer.task)
+    losses = net.history[:, "train_loss"]
+    assert len(losses) == 3
+    assert losses == sorted(losses, reverse=True)
+    assert issubclass(AdamNet, type(net).__mro__[1])
+    outputs = net.module_(trainer.task.inputs)
+    assert outputs.shape == (len(trainer.task.inputs), 6, 1)
+
+
+def test_an_interrupted_training_is_no_result(trainer, monkeypatch):
+    def interrupt(self, batch, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LevenbergNet, "train_step", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(SEEDS, 4, max_iter=10, tol=0.0)
+
+
+def test_polish_reaches_rounding_from_nearby(trainer, rows):
+    hidden = np.random.default_rng(0).normal(size=(2, 4))
+    readout = np.array([[1.0, -1.0, 0.1]])
+    task = Trainer(*planted(rows, hidden, readout), "tanh", "cpu", has_skip=False)
+    noise = np.random.default_rng(1)
+    start = Network(
+        hidden + 1e-2 * noise.normal(size=hidden.shape),
+        readout + 1e-2 * noise.normal(size=readout.shape),
+    )
+    network, loss = task.polish(start, 200)
+    assert loss < 1e-29
+    assert_allclose(network.hidden, hidden, atol=1e-12)
+
+
+def test_polish_gives_up_on_a_target_out_of_reach(trainer):
+    hidden = np.random.default_rng(0).normal(size=(1, 4))
+    start = Network(hidden, np.array([[1.0, 0.0]]))
+    with_target = count_steps(trainer, start, target=1e-20)
+    without_target = count_steps(trainer, start, target=np.inf)
+    assert with_target < without_target
+
+
+def count_steps(trainer, network, target):
+    steps = 0
+    original = _training.BatchedLevenberg.step
+
+    def counting(solver):
+        nonlocal steps
+        steps += 1
+        original(solver)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_training.BatchedLevenberg, "step", counting)
+        trainer.polish(network, 200, target)
+    return steps
+
+
+def planted(rows, hidden, readout):
+    """The same inputs with the outputs of a known network."""
+    return [
+        type(part)(
+            part.X,
+            np.column_stack(
+                [np.tanh(part.X @ hidden[:, :-1].T + hidden[:, -1]), np.ones(len(part.X))]
+            )
+            @ readout.T,
+            part.sample_weight,
+        )
+        for part in rows
+    ]
+
+
+def numerical_jacobian(task, hidden, readout, step=1e-6):
+    flat = np.concatenate([hidden.ravel(), readout.ravel()])
+    columns = []
+    for i in range(len(flat)):
+        ends = []
+        for sign in (1.0, -1.0):
+            moved = flat.copy()
+            moved[i] += sign * step
+            parts = moved[: hidden.size].reshape(hidden.shape), moved[hidden.size :]
+            tensors = [
+                torch.from_numpy(p)[None] for p in (parts[0], parts[1].reshape(readout.shape))
+            ]
+            ends.append(task.residuals(*tensors).flatten().numpy())
+        columns.append((ends[0] - ends[1]) / (2 * step))
+    return np.stack(columns, axis=1)
+
+
+@pytest.mark.parametrize("n_chunks", [1, 5])
+def test_smallest_singular_value(trainer, monkeypatch, n_chunks):
+    chunks = trainer.task.chunks(1)[0]
+    step = chunks.stop // n_chunks
+    monkeypatch.setattr(
+        type(trainer.task),
+        "chunks",
+        lambda self, n: [slice(i, i + step) for i in range(0, len(self.inputs), step)],
+    )
+    rng = np.random.default_rng(0)
+    hidden, readout = rng.normal(size=(3, 4)), rng.normal(size=(1, 4))
+    jacobian = numerical_jacobian(trainer.task, hidden, readout)
+    lengths = np.repeat(np.linalg.norm(hidden, axis=1), 4)
+    scale = np.concatenate([lengths, np.ones(4)])
+    values = np.linalg.svd(jacobian * scale / np.sqrt(len(jacobian)), compute_uv=False)
+    computed = trainer.smallest_singular_value(Network(hidden, readout))
+    assert_allclose(computed, values[-1], rtol=1e-5)
+
+
+def test_scale_of_homogeneous_neurons_is_pinned(rows):
+    trainer = Trainer(*rows, "relu", "cpu", has_skip=False)
+    rng = np.random.default_rng(0)
+    network = Network(rng.normal(size=(3, 4)), rng.normal(size=(1, 4)))
+    assert trainer.smallest_singular_value(network) > 1e-3
+    doubled = Network(
+        np.vstack([network.hidden, network.hidden[:1]]), np.insert(network.readout, 3, 0.5, axis=1)
+    )
+    assert trainer.smallest_singular_value(doubled) < 1e-12
+
+
+def test_nothing_is_written_to_the_working_directory(trainer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer.train(SEEDS, 4, max_iter=10, tol=0.0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_polish_without_a_target_takes_all_its_steps(trainer):
+    start = Network(np.random.default_rng(0).normal(size=(3, 4)), np.array([[1.0, -1.0, 1.0, 0.0]]))
+    assert count_steps(trainer, start, target=np.inf) > 100
