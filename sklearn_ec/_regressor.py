@@ -9,7 +9,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin, _fit_context
+from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin, _fit_context, clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -282,12 +282,22 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         -------
         self : ExpandClusterRegressor
             The estimator with new parameters and learned attributes.
+
+        Raises
+        ------
+        ValueError
+            If a threshold is out of range; the estimator stays as it was.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If the network is not certified, as in ``fit``.
         """
         check_is_fitted(self)
-        changes = {"gamma": gamma, "beta": beta, "cut": cut}
-        self.set_params(**{name: value for name, value in changes.items() if value is not None})
-        self._validate_params()
-        self._reconstruct(self._annealer())
+        new = {"gamma": gamma, "beta": beta, "cut": cut}
+        new = {name: value for name, value in new.items() if value is not None}
+        clone(self).set_params(**new)._validate_params()
+        self.set_params(**new)._reconstruct(self._annealer())
         return self
 
     def _assumed_width(self) -> int | None:

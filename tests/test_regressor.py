@@ -1,6 +1,5 @@
 """The estimator end to end: recovery, scikit-learn's manners, and what happens when things fail."""
 
-import copy
 import pickle
 import re
 import warnings
@@ -217,7 +216,8 @@ def test_recluster_equals_fit(tanh_problem, prune, change):
 
 def test_recluster_rejects_bad_thresholds(fitted):
     with pytest.raises(ValueError, match="gamma"):
-        copy.deepcopy(fitted).recluster(gamma=2.0)
+        fitted.recluster(gamma=2.0)
+    assert fitted.gamma == 0.5
     with pytest.raises(NotFittedError):
         make_model().recluster()
 
