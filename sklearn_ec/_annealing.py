@@ -22,6 +22,8 @@ from ._training import Trainer
 from ._types import Network, Samples
 
 POLISH_STEPS = 200
+# Steps before the first removal, when steps are most expensive and do least.
+FIRST_POLISH_STEPS = 20
 # Networks above this relative mean squared error are not worth annealing.
 ANNEALING_LOSS = 1e-3
 # A removal stands while the loss is at most this factor above the lowest loss so far.
@@ -57,7 +59,8 @@ class Annealer:
 
     def finish(self, network: Network) -> Candidate:
         """Polish, prune, resolve signs and certify a network."""
-        network, loss = self.trainer.polish(network, POLISH_STEPS)
+        n_steps = FIRST_POLISH_STEPS if self.prune else POLISH_STEPS
+        network, loss = self.trainer.polish(network, n_steps)
         if self.prune and loss < ANNEALING_LOSS:
             network, loss = prune(network, loss, self.trainer)
         return self._judge(self._without_skip(network, loss))

@@ -58,7 +58,8 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         0.01), "softplus", "gelu", "silu", "elu", "erf" or "g", the paper's
         ``sigmoid(4x) + softplus(x)``.
     n_students : int, default=20
-        Number of students.
+        Number of students. The search for the width probes each width with 5; where it finds none
+        that fits the data, the best of these are the students.
     gamma : float, default=0.5
         Least fraction of the voting students that must share a cluster, in (0, 1]. Students whose
         loss reached ``tol`` vote; if these are fewer than 3, the better half of the trained ones.
@@ -350,13 +351,13 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         return Annealer(trainer, problem.held_out, problem.coordinates.y_rounding, self.prune)
 
     def _find_width(self, annealer: Annealer, rng: np.random.Generator) -> WidthSearch:
-        def train_probes(width: int) -> tuple[float, int | None]:
+        def train_probes(width: int) -> tuple[Students, int | None]:
             seeds = rng.integers(MAX_SEED, size=min(N_PROBES, self.n_students))
             students, annealed = self._train(annealer, seeds, width)
             if annealed is not None:
-                return students.best_held_out_loss, annealed.network.width
+                return students, annealed.network.width
             most_converged = np.mean(students.losses <= self.tol) >= 0.5
-            return students.best_held_out_loss, width if most_converged else None
+            return students, width if most_converged else None
 
         def n_parameters(width: int) -> int:
             n_inputs = self._problem.train.X.shape[1]
@@ -367,8 +368,12 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
     def _train_students(
         self, annealer: Annealer, rng: np.random.Generator
     ) -> tuple[Students, Candidate | None]:
-        seeds = rng.integers(MAX_SEED, size=self.n_students)
-        students, annealed = self._train(annealer, seeds, self._search.width)
+        """The students of the assumed width; its probes where the search for it failed."""
+        if self._search.students is not None:
+            students, annealed = self._search.students, None
+        else:
+            seeds = rng.integers(MAX_SEED, size=self.n_students)
+            students, annealed = self._train(annealer, seeds, self._search.width)
         n_failed = int(np.sum(~np.isfinite(students.losses)))
         if n_failed == len(students):
             raise ValueError(

@@ -171,7 +171,7 @@ class TrainingMonitor(Callback):
     def _best_is_recovered(self, solver: BatchedLevenberg, epoch: int) -> bool:
         if self.is_recovered is None or epoch < self.next_question_:
             return False
-        self.next_question_ *= 2
+        self.next_question_ *= 4
         best = int(torch.where(solver.losses.isfinite(), solver.losses, math.inf).argmin())
         network = _to_network(solver.hidden[best], solver.readout[best])
         return self.is_recovered(network, float(solver.losses[best]))

@@ -1,8 +1,14 @@
 """The search for the width, on scripted probes."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from sklearn_ec._expansion import find_width
+
+
+def probes(loss):
+    return SimpleNamespace(best_held_out_loss=loss)
 
 
 def search(losses, fits=None, n_equations=10**6):
@@ -11,7 +17,7 @@ def search(losses, fits=None, n_equations=10**6):
 
     def train_probes(width):
         probed.append(width)
-        return losses[width], width if width == fits else None
+        return probes(losses[width]), width if width == fits else None
 
     return find_width(train_probes, lambda width: 10 * width, n_equations), probed
 
@@ -23,13 +29,15 @@ def test_doubles_until_the_probes_fit():
 
 
 def test_uses_the_width_that_the_fit_takes():
-    found = find_width(lambda width: (0.0, 7), lambda width: width, 100)
+    found = find_width(lambda width: (probes(0.0), 7), lambda width: width, 100)
     assert found.width == 7
+    assert found.students is None
 
 
 def test_ends_where_widening_does_not_help():
     found, probed = search({1: 1.0, 2: 0.5, 4: 0.49, 8: 0.6})
     assert found.width == 2
+    assert found.students.best_held_out_loss == 0.5
     assert "did no better" in found.problem
     assert probed == [1, 2, 4, 8]
 
