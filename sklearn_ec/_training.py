@@ -31,8 +31,9 @@ POLISH_WINDOW = 20
 # Training has stalled when no student improved on the held-out rows for so many epochs.
 PATIENCE_EPOCHS = 5
 CONVERGED_SHARE = 0.6
-# The best student is annealed after so many epochs of Levenberg, then after twice as many, ...
+# The best student is annealed after so many epochs of Levenberg, then after 4 times as many, ...
 FIRST_QUESTION_EPOCH = 3
+QUESTION_FACTOR = 4
 # Floating-point operations that one epoch of Levenberg may take for all students of a group.
 GROUP_FLOPS = {"cpu": 1e12, "cuda": 3e13}
 MIN_GROUP = 4
@@ -171,7 +172,7 @@ class TrainingMonitor(Callback):
     def _best_is_recovered(self, solver: BatchedLevenberg, epoch: int) -> bool:
         if self.is_recovered is None or epoch < self.next_question_:
             return False
-        self.next_question_ *= 4
+        self.next_question_ *= QUESTION_FACTOR
         best = int(torch.where(solver.losses.isfinite(), solver.losses, math.inf).argmin())
         network = _to_network(solver.hidden[best], solver.readout[best])
         return self.is_recovered(network, float(solver.losses[best]))

@@ -68,7 +68,8 @@ def test_training_stops_when_the_best_student_is_recovered(trainer):
 
     students = trainer.train(SEEDS, 4, max_iter=1000, tol=0.0, is_recovered=is_recovered)
     assert len(asked) == 2
-    assert students.n_iter == 10 * 2 * _training.FIRST_QUESTION_EPOCH
+    epochs = _training.FIRST_QUESTION_EPOCH * _training.QUESTION_FACTOR
+    assert students.n_iter == epochs * _training.LEVENBERG_STEPS_PER_EPOCH
     assert_allclose(asked[1][1], np.nanmin(students.losses))
 
 
