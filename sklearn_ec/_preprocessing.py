@@ -56,6 +56,27 @@ class Coordinates:
         return [incoming.T.copy(), outgoing.T.copy()], [bias, output_bias]
 
 
+@dataclass(frozen=True)
+class Problem:
+    """Everything that a fit keeps of its data, so that ``recluster`` can use it again."""
+
+    train: Samples
+    held_out: Samples
+    coordinates: Coordinates
+
+
+def prepare(
+    X: np.ndarray, y: np.ndarray, sample_weight: np.ndarray, rng: np.random.Generator
+) -> Problem:
+    """Merge repeated rows, standardize, and keep some rows out of training."""
+    X, y, sample_weight = merge_duplicate_rows(X, y, sample_weight)
+    if len(X) == 0:
+        raise ValueError("All sample weights are zero: give at least one row a positive weight.")
+    samples, coordinates = standardize(X, y, sample_weight)
+    train, held_out = split_rows(samples, rng)
+    return Problem(train, held_out, coordinates)
+
+
 def merge_duplicate_rows(
     X: np.ndarray, y: np.ndarray, sample_weight: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
@@ -19,23 +18,14 @@ from ._activations import ACTIVATIONS, Activation, get_activation
 from ._annealing import ANNEALING_LOSS, Annealer, Candidate
 from ._clustering import Cluster, average_linkage, cluster_labels, cluster_report, find_clusters
 from ._expansion import WidthSearch, find_width
-from ._preprocessing import Coordinates, merge_duplicate_rows, split_rows, standardize
+from ._preprocessing import prepare
 from ._reconstruction import canonical_form, collapse, incoming_vectors
 from ._training import Trainer
-from ._types import Dendrogram, Network, Samples, Students
+from ._types import Dendrogram, Network, Students
 
 N_PROBES = 5
 MAX_ANNEALED = 3
 MAX_SEED = np.iinfo(np.int32).max
-
-
-@dataclass(frozen=True)
-class _Problem:
-    """Everything that the fit keeps of its data, so that ``recluster`` can use it again."""
-
-    train: Samples
-    held_out: Samples
-    coordinates: Coordinates
 
 
 class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
@@ -237,7 +227,7 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         width = self._assumed_width()
         X, y, sample_weight = self._validate(X, y, sample_weight)
         rng = np.random.default_rng(check_random_state(self.random_state).randint(MAX_SEED))
-        self._problem = _prepare(X, y, sample_weight, rng)
+        self._problem = prepare(X, y, sample_weight, rng)
         annealer = self._annealer()
         self._search = self._find_width(annealer, rng) if width is None else WidthSearch(width)
         self._students, self._annealed = self._train_students(annealer, rng)
@@ -360,8 +350,8 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
             return students, width if most_converged else None
 
         def n_parameters(width: int) -> int:
-            n_inputs = self._problem.train.X.shape[1]
-            return _n_parameters(self._student_width(width), n_inputs, self.n_outputs_)
+            n_inputs, neurons = self._problem.train.X.shape[1], self._student_width(width)
+            return neurons * (n_inputs + 1) + self.n_outputs_ * (neurons + 1)
 
         return find_width(train_probes, n_parameters, self._problem.train.n_equations)
 
@@ -509,18 +499,3 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
                 f"students converged after {students.n_iter} steps, best loss "
                 f"{np.nanmin(students.losses):.1e}"
             )
-
-
-def _prepare(
-    X: np.ndarray, y: np.ndarray, sample_weight: np.ndarray, rng: np.random.Generator
-) -> _Problem:
-    X, y, sample_weight = merge_duplicate_rows(X, y, sample_weight)
-    if len(X) == 0:
-        raise ValueError("All sample weights are zero: give at least one row a positive weight.")
-    samples, coordinates = standardize(X, y, sample_weight)
-    train, held_out = split_rows(samples, rng)
-    return _Problem(train, held_out, coordinates)
-
-
-def _n_parameters(width: int, n_inputs: int, n_outputs: int) -> int:
-    return width * (n_inputs + 1) + n_outputs * (width + 1)

@@ -65,6 +65,15 @@ class _StudentNet(NeuralNet):
 class AdamNet(_StudentNet):
     """Minibatch Adam with a cosine learning rate, all students at once."""
 
+    def __init__(self, module: nn.Module, *, seed: int = 0, **kwargs: Any):
+        self.seed = seed
+        super().__init__(module, optimizer=torch.optim.Adam, lr=WARM_UP_LEARNING_RATE, **kwargs)
+
+    def initialize(self) -> AdamNet:
+        super().initialize()
+        self.rng_ = np.random.default_rng(self.seed)
+        return self
+
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         data, targets = batch
         n_steps = self.max_epochs * WARM_UP_STEPS_PER_EPOCH
@@ -87,15 +96,6 @@ class AdamNet(_StudentNet):
         losses.sum().backward()
         self.optimizer_.step()
         return losses.detach().mean()
-
-    def initialize(self) -> AdamNet:
-        super().initialize()
-        self.rng_ = np.random.default_rng(self.seed)
-        return self
-
-    def __init__(self, module: nn.Module, *, seed: int = 0, **kwargs: Any):
-        self.seed = seed
-        super().__init__(module, optimizer=torch.optim.Adam, lr=WARM_UP_LEARNING_RATE, **kwargs)
 
 
 class LevenbergNet(_StudentNet):
