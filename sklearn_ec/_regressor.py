@@ -42,7 +42,10 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         Expansion factor: students have ``ceil(rho * width)`` hidden neurons. At least 1.
     hidden_layer_sizes : int, tuple of one int or "auto", default="auto"
         Width assumed for the sought network. ``"auto"`` doubles the width from 1 until students
-        fit the data. The recovered width may differ, see ``layer_sizes_``.
+        fit the data exactly. It gives up where students would hold more parameters than there are
+        equations, ``n_samples * n_outputs``, or where two doublings in a row did not lower the loss
+        on held-out rows by a tenth; the best width on these rows is taken then. The recovered width
+        may differ from the assumed one, see ``layer_sizes_``.
     activation : str, default="relu"
         Activation function of the sought network: "logistic", "tanh", "relu", "leaky_relu" (slope
         0.01), "softplus", "gelu", "silu", "elu", "erf" or "g", the paper's
