@@ -1,4 +1,4 @@
-"""One table of activation functions: function, derivative and symmetry class.
+"""One table of activation functions: function, derivatives and symmetry class.
 
 Every activation exists twice, for numpy (``predict``) and for torch (training), so that a fitted
 network needs no torch to run.
@@ -31,7 +31,7 @@ LEAKY_RELU_SLOPE = 0.01
 
 @dataclass(frozen=True)
 class Activation:
-    """An activation function with its derivative and its symmetries.
+    """An activation function with its derivatives and its symmetries.
 
     ``flip`` is the constant ``c`` of the symmetry class: the constant left behind by a flip of an
     odd activation, the slope of the linear function left behind by a flip of an even+linear one.
@@ -40,6 +40,7 @@ class Activation:
     function: Callable[[np.ndarray], np.ndarray]
     tensor_function: Callable[[torch.Tensor], torch.Tensor]
     tensor_derivative: Callable[[torch.Tensor], torch.Tensor]
+    tensor_second_derivative: Callable[[torch.Tensor], torch.Tensor]
     symmetry: Symmetry
     flip: float = 0.0
     homogeneous: bool = False
@@ -63,14 +64,28 @@ def _tensor_sigmoid_derivative(z: torch.Tensor) -> torch.Tensor:
     return s * (1.0 - s)
 
 
-def _tensor_gelu_derivative(z: torch.Tensor) -> torch.Tensor:
-    density = torch.exp(-0.5 * z * z) / math.sqrt(2.0 * math.pi)
-    return torch.special.ndtr(z) + z * density
+def _tensor_sigmoid_second_derivative(z: torch.Tensor) -> torch.Tensor:
+    s = torch.sigmoid(z)
+    return s * (1.0 - s) * (1.0 - 2.0 * s)
+
+
+def _tensor_tanh_second_derivative(z: torch.Tensor) -> torch.Tensor:
+    t = torch.tanh(z)
+    return -2.0 * t * (1.0 - t * t)
+
+
+def _tensor_normal_density(z: torch.Tensor) -> torch.Tensor:
+    return torch.exp(-0.5 * z * z) / math.sqrt(2.0 * math.pi)
 
 
 def _tensor_silu_derivative(z: torch.Tensor) -> torch.Tensor:
     s = torch.sigmoid(z)
     return s * (1.0 + z * (1.0 - s))
+
+
+def _tensor_silu_second_derivative(z: torch.Tensor) -> torch.Tensor:
+    s = torch.sigmoid(z)
+    return s * (1.0 - s) * (2.0 + z * (1.0 - 2.0 * s))
 
 
 def _relu(z: np.ndarray) -> np.ndarray:
@@ -83,13 +98,25 @@ def _softplus(z: np.ndarray) -> np.ndarray:
 
 ACTIVATIONS: dict[str, Activation] = {
     "logistic": Activation(
-        special.expit, torch.sigmoid, _tensor_sigmoid_derivative, "odd", flip=1.0
+        special.expit,
+        torch.sigmoid,
+        _tensor_sigmoid_derivative,
+        _tensor_sigmoid_second_derivative,
+        "odd",
+        flip=1.0,
     ),
-    "tanh": Activation(np.tanh, torch.tanh, lambda z: 1.0 - torch.tanh(z) ** 2, "odd"),
+    "tanh": Activation(
+        np.tanh,
+        torch.tanh,
+        lambda z: 1.0 - torch.tanh(z) ** 2,
+        _tensor_tanh_second_derivative,
+        "odd",
+    ),
     "relu": Activation(
         _relu,
         torch.relu,
         lambda z: (z > 0).to(z.dtype),
+        torch.zeros_like,
         "even_linear",
         flip=1.0,
         homogeneous=True,
@@ -98,15 +125,24 @@ ACTIVATIONS: dict[str, Activation] = {
         lambda z: np.where(z > 0, z, LEAKY_RELU_SLOPE * z),
         lambda z: torch.nn.functional.leaky_relu(z, LEAKY_RELU_SLOPE),
         lambda z: torch.full_like(z, LEAKY_RELU_SLOPE).masked_fill_(z > 0, 1.0),
+        torch.zeros_like,
         "even_linear",
         flip=1.0 + LEAKY_RELU_SLOPE,
         homogeneous=True,
     ),
-    "softplus": Activation(_softplus, _tensor_softplus, torch.sigmoid, "even_linear", flip=1.0),
+    "softplus": Activation(
+        _softplus,
+        _tensor_softplus,
+        torch.sigmoid,
+        _tensor_sigmoid_derivative,
+        "even_linear",
+        flip=1.0,
+    ),
     "gelu": Activation(
         lambda z: z * special.ndtr(z),
         torch.nn.functional.gelu,
-        _tensor_gelu_derivative,
+        lambda z: torch.special.ndtr(z) + z * _tensor_normal_density(z),
+        lambda z: (2.0 - z * z) * _tensor_normal_density(z),
         "even_linear",
         flip=1.0,
     ),
@@ -114,6 +150,7 @@ ACTIVATIONS: dict[str, Activation] = {
         lambda z: z * special.expit(z),
         torch.nn.functional.silu,
         _tensor_silu_derivative,
+        _tensor_silu_second_derivative,
         "even_linear",
         flip=1.0,
     ),
@@ -121,18 +158,21 @@ ACTIVATIONS: dict[str, Activation] = {
         lambda z: np.where(z > 0, z, np.expm1(np.minimum(z, 0.0))),
         torch.nn.functional.elu,
         lambda z: torch.exp(torch.clamp(z, max=0.0)),
+        lambda z: torch.where(z > 0, 0.0, torch.exp(torch.clamp(z, max=0.0))),
         "none",
     ),
     "erf": Activation(
         special.erf,
         torch.erf,
         lambda z: (2.0 / math.sqrt(math.pi)) * torch.exp(-z * z),
+        lambda z: (-4.0 / math.sqrt(math.pi)) * z * torch.exp(-z * z),
         "odd",
     ),
     "g": Activation(
         lambda z: special.expit(4.0 * z) + _softplus(z),
         lambda z: torch.sigmoid(4.0 * z) + _tensor_softplus(z),
         lambda z: 4.0 * _tensor_sigmoid_derivative(4.0 * z) + torch.sigmoid(z),
+        lambda z: 16.0 * _tensor_sigmoid_second_derivative(4.0 * z) + _tensor_sigmoid_derivative(z),
         "none",
     ),
 }

@@ -21,11 +21,13 @@ from ._reconstruction import design_matrix, linear_pairs, resolve_signs, solve_r
 from ._training import Trainer
 from ._types import Network, Samples
 
-POLISH_STEPS = 200
+POLISH_STEPS = 1000
 # Steps before the first removal, when steps are most expensive and do least.
 FIRST_POLISH_STEPS = 20
 # Networks above this relative mean squared error are not worth annealing.
 ANNEALING_LOSS = 1e-3
+# Below this relative mean squared error a network is refined to the last digit.
+REFINEMENT_LOSS = 1e-18
 # A removal stands while the loss is at most this factor above the lowest loss so far.
 CAP_FACTOR = 10.0
 # Losses below this are rounding, equally good.
@@ -63,7 +65,10 @@ class Annealer:
         network, loss = self.trainer.polish(network, n_steps)
         if self.prune and loss < ANNEALING_LOSS:
             network, loss = prune(network, loss, self.trainer)
-        return self._judge(self._without_skip(network, loss))
+        network, loss = self._without_skip(network, loss)
+        if loss < REFINEMENT_LOSS:
+            network, loss = self.trainer.refine(network, loss)
+        return self._judge(network)
 
     def judge_as_is(self, network: Network) -> Candidate:
         """Certify a network without changing the function that it computes."""
@@ -72,17 +77,15 @@ class Annealer:
     def _judge(self, network: Network) -> Candidate:
         return Candidate(network, certify(network, self.trainer, self.held_out, self.y_rounding))
 
-    def _without_skip(self, network: Network, loss: float) -> Network:
+    def _without_skip(self, network: Network, loss: float) -> tuple[Network, float]:
         """Absorb the skip term in the signs of the neurons, else in additional neurons."""
         if not network.skip.size:
-            return network
+            return network, loss
         activation = self.trainer.activation
-        flipped, flipped_loss = self.trainer.polish(
-            resolve_signs(network, activation), POLISH_STEPS
-        )
-        if flipped_loss <= max(CAP_FACTOR * loss, CAP_FLOOR):
+        flipped = self.trainer.polish(resolve_signs(network, activation), POLISH_STEPS)
+        if flipped[1] <= max(CAP_FACTOR * loss, CAP_FLOOR):
             return flipped
-        return self.trainer.polish(linear_pairs(network, activation), POLISH_STEPS)[0]
+        return self.trainer.polish(linear_pairs(network, activation), POLISH_STEPS)
 
 
 def prune(network: Network, loss: float, trainer: Trainer) -> tuple[Network, float]:

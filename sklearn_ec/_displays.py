@@ -39,7 +39,10 @@ def plot_dendrogram(record: Dendrogram, ax: Any = None) -> Any:
     ax.set_ylim(bottom=tree[:, 2].min() / 2, top=tree[:, 2].max() * 2)
     ax.set_xlabel(f"{n_leaves} neurons of {len(np.unique(record.students))} students")
     ax.set_ylabel("distance of incoming weight vectors")
-    ax.set_title(f"{len(record.cut_heights)} clusters kept")
+    title = f"{len(record.cut_heights)} clusters kept"
+    if record.n_students:
+        title += f", {record.n_agreeing} of {record.n_students} students agree on the network"
+    ax.set_title(title)
     return ax
 
 

@@ -34,6 +34,9 @@ from ._students import stacked_outputs
 DAMPING_FLOOR = 1e-16
 DAMPING_CEILING = 1e8
 MAX_RETRIES = 4
+# A step is rejected where the second-order correction is longer than this share of it: there the
+# expansion along the step has broken down.
+MAX_BEND = 0.375
 # Below this relative mean squared error a rejected step, or an almost undamped one that does not
 # halve the loss, means that rounding stops the descent.
 ROUNDING_LOSS = 1e-24
@@ -101,6 +104,44 @@ class LeastSquaresTask:
         gram = gram.triu() + gram.triu(1).mT
         return NormalEquations(gram / n, outgoing, hidden_gradient / n, readout_gradient / n)
 
+    def curvature(
+        self,
+        hidden: Tensor,
+        readout: Tensor,
+        hidden_step: Tensor,
+        readout_step: Tensor,
+        rows: slice,
+    ) -> Tensor:
+        """Second derivative of the weighted residuals along a step, (batch, n_rows, n_outputs).
+
+        The outputs ``B φ`` bend along a step as ``Σ_j a_j s''(z_j) ż_j² + 2 ȧ_j s'(z_j) ż_j``.
+        """
+        width = hidden.shape[1]
+        inputs, sqrt_weight = self.inputs[rows], self.sqrt_weight[rows]
+        z, speed = inputs @ hidden.mT, inputs @ hidden_step.mT
+        bends = self.activation.tensor_second_derivative(z) * speed.square()
+        drifts = 2.0 * self.activation.tensor_derivative(z) * speed
+        curvature = bends @ readout[:, :, :width].mT + drifts @ readout_step[:, :, :width].mT
+        return curvature * sqrt_weight
+
+    def curvature_gradient(
+        self, hidden: Tensor, readout: Tensor, hidden_step: Tensor, readout_step: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """``Jᵀc`` with the second derivative ``c`` of the residuals along a step."""
+        width = hidden.shape[1]
+        hidden_gradient = torch.zeros_like(hidden)
+        readout_gradient = torch.zeros_like(readout)
+        for rows in self.chunks(8 * hidden.shape[0] * width):
+            curvature = self.curvature(hidden, readout, hidden_step, readout_step, rows)
+            curvature *= self.sqrt_weight[rows]
+            inputs = self.inputs[rows]
+            z = inputs @ hidden.mT
+            features = _features(self.activation.tensor_function(z), inputs, readout.shape[2])
+            slopes = self.activation.tensor_derivative(z)
+            readout_gradient += curvature.mT @ features
+            hidden_gradient += ((curvature @ readout[:, :, :width]) * slopes).mT @ inputs
+        return hidden_gradient / self.n_equations, readout_gradient / self.n_equations
+
     def jacobian(self, hidden: Tensor, readout: Tensor, rows: slice) -> Tensor:
         """Jacobian of one network's weighted outputs, hidden weights before readout weights.
 
@@ -164,10 +205,9 @@ class NormalEquations:
             self.readout_gradient[index],
         )
 
-    def solve(self, damping: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Steps for hidden and readout weights, and a mask of the solves that succeeded."""
+    def damped(self, damping: Tensor) -> DampedSystem:
+        """Factorize ``JᵀJ + λI`` by way of the readout's Schur complement."""
         batch, width, fan_in = self.hidden_gradient.shape
-        n_outputs = self.outgoing.shape[1]
         n_hidden = width * fan_in
         cross = self.gram[:, :n_hidden, n_hidden:]
         readout_block = self.gram[:, n_hidden:, n_hidden:].clone()
@@ -181,20 +221,8 @@ class NormalEquations:
         schur = (schur * coupling[:, :, None, :, None]).view(batch, n_hidden, n_hidden)
         schur.diagonal(dim1=1, dim2=2).add_(damping[:, None])
         hidden_factor, hidden_info = torch.linalg.cholesky_ex(schur)
-
-        readout_part = torch.cholesky_solve(self.readout_gradient.mT, readout_factor)
-        carried = (cross @ readout_part).view(batch, width, fan_in, n_outputs)
-        carried = (carried * self.outgoing.mT[:, :, None, :]).sum(dim=3)
-        right = (self.hidden_gradient - carried).reshape(batch, n_hidden, 1)
-        hidden_step = -torch.cholesky_solve(right, hidden_factor).view(batch, width, fan_in)
-
-        spread = hidden_step[..., None] * self.outgoing.mT[:, :, None, :]
-        carried = cross.mT @ spread.reshape(batch, n_hidden, n_outputs)
-        readout_step = -torch.cholesky_solve(self.readout_gradient.mT + carried, readout_factor).mT
         succeeded = (readout_info == 0) & (hidden_info == 0)
-        succeeded &= hidden_step.isfinite().all(dim=2).all(dim=1)
-        succeeded &= readout_step.isfinite().all(dim=2).all(dim=1)
-        return hidden_step, readout_step, succeeded
+        return DampedSystem(cross, self.outgoing, readout_factor, hidden_factor, succeeded)
 
     def predicted_decrease(
         self, hidden_step: Tensor, readout_step: Tensor, damping: Tensor
@@ -205,8 +233,38 @@ class NormalEquations:
         return -slope + damping * length
 
 
+@dataclass(frozen=True)
+class DampedSystem:
+    """Factors of ``JᵀJ + λI`` of a batch of networks."""
+
+    cross: Tensor  # (batch, n_hidden, n_features)
+    outgoing: Tensor  # (batch, n_outputs, n_neurons)
+    readout_factor: Tensor  # (batch, n_features, n_features)
+    hidden_factor: Tensor  # (batch, n_hidden, n_hidden)
+    succeeded: Tensor  # (batch,), False where the matrix is not positive definite
+
+    def step(self, hidden_gradient: Tensor, readout_gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden and readout part of ``−(JᵀJ + λI)⁻¹`` times a gradient."""
+        batch, width, fan_in = hidden_gradient.shape
+        n_hidden, n_outputs = width * fan_in, self.outgoing.shape[1]
+        readout_part = torch.cholesky_solve(readout_gradient.mT, self.readout_factor)
+        carried = (self.cross @ readout_part).view(batch, width, fan_in, n_outputs)
+        carried = (carried * self.outgoing.mT[:, :, None, :]).sum(dim=3)
+        right = (hidden_gradient - carried).reshape(batch, n_hidden, 1)
+        hidden_step = -torch.cholesky_solve(right, self.hidden_factor).view(batch, width, fan_in)
+
+        spread = hidden_step[..., None] * self.outgoing.mT[:, :, None, :]
+        carried = self.cross.mT @ spread.reshape(batch, n_hidden, n_outputs)
+        readout_step = -torch.cholesky_solve(readout_gradient.mT + carried, self.readout_factor).mT
+        return hidden_step, readout_step
+
+
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(dim=(1, 2))
+
+
+def _length(parts: tuple[Tensor, ...]) -> Tensor:
+    return torch.stack([_dot(part, part) for part in parts]).sum(dim=0).sqrt()
 
 
 class BatchedLevenberg:
@@ -259,12 +317,16 @@ class BatchedLevenberg:
 
     def _try(self, equations: NormalEquations, index: Tensor) -> Tensor:
         damping = self.damping[index]
-        hidden_step, readout_step, succeeded = equations.solve(damping)
-        hidden = self.hidden[index] + hidden_step
-        readout = self.readout[index] + readout_step
+        system = equations.damped(damping)
+        steps = system.step(equations.hidden_gradient, equations.readout_gradient)
+        curvature = self.task.curvature_gradient(self.hidden[index], self.readout[index], *steps)
+        bends = tuple(0.5 * bend for bend in system.step(*curvature))
+        hidden = self.hidden[index] + steps[0] + bends[0]
+        readout = self.readout[index] + steps[1] + bends[1]
         losses = self.task.losses(hidden, readout)
-        accepted = succeeded & (losses < self.losses[index])
-        predicted = equations.predicted_decrease(hidden_step, readout_step, damping)
+        accepted = system.succeeded & (losses < self.losses[index])
+        accepted &= _length(bends) <= MAX_BEND * _length(steps)
+        predicted = equations.predicted_decrease(*steps, damping)
         gain = (self.losses[index] - losses) / predicted.clamp_min(torch.finfo(losses.dtype).tiny)
         self.damping[index] = _next_damping(damping, gain, accepted)
         self.hidden[index[accepted]] = hidden[accepted]

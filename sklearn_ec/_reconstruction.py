@@ -9,26 +9,44 @@ from scipy.spatial import cKDTree
 
 from ._activations import Activation
 from ._clustering import Cluster, unit_rows
-from ._types import Network, Samples, Students
+from ._types import Network, Samples
 
 # Singular values of the readout's design matrix below this relative size are rounding.
 READOUT_CONDITION = 1e-15
+# Neurons of two networks agree up to this angle, in radians. Kinks of ReLU neurons may lie anywhere
+# between two rows in students that hold several copies.
+AGREEMENT_ANGLE = 1e-2
 # Up to so many neurons, all combinations of signs are searched (meeting in the middle).
 MAX_ENUMERATED_NEURONS = 24
 
 
 def incoming_vectors(
-    students: Students, voters: np.ndarray, activation: Activation
+    voters: dict[int, np.ndarray], activation: Activation
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Incoming weight vectors of the voting students, with their student and neuron indices.
 
-    Vectors of homogeneous activations have unit length: their length says nothing.
+    ``voters`` maps a student to its hidden weights, shape (n_neurons, n_inputs + 1). Vectors of
+    homogeneous activations get unit length: their length says nothing.
     """
-    n_neurons = students.hidden.shape[1]
-    vectors = students.hidden[voters].reshape(-1, students.hidden.shape[2])
+    widths = [len(hidden) for hidden in voters.values()]
+    vectors = np.vstack(list(voters.values()))
     if activation.homogeneous:
         vectors = unit_rows(vectors)
-    return vectors, np.repeat(voters, n_neurons), np.tile(np.arange(n_neurons), len(voters))
+    neurons = np.concatenate([np.arange(width) for width in widths])
+    return vectors, np.repeat(list(voters), widths), neurons
+
+
+def count_agreeing(network: Network, voters: list[np.ndarray], activation: Activation) -> int:
+    """How many voters, given by their hidden weights, hold every neuron of a network."""
+    neurons = unit_rows(network.hidden)
+    least_cosine = np.cos(AGREEMENT_ANGLE)
+    n_agreeing = 0
+    for hidden in voters:
+        cosines = unit_rows(hidden) @ neurons.T
+        if activation.has_sign_flip:
+            cosines = np.abs(cosines)
+        n_agreeing += bool((cosines.max(axis=0) >= least_cosine).all())
+    return n_agreeing
 
 
 def collapse(

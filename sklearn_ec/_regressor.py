@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -19,9 +20,9 @@ from ._annealing import ANNEALING_LOSS, Annealer, Candidate
 from ._clustering import Cluster, average_linkage, cluster_labels, cluster_report, find_clusters
 from ._expansion import WidthSearch, find_width
 from ._preprocessing import prepare
-from ._reconstruction import canonical_form, collapse, incoming_vectors
+from ._reconstruction import canonical_form, collapse, count_agreeing, incoming_vectors
 from ._training import Trainer
-from ._types import Dendrogram, Network, Students
+from ._types import MIN_VOTERS, Dendrogram, Network, Students
 
 N_PROBES = 5
 MAX_ANNEALED = 3
@@ -55,14 +56,20 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         that fits the data, the best of these are the students.
     gamma : float, default=0.5
         Least fraction of the voting students that must share a cluster, in (0, 1]. Students whose
-        loss reached ``tol`` vote; if these are fewer than 3, the better half of the trained ones.
+        loss reached ``tol`` vote. If these are fewer than 3, some of the best students are annealed
+        to join them where this gives the network; else the better half of the trained ones votes.
     beta : float, default=pi/6
         Largest median angle between the vectors of a cluster, in radians.
     cut : {"local", "global"}, default="local"
         How the dendrogram is cut: every branch where its clusters last longest, or all at the one
         height where the number of large clusters peaks, as in the paper.
+    solver : {"levenberg", "adam"}, default="levenberg"
+        How students are trained: batched Levenberg after a warm-up of 1,000 steps of Adam, or
+        minibatch Adam alone, with a cosine learning rate, as a control. Reconstructed networks are
+        always polished with Levenberg.
     max_iter : int, default=300
-        Largest number of Levenberg steps per student. A warm-up of 1,000 steps of Adam precedes.
+        Largest number of iterations per student: Levenberg steps, or epochs of 100 minibatches of
+        Adam.
     tol : float, default=1e-20
         Mean squared error, relative to the variance of y, at which a student has converged.
     prune : bool, default=True
@@ -99,6 +106,9 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         below 3).
     student_losses_ : ndarray of shape (n_students,)
         Relative mean squared error of every student; nan where training failed.
+    n_agreeing_ : int
+        Number of voting and annealed students that hold every neuron of the reconstructed network,
+        up to an angle of 0.01 between incoming vectors.
     loss_ : float
         Relative mean squared error of the reconstructed network on the training rows.
     recovered_ : bool
@@ -106,7 +116,7 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
     certificate_ : Certificate
         The measurements behind ``recovered_`` and the reason of a refusal.
     n_iter_ : int
-        Levenberg steps taken by the students.
+        Iterations taken by the students.
     n_outputs_ : int
         Number of outputs.
     n_features_in_ : int
@@ -116,12 +126,17 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
     Notes
     -----
-    ``recovered_`` needs no teacher. It is True only if the relative root mean squared error ``e``
-    is at rounding level on the training rows and on a tenth of the rows (at most 1,000) that are
-    kept out of training, the equations ``n_samples * n_outputs`` outnumber the reconstructed
-    network's parameters at least twofold, and no other network nearby fits as well:
-    ``e <= 0.1 * s**2`` with the smallest singular value ``s`` of the network's scaled Jacobian (the
-    Newton-Kantorovich condition).
+    ``recovered_`` needs no teacher. It is True only if
+
+    1. the relative root mean squared error ``e`` is at rounding level on the training rows and on a
+       tenth of the rows (at most 1,000) that are kept out of training;
+    2. the equations ``n_samples * n_outputs`` outnumber the reconstructed network's parameters at
+       least twofold;
+    3. the data determine the weights: ``e <= 1e-3 * s`` with the smallest singular value ``s`` of
+       the network's scaled Jacobian;
+    4. no other network nearby fits as well: ``e * c <= 0.1 * s**2`` for each of the 10 weakest
+       singular directions, with the curvature ``c`` of the residuals along it (the
+       Newton-Kantorovich condition). A network with a spare neuron fails here.
 
     X and y are standardized internally; the affine maps are folded back into the first and the
     last layer exactly. Repeated rows are merged, their weights added up.
@@ -158,6 +173,7 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         "gamma": [Interval(Real, 0, 1, closed="right")],
         "beta": [Interval(Real, 0, math.pi, closed="both")],
         "cut": [StrOptions({"local", "global"})],
+        "solver": [StrOptions({"levenberg", "adam"})],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="left")],
         "prune": ["boolean"],
@@ -176,6 +192,7 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         gamma=0.5,
         beta=math.pi / 6,
         cut="local",
+        solver="levenberg",
         max_iter=300,
         tol=1e-20,
         prune=True,
@@ -190,6 +207,7 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self.gamma = gamma
         self.beta = beta
         self.cut = cut
+        self.solver = solver
         self.max_iter = max_iter
         self.tol = tol
         self.prune = prune
@@ -233,8 +251,9 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self._problem = prepare(X, y, sample_weight, rng)
         annealer = self._annealer()
         self._search = self._find_width(annealer, rng) if width is None else WidthSearch(width)
-        self._students, self._annealed = self._train_students(annealer, rng)
-        self._annealed_students = None
+        self._students, self._certified = self._train_students(annealer, rng)
+        self._annealed = None
+        self._confirm(annealer)
         self._reconstruct(annealer)
         return self
 
@@ -346,9 +365,9 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
     def _find_width(self, annealer: Annealer, rng: np.random.Generator) -> WidthSearch:
         def train_probes(width: int) -> tuple[Students, int | None]:
             seeds = rng.integers(MAX_SEED, size=min(N_PROBES, self.n_students))
-            students, annealed = self._train(annealer, seeds, width)
-            if annealed is not None:
-                return students, annealed.network.width
+            students, certified = self._train(annealer, seeds, width)
+            if certified:
+                return students, next(iter(certified.values())).network.width
             most_converged = np.mean(students.losses <= self.tol) >= 0.5
             return students, width if most_converged else None
 
@@ -360,13 +379,14 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
     def _train_students(
         self, annealer: Annealer, rng: np.random.Generator
-    ) -> tuple[Students, Candidate | None]:
+    ) -> tuple[Students, dict[int, Candidate]]:
         """The students of the assumed width; its probes where the search for it failed."""
         if self._search.students is not None:
-            students, annealed = self._search.students, None
+            students: Students = self._search.students
+            certified: dict[int, Candidate] = {}
         else:
             seeds = rng.integers(MAX_SEED, size=self.n_students)
-            students, annealed = self._train(annealer, seeds, self._search.width)
+            students, certified = self._train(annealer, seeds, self._search.width)
         n_failed = int(np.sum(~np.isfinite(students.losses)))
         if n_failed == len(students):
             raise ValueError(
@@ -379,22 +399,29 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
                 ConvergenceWarning,
                 stacklevel=3,
             )
-        return students, annealed
+        return students, certified
 
     def _train(
         self, annealer: Annealer, seeds: np.ndarray, width: int
-    ) -> tuple[Students, Candidate | None]:
+    ) -> tuple[Students, dict[int, Candidate]]:
         """Train students until enough converged or annealing one of them gives the network.
 
-        Nothing here depends on ``gamma``, ``beta`` and ``cut``.
+        The certified network, if any, goes by the index of its student. Nothing here depends on
+        ``gamma``, ``beta`` and ``cut``.
         """
-        certified: list[Candidate] = []
+        certified: dict[int, Candidate] = {}
+        if self.solver == "adam":
+            students = annealer.trainer.train_with_adam(
+                seeds, self._student_width(width), max_iter=self.max_iter
+            )
+            self._report(students, width)
+            return students, certified
 
-        def is_recovered(network: Network, loss: float) -> bool:
+        def is_recovered(student: int, network: Network, loss: float) -> bool:
             if loss < ANNEALING_LOSS:
                 candidate = annealer.finish(network)
                 if candidate.certificate.passed:
-                    certified.append(candidate)
+                    certified[student] = candidate
             return bool(certified)
 
         students = annealer.trainer.train(
@@ -405,26 +432,56 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
             is_recovered=is_recovered if self.prune else None,
         )
         self._report(students, width)
-        return students, certified[0] if certified else None
+        return students, certified
+
+    def _confirm(self, annealer: Annealer) -> None:
+        """Where one student gave the network but few have converged, anneal further ones to vote.
+
+        Nothing here depends on ``gamma``, ``beta`` and ``cut``.
+        """
+        students, certified = self._students, self._certified
+        if not certified:
+            return
+        others = [student for student in students.by_loss() if student not in self._voters()]
+        for student in others[: max(0, MIN_VOTERS - len(self._voters()))]:
+            if students.losses[student] < ANNEALING_LOSS:
+                candidate = annealer.finish(students.network(student))
+                if candidate.certificate.passed:
+                    certified[int(student)] = candidate
+
+    def _voters(self) -> dict[int, np.ndarray]:
+        """Incoming vectors of the students whose neurons are clustered, by student.
+
+        Once a network is certified these are the annealed students that were certified, and the
+        converged ones; else as :meth:`Students.voters` says.
+        """
+        students, certified = self._students, self._certified
+        trained = students.converged(self.tol) if certified else students.voters(self.tol)
+        voters = {int(student): students.hidden[student] for student in trained}
+        voters.update({s: candidate.network.hidden for s, candidate in certified.items()})
+        return dict(sorted(voters.items()))
 
     def _student_width(self, width: int) -> int:
         return math.ceil(self.rho * width)
 
     def _reconstruct(self, annealer: Annealer) -> None:
         """Everything that depends on the thresholds: cluster, collapse, finish, set attributes."""
-        clusters, vectors, owners = self._cluster(annealer.trainer.activation)
-        candidate = self._annealed
-        if candidate is None:
+        activation = annealer.trainer.activation
+        clusters, vectors, owners = self._cluster(activation)
+        if self._certified:
+            candidate = next(iter(self._certified.values()))
+        else:
             kept = collapse(clusters, vectors, owners, self._students.losses)
             candidate = self._best_candidate(annealer, kept)
         self._set_network(candidate)
+        self._set_agreement(candidate.network, activation)
         if not self.recovered_:
             n_kept = sum(cluster.status == "kept" for cluster in clusters)
             warnings.warn(self._explain_failure(n_kept), ConvergenceWarning, stacklevel=3)
 
     def _cluster(self, activation: Activation) -> tuple[list[Cluster], np.ndarray, np.ndarray]:
-        voters = self._students.voters(self.tol)
-        vectors, owners, neurons = incoming_vectors(self._students, voters, activation)
+        voters = self._voters()
+        vectors, owners, neurons = incoming_vectors(voters, activation)
         tree = average_linkage(vectors, activation.has_sign_flip)
         clusters = find_clusters(
             vectors,
@@ -458,15 +515,16 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
     def _anneal_students(self, annealer: Annealer) -> list[Candidate]:
         """Finished best students, up to the first certified one; kept for ``recluster``."""
-        if self._annealed_students is None:
-            self._annealed_students = []
+        if self._annealed is None:
+            self._annealed = {}
             students = self._students
             best = students.by_loss()[:MAX_ANNEALED]
             for student in best[students.losses[best] < ANNEALING_LOSS]:
-                self._annealed_students.append(annealer.finish(students.network(student)))
-                if self._annealed_students[-1].certificate.passed:
+                candidate = annealer.finish(students.network(student))
+                self._annealed[int(student)] = candidate
+                if candidate.certificate.passed:
                     break
-        return self._annealed_students
+        return list(self._annealed.values())
 
     def _set_network(self, candidate: Candidate) -> None:
         weights, biases = self._problem.coordinates.to_original(candidate.network)
@@ -478,6 +536,16 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self.recovered_ = candidate.certificate.passed
         self.student_losses_ = self._students.losses
         self.n_iter_ = self._students.n_iter
+
+    def _set_agreement(self, network: Network, activation: Activation) -> None:
+        """Count the students that hold every neuron of the network, as trained or annealed."""
+        voters = self._voters()
+        annealed = self._annealed or {}
+        passed = {s: c.network.hidden for s, c in annealed.items() if c.certificate.passed}
+        self.n_agreeing_ = count_agreeing(network, list((voters | passed).values()), activation)
+        self.dendrogram_[0] = replace(
+            self.dendrogram_[0], n_students=len(self._students), n_agreeing=self.n_agreeing_
+        )
 
     def _explain_failure(self, n_kept: int) -> str:
         losses = self.student_losses_

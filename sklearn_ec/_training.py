@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ._activations import get_activation
 from ._levenberg import BatchedLevenberg, LeastSquaresTask
+from ._linearization import Linearization
 from ._students import StackedStudents, initial_weights
 from ._types import Network, Samples, Students
 
@@ -28,6 +29,9 @@ WARM_UP_STEPS_PER_EPOCH = 100
 LEVENBERG_STEPS_PER_EPOCH = 10
 POLISH_DAMPING = 1e-3
 POLISH_WINDOW = 20
+# A polish has stalled when a window leaves more than this share of the loss.
+POLISH_PROGRESS = 0.99
+MAX_REFINEMENTS = 10
 # Training has stalled when no student improved on the held-out rows for so many epochs.
 PATIENCE_EPOCHS = 5
 CONVERGED_SHARE = 0.6
@@ -37,6 +41,9 @@ QUESTION_FACTOR = 4
 # Floating-point operations that one epoch of Levenberg may take for all students of a group.
 GROUP_FLOPS = {"cpu": 1e12, "cuda": 3e13}
 MIN_GROUP = 4
+
+# Judges a student by its index, network and loss.
+IsRecovered = Callable[[int, Network, float], bool]
 
 
 class WholeBatch:
@@ -125,17 +132,19 @@ class TrainingMonitor(Callback):
     """Remember the best student on held-out rows, and stop training when more is of no use.
 
     Training stops when enough students converged, when ``is_recovered`` says so of the best student
-    (asked at exponentially growing intervals), or when no student improves on the held-out rows any
-    more.
+    (asked at exponentially growing intervals with its index, network and loss), or when no student
+    improves on the held-out rows any more. ``students`` holds the indices of the net's students.
     """
 
     def __init__(
         self,
         held_out: LeastSquaresTask,
+        students: Tensor,
         tol: float,
-        is_recovered: Callable[[Network, float], bool] | None,
+        is_recovered: IsRecovered | None,
     ):
         self.held_out = held_out
+        self.students = students
         self.tol = tol
         self.is_recovered = is_recovered
 
@@ -175,7 +184,7 @@ class TrainingMonitor(Callback):
         self.next_question_ *= QUESTION_FACTOR
         best = int(torch.where(solver.losses.isfinite(), solver.losses, math.inf).argmin())
         network = _to_network(solver.hidden[best], solver.readout[best])
-        return self.is_recovered(network, float(solver.losses[best]))
+        return self.is_recovered(int(self.students[best]), network, float(solver.losses[best]))
 
 
 class Trainer:
@@ -198,7 +207,7 @@ class Trainer:
         *,
         max_iter: int,
         tol: float,
-        is_recovered: Callable[[Network, float], bool] | None = None,
+        is_recovered: IsRecovered | None = None,
     ) -> Students:
         """Train one student per seed: a short warm-up with Adam, then Levenberg.
 
@@ -211,7 +220,7 @@ class Trainer:
         trained = torch.zeros(len(seeds), dtype=torch.bool)
         monitors, n_iter = [], 0
         for group in self._groups(losses, hidden[0].numel() + readout.shape[2]):
-            monitor = TrainingMonitor(self.held_out_task, tol, is_recovered)
+            monitor = TrainingMonitor(self.held_out_task, group, tol, is_recovered)
             net = LevenbergNet(
                 StackedStudents(hidden[group], readout[group], self.activation),
                 task=self.task,
@@ -239,6 +248,27 @@ class Trainer:
             best_held_out_loss=float(best.best_losses_.min()),
         )
 
+    def train_with_adam(self, seeds: np.ndarray, width: int, *, max_iter: int) -> Students:
+        """Train one student per seed with minibatch Adam alone, in double precision.
+
+        One iteration is an epoch of ``WARM_UP_STEPS_PER_EPOCH`` minibatches. This is the control
+        that the Levenberg solver is measured against.
+        """
+        module = self._adam(self._initial_students(seeds, width), self.task, seeds, max_iter)
+        hidden, readout = module.hidden.detach(), module.readout.detach()
+        losses = self.task.losses(hidden, readout)
+        held_out = self.held_out_task.losses(hidden, readout).nan_to_num(math.inf)
+        best = int(held_out.argmin())
+        return Students(
+            hidden=hidden.cpu().numpy(),
+            readout=readout.cpu().numpy(),
+            losses=torch.where(losses.isfinite(), losses, math.nan).cpu().numpy(),
+            trained=np.ones(len(seeds), dtype=bool),
+            n_iter=max_iter,
+            best=_to_network(hidden[best], readout[best]),
+            best_held_out_loss=float(held_out[best]),
+        )
+
     def _groups(self, losses: Tensor, n_columns: int) -> tuple[Tensor, ...]:
         """Indices of the students that Levenberg trains at a time, best first."""
         order = torch.where(losses.isfinite(), losses, math.inf).argsort(stable=True)
@@ -251,7 +281,8 @@ class Trainer:
     ) -> tuple[Network, float]:
         """Levenberg on a single network, down to rounding; give up on a ``target`` out of reach.
 
-        The descent is given up where twice the present rate would not reach the target loss.
+        The descent is given up where it stalls, or where twice the present rate would not reach the
+        target loss.
         """
         hidden = torch.from_numpy(network.hidden[None]).to(self.device)
         readout = torch.from_numpy(network.readout[None]).to(self.device)
@@ -260,44 +291,47 @@ class Trainer:
             before = float(solver.losses[0])
             solver.run(POLISH_WINDOW)
             loss = float(solver.losses[0])
-            if solver.finished.all() or target < loss * (loss / before) ** (2 * n_windows):
+            if solver.finished.all() or loss > POLISH_PROGRESS * before:
+                break
+            if target < loss * (loss / before) ** (2 * n_windows):
                 break
         return _to_network(solver.hidden[0], solver.readout[0]), loss
 
-    def smallest_singular_value(self, network: Network) -> float:
-        """Smallest singular value of the Jacobian of the root mean squared error.
+    def refine(self, network: Network, loss: float) -> tuple[Network, float]:
+        """Gauss-Newton steps without damping, as long as each halves the loss.
 
-        Incoming vectors count relative to their length. The free scale of homogeneous neurons is
-        pinned by one extra row each.
+        They reach rounding level in directions that are lost in the normal equations.
         """
-        hidden = torch.from_numpy(network.hidden).to(self.device)
-        readout = torch.from_numpy(network.readout).to(self.device)
-        lengths = hidden.norm(dim=1, keepdim=True).expand_as(hidden)
-        scale = torch.cat([lengths.flatten(), torch.ones_like(readout).flatten()])
-        triangle = hidden.new_zeros(0, network.n_parameters)
-        for rows in self.task.chunks(network.n_parameters * len(readout)):
-            jacobian = self.task.jacobian(hidden, readout, rows) * scale
-            triangle = torch.linalg.qr(torch.cat([triangle, jacobian]), mode="r").R
-        triangle = triangle / math.sqrt(self.task.n_equations)
-        if self.activation.homogeneous:
-            triangle = torch.cat([triangle, _scale_directions(hidden, readout) / scale])
-        return float(torch.linalg.svdvals(triangle)[-1])
+        for _ in range(MAX_REFINEMENTS):
+            linearization = Linearization(self.task, network)
+            hidden_step, readout_step = linearization.newton_step()
+            hidden = linearization.hidden + hidden_step
+            readout = linearization.readout + readout_step
+            refined_loss = float(self.task.losses(hidden[None], readout[None])[0])
+            if not refined_loss < 0.5 * loss:
+                break
+            network, loss = _to_network(hidden, readout), refined_loss
+        return network, loss
 
     def _warm_up(self, seeds: np.ndarray, width: int) -> StackedStudents:
         """Initial students after a short training with Adam in single precision."""
+        module = self._initial_students(seeds, width).float()
+        n_epochs = WARM_UP_STEPS // WARM_UP_STEPS_PER_EPOCH
+        return self._adam(module, self.task.float(), seeds, n_epochs).double()
+
+    def _initial_students(self, seeds: np.ndarray, width: int) -> StackedStudents:
         n_inputs, n_outputs = self.samples.X.shape[1], self.samples.y.shape[1]
         n_skip = n_inputs if self.has_skip else 0
         weights = initial_weights(seeds, width, n_inputs, n_outputs, n_skip)
-        hidden, readout = (torch.from_numpy(w).float().to(self.device) for w in weights)
-        module = StackedStudents(hidden, readout, self.activation)
-        net = AdamNet(
-            module,
-            seed=int(seeds[0]),
-            device=self.device,
-            max_epochs=WARM_UP_STEPS // WARM_UP_STEPS_PER_EPOCH,
-        )
-        self._fit(net, self.task.float())
-        return module.double()
+        hidden, readout = (torch.from_numpy(w).to(self.device) for w in weights)
+        return StackedStudents(hidden, readout, self.activation)
+
+    def _adam(
+        self, module: StackedStudents, task: LeastSquaresTask, seeds: np.ndarray, n_epochs: int
+    ) -> StackedStudents:
+        net = AdamNet(module, seed=int(seeds[0]), device=self.device, max_epochs=n_epochs)
+        self._fit(net, task)
+        return module
 
     def _task(self, samples: Samples) -> LeastSquaresTask:
         ones = np.ones((len(samples.X), 1))
@@ -317,18 +351,6 @@ class Trainer:
         n_completed = sum("train_loss" in epoch for epoch in net.history)
         if n_completed < net.max_epochs and not (monitor is not None and monitor.stopped_):
             raise KeyboardInterrupt  # skorch swallows it; a truncated training is not a result
-
-
-def _scale_directions(hidden: Tensor, readout: Tensor) -> Tensor:
-    """Unit vectors along ``(u_j, -a_j)``, which leave a homogeneous network's outputs unchanged."""
-    width = len(hidden)
-    neurons = torch.arange(width, device=hidden.device)
-    incoming = hidden.new_zeros(width, *hidden.shape)
-    incoming[neurons, neurons] = hidden
-    outgoing = readout.new_zeros(width, *readout.shape)
-    outgoing[neurons, :, neurons] = -readout[:, :width].mT
-    directions = torch.cat([incoming.flatten(1), outgoing.flatten(1)], dim=1)
-    return directions / directions.norm(dim=1, keepdim=True)
 
 
 def resolve_device(device: str) -> str:

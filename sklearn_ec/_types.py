@@ -90,16 +90,21 @@ class Students:
         order = np.argsort(self.losses, kind="stable")
         return order[self.trained[order] & np.isfinite(self.losses[order])]
 
+    def converged(self, tol: float) -> np.ndarray:
+        """Indices of the students whose loss is at most ``tol``, in order."""
+        ranked = self.by_loss()
+        return np.sort(ranked[self.losses[ranked] <= tol])
+
     def voters(self, tol: float) -> np.ndarray:
         """Students whose neurons are clustered, in order: the converged ones.
 
         With fewer than ``MIN_VOTERS`` of them, the better half of the trained students votes.
         """
+        converged = self.converged(tol)
+        if len(converged) >= MIN_VOTERS:
+            return converged
         ranked = self.by_loss()
-        n_converged = int(np.sum(self.losses[ranked] <= tol))
-        if n_converged < MIN_VOTERS:
-            n_converged = max(MIN_VOTERS, -(-len(ranked) // 2))
-        return np.sort(ranked[:n_converged])
+        return np.sort(ranked[: max(MIN_VOTERS, -(-len(ranked) // 2))])
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,10 @@ class Dendrogram:
         Kept cluster of every leaf, -1 for none.
     cut_heights : ndarray of shape (n_clusters,)
         Height of every kept cluster's subtree.
+    n_students : int
+        Number of students, those without leaves included.
+    n_agreeing : int
+        Number of students that hold every neuron of the reconstructed network.
     """
 
     linkage: np.ndarray
@@ -126,6 +135,8 @@ class Dendrogram:
     neurons: np.ndarray
     labels: np.ndarray
     cut_heights: np.ndarray
+    n_students: int = 0
+    n_agreeing: int = 0
 
     def plot(self, ax: Any = None) -> Any:
         """Draw the tree on a logarithmic axis, one color per kept cluster (needs matplotlib).
