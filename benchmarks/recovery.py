@@ -15,15 +15,14 @@ the incoming vectors [w; b] of teacher and recovered network is at most 1e-10.
 """
 
 import argparse
-import json
 import time
 import warnings
 from collections import defaultdict
-from pathlib import Path
 
 import numpy as np
 import torch
-from joblib import Parallel, delayed
+from _resumable import RESULTS, run_resumable
+from joblib import delayed
 from sklearn.datasets import load_diabetes, load_digits, load_linnerud
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPRegressor
@@ -34,7 +33,6 @@ from sklearn_ec._activations import ACTIVATIONS
 from sklearn_ec.datasets import RecoveryProblem, load_reference_suite
 from sklearn_ec.metrics import match_neurons, max_cosine_distance
 
-RESULTS = Path(__file__).parent / "results"
 EXACT = 1e-10
 
 
@@ -113,27 +111,18 @@ def recover(problem, activation, options):
 
 
 def run(problems, activation, options, path, jobs):
-    done = {}
-    if path.exists():
-        done = {r["name"]: r for r in map(json.loads, path.read_text().splitlines())}
-    todo = [problem for problem in problems if problem.name not in done]
-    path.parent.mkdir(exist_ok=True)
-    results = Parallel(n_jobs=jobs, return_as="generator_unordered")(
-        delayed(recover)(problem, activation, options) for problem in todo
-    )
-    with path.open("a") as file:
-        for result in results:
-            file.write(json.dumps(result) + "\n")
-            file.flush()
-            done[result["name"]] = result
-            verdict = "exact" if result["exact"] else "MISSED"
-            print(
-                f"{len(done):4d}/{len(problems)} {result['name']:32s} {verdict:6s} "
-                f"width {result['recovered_width']:2d} distance {result['distance']:.0e} "
-                f"loss {result['loss']:.0e} {result['seconds']:6.1f} s  {result['reason']}",
-                flush=True,
-            )
-    return [done[problem.name] for problem in problems]
+    tasks = {problem.name: delayed(recover)(problem, activation, options) for problem in problems}
+    results = {}
+    for result in run_resumable(tasks, path, jobs):
+        results[result["name"]] = result
+        verdict = "exact" if result["exact"] else "MISSED"
+        print(
+            f"{len(results):4d}/{len(tasks)} {result['name']:32s} {verdict:6s} "
+            f"width {result['recovered_width']:2d} distance {result['distance']:.0e} "
+            f"loss {result['loss']:.0e} {result['seconds']:6.1f} s  {result['reason']}",
+            flush=True,
+        )
+    return [results[name] for name in tasks]
 
 
 def print_table(results):
@@ -165,6 +154,7 @@ def main():
     parser.add_argument("--suite", choices=["reference", "rough", "mlp"], default="reference")
     parser.add_argument("--activation", choices=[*ACTIVATIONS, "all"], default="g")
     parser.add_argument("--seeds", type=int, default=10, help="teachers per cell")
+    parser.add_argument("--inputs", type=int, nargs="+", help="only cells with so many inputs")
     parser.add_argument("--jobs", type=int, default=1, help="teachers at a time")
     parser.add_argument("--threads", type=int, help="torch threads per job")
     parser.add_argument("--rho", type=float, default=4)
@@ -187,6 +177,8 @@ def main():
     start, results = time.perf_counter(), []
     for activation in names:
         problems = make_problems(arguments.suite, activation, arguments.seeds, 4)
+        if arguments.inputs:
+            problems = [p for p in problems if p.X.shape[1] in arguments.inputs]
         size = "auto" if arguments.auto else "given"
         stem = f"{arguments.suite}-{activation}-rho{arguments.rho:g}-{size}-n{arguments.students}"
         stem += f"-{arguments.solver}-{arguments.max_iter}" + "-exhaustive" * arguments.exhaustive

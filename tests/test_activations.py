@@ -63,6 +63,17 @@ def test_derivative_is_exact_to_rounding(name):
     torch.testing.assert_close(derivative, expected, rtol=1e-15, atol=1e-15)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_second_derivative_matches_automatic_differentiation(name):
+    activation, z = ACTIVATIONS[name], tensor(POINTS).requires_grad_()
+    derivative = activation.tensor_derivative(z)
+    expected = torch.zeros_like(z)
+    if derivative.requires_grad:
+        (expected,) = torch.autograd.grad(derivative.sum(), z)
+    second_derivative = activation.tensor_second_derivative(z.detach())
+    torch.testing.assert_close(second_derivative, expected, rtol=1e-13, atol=1e-13)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", NAMES)
 def test_tensor_functions_keep_shape_and_dtype(name, dtype):

@@ -63,6 +63,10 @@ def flat(hidden, readout):
     return np.concatenate([np.ravel(hidden), np.ravel(readout)])
 
 
+def gradients_of(equations):
+    return equations.hidden_gradient, equations.readout_gradient
+
+
 def dense_system(task, hidden, readout):
     """``JᵀJ / nk`` and ``Jᵀr / nk`` of one network from its Jacobian, and the Jacobian."""
     jacobian = task.jacobian(hidden, readout, slice(None)).numpy()
@@ -111,6 +115,56 @@ def test_jacobian_matches_finite_differences(name, n_outputs, has_skip):
     np.testing.assert_allclose(torch.cat(parts).numpy(), jacobian, rtol=1e-14, atol=1e-15)
 
 
+@pytest.mark.parametrize("chunk_elements", [None, 1])
+@pytest.mark.parametrize(("n_outputs", "has_skip"), SHAPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_curvature_matches_finite_differences(
+    name, n_outputs, has_skip, chunk_elements, monkeypatch
+):
+    if chunk_elements is not None:
+        monkeypatch.setitem(_levenberg.CHUNK_ELEMENTS, "cpu", chunk_elements)
+    rng = np.random.default_rng(1)
+    task = random_task(rng, name, n_samples=600, n_outputs=n_outputs)
+    point = random_batch(rng, 2, n_outputs=n_outputs, has_skip=has_skip)
+    step = random_batch(rng, 2, n_outputs=n_outputs, has_skip=has_skip)
+    size = 1e-4
+    ahead, behind = (
+        task.residuals(*(p + sign * size * s for p, s in zip(point, step, strict=True)))
+        for sign in (1.0, -1.0)
+    )
+    expected = (ahead - 2.0 * task.residuals(*point) + behind) / size**2
+    curvature = task.curvature(*point, *step, slice(None))
+    # Rows that a kink passes within the step have no second derivative.
+    close = torch.isclose(curvature, expected, rtol=1e-4, atol=1e-4 * expected.std().item())
+    assert close.double().mean() > 0.99
+    hidden_gradient, readout_gradient = task.curvature_gradient(*point, *step)
+    for i in range(2):
+        jacobian = task.jacobian(point[0][i], point[1][i], slice(None))
+        gradient = (jacobian.mT @ curvature[i].flatten() / task.n_equations).numpy()
+        actual = flat(hidden_gradient[i], readout_gradient[i])
+        np.testing.assert_allclose(actual, gradient, rtol=0, atol=1e-12)
+
+
+class UncorrectedTask(LeastSquaresTask):
+    """Levenberg as it is in textbooks, to first order."""
+
+    def curvature_gradient(self, hidden, readout, hidden_step, readout_step):
+        return torch.zeros_like(hidden), torch.zeros_like(readout)
+
+
+def test_second_order_correction_speeds_up_curved_valleys():
+    """Eight nearly polynomial neurons over two inputs, from students of twice the width."""
+    rng = np.random.default_rng(0)
+    task = task_of_teacher(rng, "softplus", *(x[0] for x in random_batch(rng, 1, 8)), n_samples=500)
+    start = random_batch(rng, 4, 16)
+    losses = []
+    for kind in (LeastSquaresTask, UncorrectedTask):
+        solver = BatchedLevenberg(kind(**vars(task)), *start)
+        solver.run(150)
+        losses.append(solver.losses.median().item())
+    assert losses[0] < 0.1 * losses[1]
+
+
 # A wide network, and rows in chunks, take other paths through the Gram matrix.
 @pytest.mark.parametrize(("width", "chunk_elements"), [(3, None), (3, 1), (40, None)])
 @pytest.mark.parametrize(("n_outputs", "has_skip"), SHAPES)
@@ -124,10 +178,11 @@ def test_steps_match_a_dense_solver(name, n_outputs, has_skip, width, chunk_elem
     hidden, readout = random_batch(rng, 4, width, n_outputs=n_outputs, has_skip=has_skip)
     damping = torch.tensor([1e-4, 1e-2, 1.0, 100.0], dtype=torch.float64)
     equations = task.normal_equations(hidden, readout)
-    hidden_step, readout_step, succeeded = equations.solve(damping)
+    system = equations.damped(damping)
+    hidden_step, readout_step = system.step(*gradients_of(equations))
     decrease = equations.predicted_decrease(hidden_step, readout_step, damping).numpy()
     losses = task.losses(hidden, readout).numpy()
-    assert succeeded.all()
+    assert system.succeeded.all()
     for i in range(4):
         matrix, gradient, jacobian = dense_system(task, hidden[i], readout[i])
         actual = flat(equations.hidden_gradient[i], equations.readout_gradient[i])
@@ -148,10 +203,12 @@ def test_failed_solves_are_marked_and_leave_the_others_alone():
     hidden[2, 0, 0] = np.nan
     equations = task.normal_equations(hidden, readout)
     damping = torch.tensor([1e-2, 0.0, 1e-2, 1e-3], dtype=torch.float64)
-    hidden_step, readout_step, succeeded = equations.solve(damping)
-    assert succeeded.tolist() == [True, False, False, True]
+    system = equations.damped(damping)
+    hidden_step, readout_step = system.step(*gradients_of(equations))
+    assert system.succeeded.tolist() == [True, False, False, True]
     index = torch.tensor([0, 3])
-    alone = equations.take(index).solve(damping[index])
+    alone = equations.take(index)
+    alone = alone.damped(damping[index]).step(*gradients_of(alone))
     torch.testing.assert_close(hidden_step[index], alone[0], rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(readout_step[index], alone[1], rtol=1e-12, atol=1e-14)
 
@@ -163,10 +220,8 @@ def test_indefinite_blocks_are_failed_solves(block):
     diagonal[slice(0, 4) if block == "hidden" else slice(4, 6)] = -1.0
     ones = torch.ones(1, 1, 6, dtype=torch.float64)
     equations = NormalEquations(diagonal.diag()[None], ones[..., :1], ones[..., :4], ones[..., :2])
-    _, _, succeeded = equations.solve(torch.zeros(1, dtype=torch.float64))
-    assert not succeeded.any()
-    _, _, succeeded = equations.solve(torch.full((1,), 2.0, dtype=torch.float64))
-    assert succeeded.all()
+    assert not equations.damped(torch.zeros(1, dtype=torch.float64)).succeeded.any()
+    assert equations.damped(torch.full((1,), 2.0, dtype=torch.float64)).succeeded.all()
 
 
 @pytest.mark.parametrize(("n_outputs", "has_skip"), SHAPES)

@@ -1,5 +1,4 @@
 import itertools
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from sklearn_ec._reconstruction import (
     canonical_form,
     closest_subset,
     collapse,
+    count_agreeing,
     design_matrix,
     incoming_vectors,
     linear_pairs,
@@ -63,14 +63,26 @@ def test_incoming_vectors_are_those_of_the_voters(name):
     rng = np.random.default_rng(0)
     hidden = rng.normal(size=(4, 3, 5))
     hidden[2, 1] = 0.0
-    students = SimpleNamespace(hidden=hidden)
-    vectors, owners, neurons = incoming_vectors(students, np.array([1, 2]), ACTIVATIONS[name])
-    assert owners.tolist() == [1, 1, 1, 2, 2, 2]
-    assert neurons.tolist() == [0, 1, 2, 0, 1, 2]
+    voters = {1: hidden[1], 2: hidden[2, :2]}  # an annealed student is narrower
+    vectors, owners, neurons = incoming_vectors(voters, ACTIVATIONS[name])
+    assert owners.tolist() == [1, 1, 1, 2, 2]
+    assert neurons.tolist() == [0, 1, 2, 0, 1]
     expected = hidden[owners, neurons]
     if ACTIVATIONS[name].homogeneous:
         expected = expected / np.linalg.norm(expected, axis=1, keepdims=True).clip(1e-300)
     np.testing.assert_allclose(vectors, expected, rtol=1e-15)
+
+
+@pytest.mark.parametrize(("name", "n_agreeing"), [("g", 1), ("tanh", 2), ("relu", 2)])
+def test_agreement_counts_the_voters_that_hold_every_neuron(name, n_agreeing):
+    rng = np.random.default_rng(0)
+    network = random_network(rng, 3, 2, 1)
+    same = np.vstack([rng.normal(size=(2, 3)), network.hidden[::-1]])
+    flipped = network.hidden * [[1.0], [-1.0], [1.0]]
+    incomplete = np.vstack([network.hidden[:2], rng.normal(size=(4, 3))])
+    turned = network.hidden + 0.1 * rng.normal(size=(3, 3))
+    voters = [same, flipped, incomplete, turned]
+    assert count_agreeing(network, voters, ACTIVATIONS[name]) == n_agreeing
 
 
 def test_collapse_takes_the_member_of_the_best_student():

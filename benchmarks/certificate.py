@@ -1,0 +1,165 @@
+"""Calibrate ``recovered_``: does it ever lie, and how often does it refuse an exact network?
+
+    python benchmarks/certificate.py --jobs 2
+
+Runs of eight kinds, small networks so that they take seconds. A True is wrong if the network's
+outputs on new inputs differ from the true ones, or if the data come from a network with this
+activation and the recovered one is not exact (right width, cosine distances up to 1e-10). A False
+is wrong if the recovered network is exact and the data are free of noise.
+"""
+
+import argparse
+import time
+import warnings
+from collections import defaultdict
+
+import numpy as np
+import torch
+from _resumable import RESULTS, run_resumable
+from joblib import delayed
+from sklearn.exceptions import ConvergenceWarning
+
+from sklearn_ec import ExpandClusterRegressor
+from sklearn_ec._activations import ACTIVATIONS
+from sklearn_ec.datasets import make_teacher
+from sklearn_ec.metrics import max_cosine_distance, relative_rmse
+
+EXACT = 1e-10
+SAME_FUNCTION = 1e-6
+RUNS = {
+    "exact": 240,
+    "wrong activation": 50,
+    "wrong depth": 40,
+    "noise": 50,
+    "too few rows": 50,
+    "duplicated rows": 30,
+    "nearly equal neurons": 40,
+    "no network": 30,
+}
+# Not equivalent to each other: no width of one represents the other.
+RIVALS = {
+    "tanh": ["erf", "softplus", "g"],
+    "erf": ["tanh", "gelu", "relu"],
+    "relu": ["tanh", "softplus", "elu"],
+    "softplus": ["silu", "gelu", "tanh"],
+    "g": ["softplus", "logistic", "gelu"],
+}
+FUNCTIONS = [
+    lambda X: np.sin(3.0 * X[:, 0]) * X[:, 1],
+    lambda X: X[:, 0] ** 2 - X[:, 0] * X[:, 1],
+    lambda X: np.exp(-(X[:, 0] ** 2) - X[:, 1] ** 2),
+    lambda X: np.floor(2.0 * X[:, 0]) + (X[:, 1] > 0),
+    lambda X: 1.0 / (1.2 + np.cos(X[:, 0] + X[:, 1])),
+]
+
+
+def make_run(kind, seed):
+    """Inputs, outputs, fresh inputs, their outputs, teacher (or None), activation, width."""
+    rng = np.random.default_rng(seed)
+    activation = list(ACTIVATIONS)[seed % len(ACTIVATIONS)]
+    n_inputs, width = int(rng.integers(2, 5)), int(rng.integers(2, 5))
+    n_outputs = int(rng.integers(1, 3))
+    sizes = width
+    if kind == "wrong activation":
+        activation = list(RIVALS)[seed % len(RIVALS)]
+    if kind == "wrong depth":
+        sizes = (width, int(rng.integers(2, 4)))
+    family = ("reference", "rough")[seed // len(ACTIVATIONS) % 2]
+    teacher = make_teacher(n_inputs, sizes, n_outputs, activation, family=family, random_state=seed)
+    if kind == "nearly equal neurons":
+        distance = 10.0 ** rng.uniform(-6, -0.5)
+        teacher.weights_[0][:, 1] = teacher.weights_[0][:, 0]
+        teacher.weights_[0][:, 1] += distance * rng.normal(size=n_inputs)
+        teacher.biases_[0][1] = teacher.biases_[0][0] + distance * rng.normal()
+    n_parameters = sum(w.size for w in teacher.weights_ + teacher.biases_)
+    n_samples = int(rng.integers(300, 800))
+    if kind in ("too few rows", "duplicated rows"):
+        n_samples = max(4, int(rng.uniform(0.5, 3.0) * n_parameters / n_outputs))
+    X, fresh = (rng.uniform(-1.7, 1.7, size=(n, n_inputs)) for n in (n_samples, 1000))
+    truth = teacher.predict
+    if kind == "no network":
+        teacher, truth = None, FUNCTIONS[seed % len(FUNCTIONS)]
+    y, fresh_y = truth(X), truth(fresh)
+    if kind == "noise":
+        y = y + 10.0 ** rng.uniform(-8, -2) * y.std(axis=0) * rng.normal(size=y.shape)
+    if kind == "duplicated rows":
+        X, y = np.repeat(X, 8, axis=0), np.repeat(y, 8, axis=0)
+    if kind == "wrong activation":
+        activation, teacher = rng.choice(RIVALS[activation]), None
+    if kind == "wrong depth":
+        teacher = None
+    assumed = max(1, width + int(rng.choice([0, 0, 0, -1, 2])))
+    return X, y, fresh, fresh_y, teacher, str(activation), assumed
+
+
+def calibrate(kind, seed):
+    torch.set_num_threads(1)
+    X, y, fresh, fresh_y, teacher, activation, width = make_run(kind, seed)
+    model = ExpandClusterRegressor(
+        4, hidden_layer_sizes=width, activation=activation, n_students=5, random_state=seed
+    )
+    start = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(X, y)
+    distance = np.inf
+    if teacher is not None:
+        distance = max_cosine_distance(teacher, model, activation)
+    error = relative_rmse(fresh_y, model.predict(fresh))
+    exact = bool(distance <= EXACT)
+    right = error <= SAME_FUNCTION and (exact or teacher is None)
+    return {
+        "name": f"{kind}-{seed}",
+        "kind": kind,
+        "activation": activation,
+        "recovered": model.recovered_,
+        "exact": exact,
+        "wrong": bool(model.recovered_ and not right),
+        "refused": bool(exact and kind != "noise" and not model.recovered_),
+        "distance": float(distance),
+        "fresh_error": float(error),
+        "isolation": float(model.certificate_.isolation),
+        "weight_error": float(model.certificate_.weight_error),
+        "reason": model.certificate_.reason,
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def print_table(results):
+    kinds = defaultdict(list)
+    for result in results:
+        kinds[result["kind"]].append(result)
+        kinds["total"].append(result)
+    print(f"\n{'kind':22s} runs  exact  True  wrong True  wrong False  mean seconds")
+    for kind in [*RUNS, "total"]:
+        rows = kinds[kind]
+        exact, recovered, wrong, refused = (
+            sum(row[key] for row in rows) for key in ("exact", "recovered", "wrong", "refused")
+        )
+        seconds = np.mean([row["seconds"] for row in rows])
+        print(
+            f"{kind:22s} {len(rows):4d} {exact:6d} {recovered:5d} {wrong:11d} {refused:12d}"
+            f" {seconds:13.1f}"
+        )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    arguments = parser.parse_args()
+    tasks = {
+        f"{kind}-{seed}": delayed(calibrate)(kind, seed)
+        for kind, n_runs in RUNS.items()
+        for seed in range(n_runs)
+    }
+    results = []
+    for result in run_resumable(tasks, RESULTS / "certificate.jsonl", arguments.jobs):
+        results.append(result)
+        if result["wrong"] or result["refused"]:
+            verdict = "WRONG TRUE" if result["wrong"] else "wrong False"
+            print(f"{result['name']}: {verdict} {result}", flush=True)
+    print_table(results)
+
+
+if __name__ == "__main__":
+    main()
