@@ -68,8 +68,9 @@ for i, j, sign, distance in zip(
 # --------------
 # The students' neurons, clustered by their incoming weight vectors, on a logarithmic axis. Neurons
 # that the students share lie orders of magnitude closer to each other than the rest. Training stops
-# as soon as one student, pruned, is certified; the others may be short of zero loss then, and a
-# neuron may still lack a cluster that enough of them share.
+# as soon as one student, pruned, is certified; where few students are at zero loss by then, the
+# next best are pruned as well, so that at least three vote. The title says how many of them hold
+# every neuron of the recovered network.
 ax = model.dendrogram_[0].plot()
 ax.figure.savefig("recovered_mlp_dendrogram.png", dpi=120)
 print("\nThe dendrogram is in recovered_mlp_dendrogram.png")

@@ -27,6 +27,8 @@ from scipy import special
 Symmetry = Literal["none", "odd", "even_linear"]
 
 LEAKY_RELU_SLOPE = 0.01
+# torch's default threshold of 20 makes an error of 2e-9, far above float64 rounding.
+SOFTPLUS_THRESHOLD = 40.0
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,7 @@ class Activation:
 
 
 def _tensor_softplus(z: torch.Tensor) -> torch.Tensor:
-    # torch's default threshold of 20 makes an error of 2e-9, far above float64 rounding.
-    return torch.nn.functional.softplus(z, threshold=40.0)
+    return torch.nn.functional.softplus(z, threshold=SOFTPLUS_THRESHOLD)
 
 
 def _tensor_sigmoid_derivative(z: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,7 @@ from ._activations import ACTIVATIONS, Activation, get_activation
 from ._annealing import ANNEALING_LOSS, Annealer, Candidate
 from ._clustering import Cluster, average_linkage, cluster_labels, cluster_report, find_clusters
 from ._expansion import WidthSearch, find_width
+from ._export import to_mlp_regressor, to_sequential
 from ._preprocessing import prepare
 from ._reconstruction import canonical_form, collapse, count_agreeing, incoming_vectors
 from ._training import Trainer
@@ -312,6 +313,37 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         clone(self).set_params(**new)._validate_params()
         self.set_params(**new)._reconstruct(self._annealer())
         return self
+
+    def to_torch(self):
+        """Return the reconstructed network as a torch module.
+
+        Returns
+        -------
+        torch.nn.Sequential
+            Linear layers in float64 with the activation between them, on the CPU. Outputs have
+            shape (n_samples, n_outputs).
+        """
+        check_is_fitted(self)
+        return to_sequential(self.weights_, self.biases_, self.activation)
+
+    def to_mlp_regressor(self):
+        """Return the reconstructed network as a fitted ``MLPRegressor``.
+
+        Returns
+        -------
+        sklearn.neural_network.MLPRegressor
+            A regressor with the same predictions.
+
+        Raises
+        ------
+        ValueError
+            If ``MLPRegressor`` lacks the activation: it has logistic, tanh and relu.
+        """
+        check_is_fitted(self)
+        mlp = to_mlp_regressor(self.weights_, self.biases_, self.activation)
+        if hasattr(self, "feature_names_in_"):
+            mlp.feature_names_in_ = self.feature_names_in_
+        return mlp
 
     def _assumed_width(self) -> int | None:
         """The given width, None for ``"auto"``."""
