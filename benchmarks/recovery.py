@@ -126,16 +126,24 @@ def run(problems, activation, options, path, jobs):
 
 
 def print_table(results):
-    cells = defaultdict(list)
-    for result in results:
-        cells[result["name"].rsplit("-s", 1)[0]].append(result)
+    """Results by cell, by activation where there are several, and in total."""
     print(
         f"\n{'cell':32s} exact  flag right  students at zero  worst distance  worst loss"
         "  mean seconds"
     )
-    for cell, rows in cells.items():
-        print(_row(cell, rows))
+    for name, rows in grouped(results, lambda name: name.rsplit("-s", 1)[0]):
+        print(_row(name, rows))
+    activations = grouped(results, lambda name: name.split("-")[1])
+    for name, rows in activations if len(activations) > 1 else []:
+        print(_row(name, rows))
     print(_row("total", results))
+
+
+def grouped(results, key):
+    groups = defaultdict(list)
+    for result in results:
+        groups[key(result["name"])].append(result)
+    return list(groups.items())
 
 
 def _row(name, rows):

@@ -7,9 +7,11 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn_ec._activations import get_activation
 from sklearn_ec._annealing import Annealer, prune, removal_candidates
 from sklearn_ec._certificate import certify, relative_error
+from sklearn_ec._preprocessing import standardize
 from sklearn_ec._reconstruction import design_matrix
 from sklearn_ec._training import Trainer
 from sklearn_ec._types import Network, Samples
+from sklearn_ec.datasets import make_teacher
 from sklearn_ec.metrics import max_cosine_distance
 
 EPS = np.finfo(float).eps
@@ -146,6 +148,40 @@ def test_certificate_refuses_spare_neurons():
     assert certificate.error < 1e-13
     assert not certificate.passed
     assert "leave the weights open" in certificate.reason
+
+
+def test_certificate_measures_curvature_where_neurons_are_nearly_polynomial():
+    """A singular value below the root of the error, and still a single solution."""
+    teacher = make_teacher(2, 8, activation="silu", random_state=1)
+    X = np.random.default_rng(1).uniform(-1.7, 1.7, size=(900, 2))
+    rows, coordinates = standardize(X, teacher.predict(X)[:, None], np.ones(len(X)))
+    weights, biases = teacher.weights_, teacher.biases_
+    hidden = np.hstack(
+        [
+            (weights[0] * coordinates.x_scale[:, None]).T,
+            (biases[0] + coordinates.x_mean @ weights[0])[:, None],
+        ]
+    )
+    bias = (biases[1] - coordinates.y_mean) / coordinates.y_scale
+    network = Network(hidden, np.hstack([(weights[1] / coordinates.y_scale).T, bias[:, None]]))
+    trainer = Trainer(rows, rows, "silu", "cpu", has_skip=False)
+    certificate = certify(network, trainer, rows, coordinates.y_rounding)
+    assert certificate.passed
+    smallest = max(certificate.error, coordinates.y_rounding) / certificate.weight_error
+    assert smallest < 1e-5
+    spare = Network(
+        np.vstack([hidden, hidden[:1]]),
+        np.insert(network.readout * np.r_[0.5, np.ones(8)], 8, 0.5 * network.readout[:, 0], axis=1),
+    )
+    assert not certify(spare, trainer, rows, coordinates.y_rounding).passed
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_certificate_refuses_an_idle_neuron_on_constant_targets(activation):
+    rows = Samples(np.random.default_rng(0).normal(size=(50, 2)), np.zeros((50, 1)), np.ones(50))
+    trainer = Trainer(rows, rows, activation, "cpu", has_skip=False)
+    idle = Network(np.ones((1, 3)), np.zeros((1, 2)))
+    assert not certify(idle, trainer, rows, EPS).passed
 
 
 def test_certificate_refuses_errors_on_held_out_rows():

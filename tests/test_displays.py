@@ -1,5 +1,7 @@
 """The artists of the plots."""
 
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -38,6 +40,12 @@ def test_kept_clusters_have_colors_of_their_own():
     assert ax.get_yscale() == "log"
     assert ax.get_title() == "2 clusters kept"
     assert "12 neurons of 4 students" in ax.get_xlabel()
+
+
+def test_title_tells_how_many_students_agree():
+    record = replace(make_record(), n_students=20, n_agreeing=17)
+    title = record.plot().get_title()
+    assert title == "2 clusters kept, 17 of 20 students agree on the network"
 
 
 def test_draws_on_given_axes():

@@ -17,7 +17,7 @@ from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, scale
 
-from sklearn_ec import ExpandClusterRegressor
+from sklearn_ec import ExpandClusterRegressor, _training
 from sklearn_ec._activations import ACTIVATIONS
 from sklearn_ec.datasets import make_teacher
 from sklearn_ec.metrics import max_cosine_distance, relative_rmse
@@ -122,6 +122,36 @@ def test_learned_attributes(tanh_problem, fitted):
     assert len(record.cut_heights) == record.labels.max() + 1
     outputs = np.tanh(X @ fitted.weights_[0] + fitted.biases_[0]) @ fitted.weights_[1]
     assert_allclose(fitted.predict(X), outputs[:, 0] + fitted.biases_[1], rtol=1e-15)
+
+
+def test_further_students_confirm_an_early_network(tanh_problem, monkeypatch):
+    """One student ends the training; two more are pruned, and all three hold every neuron."""
+    monkeypatch.setattr(_training, "FIRST_QUESTION_EPOCH", 1)
+    _, X, y = tanh_problem
+    model = make_model(n_students=6, tol=0.0).fit(X, y)
+    assert model.recovered_
+    assert model.n_iter_ == _training.LEVENBERG_STEPS_PER_EPOCH
+    assert model.n_agreeing_ == 3
+    assert [cluster["n_students"] for cluster in model.cluster_report_] == [3] * 4
+    assert len(np.unique(model.dendrogram_[0].students)) == 3
+    assert len(model.dendrogram_[0].students) == 3 * 4  # exact widths, not the students'
+    assert "3 of 6 students agree" in model.dendrogram_[0].plot().get_title()
+
+
+def test_no_student_agrees_on_a_network_that_none_holds(tanh_problem):
+    _, X, y = tanh_problem
+    noisy = y + 0.1 * np.random.default_rng(0).normal(size=len(y))
+    with pytest.warns(ConvergenceWarning):
+        model = make_model(n_students=3, max_iter=10).fit(X, noisy)
+    assert model.n_agreeing_ <= 1
+
+
+def test_students_of_adam_can_be_recovered_from(tanh_problem):
+    teacher, X, y = tanh_problem
+    model = make_model(n_students=4, solver="adam", max_iter=30).fit(X, y)
+    assert model.student_losses_.min() > 1e-12  # Adam alone stays far from zero
+    assert model.recovered_  # annealing does not
+    assert max_cosine_distance(teacher, model, "tanh") <= EXACT
 
 
 def test_fitted_state_holds_no_tensor(fitted):
@@ -253,7 +283,8 @@ def test_noise_is_not_certified(tanh_problem):
 
 def test_wrong_activation_is_not_certified(tanh_problem):
     _, X, y = tanh_problem
-    assert_not_recovered(make_model(activation="softplus"), X, y, "try another activation")
+    model = make_model(activation="softplus", n_students=3, max_iter=30)
+    assert_not_recovered(model, X[:300], y[:300], "try another activation")
 
 
 def test_other_functions_are_not_certified(tanh_problem):
