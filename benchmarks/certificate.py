@@ -27,14 +27,14 @@ from sklearn_ec.metrics import max_cosine_distance, relative_rmse
 EXACT = 1e-10
 SAME_FUNCTION = 1e-6
 RUNS = {
-    "exact": 240,
-    "wrong activation": 50,
-    "wrong depth": 40,
-    "noise": 50,
+    "exact": 110,
+    "wrong activation": 40,
+    "wrong depth": 30,
+    "noise": 40,
     "too few rows": 50,
     "duplicated rows": 30,
-    "nearly equal neurons": 40,
-    "no network": 30,
+    "nearly equal neurons": 50,
+    "no network": 20,
 }
 # Not equivalent to each other: no width of one represents the other.
 RIVALS = {
