@@ -16,17 +16,17 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from ._activations import ACTIVATIONS, Activation, get_activation
-from ._annealing import ANNEALING_LOSS, Annealer, Candidate
+from ._annealing import Annealer, Candidate
 from ._clustering import Cluster, average_linkage, cluster_labels, cluster_report, find_clusters
+from ._ensemble import Ensemble, train_ensemble
 from ._expansion import WidthSearch, find_width
 from ._export import to_mlp_regressor, to_sequential
 from ._preprocessing import prepare
-from ._reconstruction import canonical_form, collapse, count_agreeing, incoming_vectors
+from ._reconstruction import canonical_form, collapse, incoming_vectors
 from ._training import Trainer
-from ._types import MIN_VOTERS, Dendrogram, Network, Students
+from ._types import Dendrogram, Students
 
 N_PROBES = 5
-MAX_ANNEALED = 3
 MAX_SEED = np.iinfo(np.int32).max
 
 
@@ -252,9 +252,8 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self._problem = prepare(X, y, sample_weight, rng)
         annealer = self._annealer()
         self._search = self._find_width(annealer, rng) if width is None else WidthSearch(width)
-        self._students, self._certified = self._train_students(annealer, rng)
-        self._annealed = None
-        self._confirm(annealer)
+        self._ensemble = self._train_students(annealer, rng)
+        self._ensemble.confirm(annealer)
         self._reconstruct(annealer)
         return self
 
@@ -397,11 +396,11 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
     def _find_width(self, annealer: Annealer, rng: np.random.Generator) -> WidthSearch:
         def train_probes(width: int) -> tuple[Students, int | None]:
             seeds = rng.integers(MAX_SEED, size=min(N_PROBES, self.n_students))
-            students, certified = self._train(annealer, seeds, width)
-            if certified:
-                return students, next(iter(certified.values())).network.width
-            most_converged = np.mean(students.losses <= self.tol) >= 0.5
-            return students, width if most_converged else None
+            ensemble = self._train(annealer, seeds, width)
+            if ensemble.certified:
+                return ensemble.students, next(iter(ensemble.certified.values())).network.width
+            most_converged = np.mean(ensemble.students.losses <= self.tol) >= 0.5
+            return ensemble.students, width if most_converged else None
 
         def n_parameters(width: int) -> int:
             n_inputs, neurons = self._problem.train.X.shape[1], self._student_width(width)
@@ -409,89 +408,39 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
         return find_width(train_probes, n_parameters, self._problem.train.n_equations)
 
-    def _train_students(
-        self, annealer: Annealer, rng: np.random.Generator
-    ) -> tuple[Students, dict[int, Candidate]]:
+    def _train_students(self, annealer: Annealer, rng: np.random.Generator) -> Ensemble:
         """The students of the assumed width; its probes where the search for it failed."""
         if self._search.students is not None:
-            students: Students = self._search.students
-            certified: dict[int, Candidate] = {}
+            ensemble = Ensemble(self._search.students, self.tol)
         else:
             seeds = rng.integers(MAX_SEED, size=self.n_students)
-            students, certified = self._train(annealer, seeds, self._search.width)
-        n_failed = int(np.sum(~np.isfinite(students.losses)))
-        if n_failed == len(students):
+            ensemble = self._train(annealer, seeds, self._search.width)
+        losses = ensemble.students.losses
+        n_failed = int(np.sum(~np.isfinite(losses)))
+        if n_failed == len(losses):
             raise ValueError(
                 f"The training of all {n_failed} students diverged: check the scale of y, "
                 "remove outliers from it, or choose another activation."
             )
         if n_failed:
             warnings.warn(
-                f"{n_failed} of {len(students)} students diverged and were dropped.",
+                f"{n_failed} of {len(losses)} students diverged and were dropped.",
                 ConvergenceWarning,
                 stacklevel=3,
             )
-        return students, certified
+        return ensemble
 
-    def _train(
-        self, annealer: Annealer, seeds: np.ndarray, width: int
-    ) -> tuple[Students, dict[int, Candidate]]:
-        """Train students until enough converged or annealing one of them gives the network.
-
-        The certified network, if any, goes by the index of its student. Nothing here depends on
-        ``gamma``, ``beta`` and ``cut``.
-        """
-        certified: dict[int, Candidate] = {}
-        if self.solver == "adam":
-            students = annealer.trainer.train_with_adam(
-                seeds, self._student_width(width), max_iter=self.max_iter
-            )
-            self._report(students, width)
-            return students, certified
-
-        def is_recovered(student: int, network: Network, loss: float) -> bool:
-            if loss < ANNEALING_LOSS:
-                candidate = annealer.finish(network)
-                if candidate.certificate.passed:
-                    certified[student] = candidate
-            return bool(certified)
-
-        students = annealer.trainer.train(
+    def _train(self, annealer: Annealer, seeds: np.ndarray, width: int) -> Ensemble:
+        ensemble = train_ensemble(
+            annealer,
             seeds,
             self._student_width(width),
+            solver=self.solver,
             max_iter=self.max_iter,
             tol=self.tol,
-            is_recovered=is_recovered if self.prune else None,
         )
-        self._report(students, width)
-        return students, certified
-
-    def _confirm(self, annealer: Annealer) -> None:
-        """Where one student gave the network but few have converged, anneal further ones to vote.
-
-        Nothing here depends on ``gamma``, ``beta`` and ``cut``.
-        """
-        students, certified = self._students, self._certified
-        if not certified:
-            return
-        others = [student for student in students.by_loss() if student not in self._voters()]
-        for student in others[: max(0, MIN_VOTERS - len(self._voters()))]:
-            if students.losses[student] < ANNEALING_LOSS:
-                candidate = annealer.finish(students.network(student))
-                if candidate.certificate.passed:
-                    certified[int(student)] = candidate
-
-    def _voters(self) -> dict[int, np.ndarray]:
-        """Incoming vectors of the students whose neurons are clustered, by student.
-
-        Once a network is certified these are the annealed students that were certified, and the
-        converged ones; else as :meth:`Students.voters` says.
-        """
-        students, certified = self._students, self._certified
-        trained = students.converged(self.tol) if certified else students.voters(self.tol)
-        voters = {int(student): students.hidden[student] for student in trained}
-        voters.update({s: candidate.network.hidden for s, candidate in certified.items()})
-        return dict(sorted(voters.items()))
+        self._report(ensemble.students, width)
+        return ensemble
 
     def _student_width(self, width: int) -> int:
         return math.ceil(self.rho * width)
@@ -500,19 +449,24 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         """Everything that depends on the thresholds: cluster, collapse, finish, set attributes."""
         activation = annealer.trainer.activation
         clusters, vectors, owners = self._cluster(activation)
-        if self._certified:
-            candidate = next(iter(self._certified.values()))
+        ensemble = self._ensemble
+        if ensemble.certified:
+            candidate = next(iter(ensemble.certified.values()))
         else:
-            kept = collapse(clusters, vectors, owners, self._students.losses)
+            kept = collapse(clusters, vectors, owners, ensemble.students.losses)
             candidate = self._best_candidate(annealer, kept)
         self._set_network(candidate)
-        self._set_agreement(candidate.network, activation)
+        self.n_agreeing_ = ensemble.n_agreeing(candidate.network, activation)
+        self.dendrogram_ = [
+            replace(tree, n_students=len(ensemble.students), n_agreeing=self.n_agreeing_)
+            for tree in self.dendrogram_
+        ]
         if not self.recovered_:
             n_kept = sum(cluster.status == "kept" for cluster in clusters)
             warnings.warn(self._explain_failure(n_kept), ConvergenceWarning, stacklevel=3)
 
     def _cluster(self, activation: Activation) -> tuple[list[Cluster], np.ndarray, np.ndarray]:
-        voters = self._voters()
+        voters = self._ensemble.voters()
         vectors, owners, neurons = incoming_vectors(voters, activation)
         tree = average_linkage(vectors, activation.has_sign_flip)
         clusters = find_clusters(
@@ -526,7 +480,7 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         )
         self.cluster_report_ = cluster_report(clusters, layer=0)
         labels, heights = cluster_labels(clusters, len(vectors))
-        self.dendrogram_ = [Dendrogram(tree, owners, neurons, labels, heights)]
+        self.dendrogram_: list[Dendrogram] = [Dendrogram(tree, owners, neurons, labels, heights)]
         return clusters, vectors, owners
 
     def _best_candidate(self, annealer: Annealer, hidden: np.ndarray) -> Candidate:
@@ -538,25 +492,12 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         if len(hidden):
             candidates.append(annealer.finish(annealer.solve_readout(hidden)))
         if self.prune and not (candidates and candidates[0].certificate.passed):
-            candidates.extend(self._anneal_students(annealer))
+            candidates.extend(self._ensemble.anneal_best(annealer))
         for candidate in candidates:
             if candidate.certificate.passed:
                 return candidate
-        candidates.append(annealer.judge_as_is(self._students.best))
+        candidates.append(annealer.judge_as_is(self._ensemble.students.best))
         return min(candidates, key=lambda candidate: candidate.certificate.held_out_error)
-
-    def _anneal_students(self, annealer: Annealer) -> list[Candidate]:
-        """Finished best students, up to the first certified one; kept for ``recluster``."""
-        if self._annealed is None:
-            self._annealed = {}
-            students = self._students
-            best = students.by_loss()[:MAX_ANNEALED]
-            for student in best[students.losses[best] < ANNEALING_LOSS]:
-                candidate = annealer.finish(students.network(student))
-                self._annealed[int(student)] = candidate
-                if candidate.certificate.passed:
-                    break
-        return list(self._annealed.values())
 
     def _set_network(self, candidate: Candidate) -> None:
         weights, biases = self._problem.coordinates.to_original(candidate.network)
@@ -566,18 +507,8 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self.loss_ = candidate.certificate.error**2
         self.certificate_ = candidate.certificate
         self.recovered_ = candidate.certificate.passed
-        self.student_losses_ = self._students.losses
-        self.n_iter_ = self._students.n_iter
-
-    def _set_agreement(self, network: Network, activation: Activation) -> None:
-        """Count the students that hold every neuron of the network, as trained or annealed."""
-        voters = self._voters()
-        annealed = self._annealed or {}
-        passed = {s: c.network.hidden for s, c in annealed.items() if c.certificate.passed}
-        self.n_agreeing_ = count_agreeing(network, list((voters | passed).values()), activation)
-        self.dendrogram_[0] = replace(
-            self.dendrogram_[0], n_students=len(self._students), n_agreeing=self.n_agreeing_
-        )
+        self.student_losses_ = self._ensemble.students.losses
+        self.n_iter_ = self._ensemble.students.n_iter
 
     def _explain_failure(self, n_kept: int) -> str:
         losses = self.student_losses_

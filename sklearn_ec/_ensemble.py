@@ -1,0 +1,103 @@
+"""The students of one fit: how they are trained, which of them vote, and what annealing gave.
+
+Nothing here depends on the thresholds ``gamma``, ``beta`` and ``cut``, so that ``recluster`` needs
+no training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ._activations import Activation
+from ._annealing import ANNEALING_LOSS, Annealer, Candidate
+from ._reconstruction import count_agreeing
+from ._types import MIN_VOTERS, Network, Students
+
+MAX_ANNEALED = 3
+
+
+@dataclass
+class Ensemble:
+    """Trained students, and the networks that annealing made of some of them, by student."""
+
+    students: Students
+    tol: float
+    certified: dict[int, Candidate] = field(default_factory=dict)
+    annealed: dict[int, Candidate] | None = None  # the best ones, once the clusters have failed
+
+    def confirm(self, annealer: Annealer) -> None:
+        """Where one student gave the network and few have converged, anneal more of them to vote."""
+        if not self.certified:
+            return
+        voters = self.voters()
+        others = [student for student in self.students.by_loss() if student not in voters]
+        for student in others[: max(0, MIN_VOTERS - len(voters))]:
+            if self.students.losses[student] < ANNEALING_LOSS:
+                candidate = annealer.finish(self.students.network(student))
+                if candidate.certificate.passed:
+                    self.certified[int(student)] = candidate
+
+    def voters(self) -> dict[int, np.ndarray]:
+        """Hidden weights of the students whose neurons are clustered, by student.
+
+        Once a network is certified these are the annealed students that were certified, and the
+        converged ones; else as :meth:`Students.voters` says.
+        """
+        students, tol = self.students, self.tol
+        trained = students.converged(tol) if self.certified else students.voters(tol)
+        voters = {int(student): students.hidden[student] for student in trained}
+        voters.update({s: candidate.network.hidden for s, candidate in self.certified.items()})
+        return dict(sorted(voters.items()))
+
+    def anneal_best(self, annealer: Annealer) -> list[Candidate]:
+        """Finished best students, up to the first certified one; they are kept."""
+        if self.annealed is None:
+            self.annealed = {}
+            best = self.students.by_loss()[:MAX_ANNEALED]
+            for student in best[self.students.losses[best] < ANNEALING_LOSS]:
+                candidate = annealer.finish(self.students.network(student))
+                self.annealed[int(student)] = candidate
+                if candidate.certificate.passed:
+                    break
+        return list(self.annealed.values())
+
+    def n_agreeing(self, network: Network, activation: Activation) -> int:
+        """How many students hold every neuron of a network, as trained or annealed."""
+        annealed = (self.annealed or {}).items()
+        passed = {s: c.network.hidden for s, c in annealed if c.certificate.passed}
+        return count_agreeing(network, list((self.voters() | passed).values()), activation)
+
+
+def train_ensemble(
+    annealer: Annealer,
+    seeds: np.ndarray,
+    student_width: int,
+    *,
+    solver: str,
+    max_iter: int,
+    tol: float,
+) -> Ensemble:
+    """Train students until enough converged or annealing one of them gives the network."""
+    trainer = annealer.trainer
+    if solver == "adam":
+        students = trainer.train_with_adam(seeds, student_width, max_iter=max_iter)
+        return Ensemble(students, tol)
+    certified: dict[int, Candidate] = {}
+
+    def is_recovered(student: int, network: Network, loss: float) -> bool:
+        if loss < ANNEALING_LOSS:
+            candidate = annealer.finish(network)
+            if candidate.certificate.passed:
+                certified[student] = candidate
+        return bool(certified)
+
+    students = trainer.train(
+        seeds,
+        student_width,
+        max_iter=max_iter,
+        tol=tol,
+        is_recovered=is_recovered if annealer.prune else None,
+    )
+    return Ensemble(students, tol, certified)
