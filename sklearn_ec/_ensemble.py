@@ -28,7 +28,7 @@ class Ensemble:
     annealed: dict[int, Candidate] | None = None  # the best ones, once the clusters have failed
 
     def confirm(self, annealer: Annealer) -> None:
-        """Where one student gave the network and few have converged, anneal more of them to vote."""
+        """Where one student gave the network and few converged, anneal more of them to vote."""
         if not self.certified:
             return
         voters = self.voters()

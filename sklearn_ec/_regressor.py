@@ -448,24 +448,22 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
     def _reconstruct(self, annealer: Annealer) -> None:
         """Everything that depends on the thresholds: cluster, collapse, finish, set attributes."""
         activation = annealer.trainer.activation
-        clusters, vectors, owners = self._cluster(activation)
+        clusters, vectors, dendrogram = self._cluster(activation)
         ensemble = self._ensemble
         if ensemble.certified:
             candidate = next(iter(ensemble.certified.values()))
         else:
-            kept = collapse(clusters, vectors, owners, ensemble.students.losses)
+            kept = collapse(clusters, vectors, dendrogram.students, ensemble.students.losses)
             candidate = self._best_candidate(annealer, kept)
         self._set_network(candidate)
         self.n_agreeing_ = ensemble.n_agreeing(candidate.network, activation)
-        self.dendrogram_ = [
-            replace(tree, n_students=len(ensemble.students), n_agreeing=self.n_agreeing_)
-            for tree in self.dendrogram_
-        ]
+        n_students = len(ensemble.students)
+        self.dendrogram_ = [replace(dendrogram, n_students=n_students, n_agreeing=self.n_agreeing_)]
         if not self.recovered_:
             n_kept = sum(cluster.status == "kept" for cluster in clusters)
             warnings.warn(self._explain_failure(n_kept), ConvergenceWarning, stacklevel=3)
 
-    def _cluster(self, activation: Activation) -> tuple[list[Cluster], np.ndarray, np.ndarray]:
+    def _cluster(self, activation: Activation) -> tuple[list[Cluster], np.ndarray, Dendrogram]:
         voters = self._ensemble.voters()
         vectors, owners, neurons = incoming_vectors(voters, activation)
         tree = average_linkage(vectors, activation.has_sign_flip)
@@ -480,8 +478,7 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         )
         self.cluster_report_ = cluster_report(clusters, layer=0)
         labels, heights = cluster_labels(clusters, len(vectors))
-        self.dendrogram_: list[Dendrogram] = [Dendrogram(tree, owners, neurons, labels, heights)]
-        return clusters, vectors, owners
+        return clusters, vectors, Dendrogram(tree, owners, neurons, labels, heights)
 
     def _best_candidate(self, annealer: Annealer, hidden: np.ndarray) -> Candidate:
         """The first certified network of the clusters and the best students, else the best.
