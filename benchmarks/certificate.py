@@ -28,13 +28,13 @@ EXACT = 1e-10
 SAME_FUNCTION = 1e-6
 RUNS = {
     "exact": 110,
-    "wrong activation": 40,
-    "wrong depth": 30,
-    "noise": 40,
-    "too few rows": 50,
-    "duplicated rows": 30,
-    "nearly equal neurons": 50,
-    "no network": 20,
+    "wrong activation": 25,
+    "wrong depth": 20,
+    "noise": 25,
+    "too few rows": 40,
+    "duplicated rows": 25,
+    "nearly equal neurons": 40,
+    "no network": 15,
 }
 # Not equivalent to each other: no width of one represents the other.
 RIVALS = {

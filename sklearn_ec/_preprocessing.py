@@ -10,13 +10,16 @@ from ._types import Network, Samples
 
 HELD_OUT_SHARE = 0.1
 MAX_HELD_OUT = 1000
+# Largest entry of a column of X in units of its scale. A pixel that is lit in one row of thousands
+# is many standard deviations away from its mean: there every random neuron would be saturated.
+MAX_DEVIATION = 6.0
 
 
 @dataclass(frozen=True)
 class Coordinates:
     """The affine maps between the user's columns and the coordinates that students see.
 
-    ``X`` is centered, scaled to unit variance and, where its columns are constant or linearly
+    ``X`` is centered, scaled to unit variance (less where a column has far outliers) and, where its columns are constant or linearly
     dependent, expressed in an orthonormal basis of its row space. ``y`` is centered and scaled.
     """
 
@@ -96,6 +99,7 @@ def standardize(
 ) -> tuple[Samples, Coordinates]:
     """Rows in standardized coordinates, and these coordinates."""
     x_mean, x_scale = _mean_and_scale(X, sample_weight)
+    x_scale = np.maximum(x_scale, np.abs(X - x_mean).max(axis=0) / MAX_DEVIATION)
     y_mean, y_scale = _mean_and_scale(y, sample_weight)
     y_rounding = np.finfo(np.float64).eps * float(np.max(np.abs(y).max(axis=0) / y_scale))
     basis = _row_space_basis(
