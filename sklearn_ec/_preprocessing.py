@@ -19,8 +19,9 @@ MAX_DEVIATION = 6.0
 class Coordinates:
     """The affine maps between the user's columns and the coordinates that students see.
 
-    ``X`` is centered, scaled to unit variance (less where a column has far outliers) and, where its columns are constant or linearly
-    dependent, expressed in an orthonormal basis of its row space. ``y`` is centered and scaled.
+    ``X`` is centered, scaled to unit variance (less where a column has far outliers) and, where its
+    columns are constant or linearly dependent, expressed in an orthonormal basis of its row space.
+    ``y`` is centered and scaled.
     """
 
     x_mean: np.ndarray

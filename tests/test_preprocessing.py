@@ -201,3 +201,14 @@ def test_split_of_one_row_uses_it_twice():
     train, held_out = split_rows(samples, np.random.default_rng(8))
     np.testing.assert_array_equal(train.X, samples.X)
     np.testing.assert_array_equal(held_out.X, samples.X)
+
+
+def test_far_outliers_bound_the_scale_of_a_column():
+    """A pixel lit in one row of 900 keeps that row within six units."""
+    X = np.random.default_rng(0).uniform(-1, 1, size=(900, 2))
+    X[:, 1] = 0.0
+    X[7, 1] = 0.25
+    samples, coordinates = standardize(X, X[:, :1], np.ones(900))
+    np.testing.assert_allclose(np.abs(samples.X[7, 1]), 6.0, rtol=1e-12)
+    np.testing.assert_allclose(samples.X[:, 0].std(), 1.0, rtol=1e-12)
+    assert coordinates.basis is None
