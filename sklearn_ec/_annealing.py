@@ -148,4 +148,5 @@ def removal_candidates(
 
 def _removal_costs(readout: np.ndarray, covariance: np.ndarray, neurons: np.ndarray) -> np.ndarray:
     squared = (readout[neurons] ** 2).sum(axis=1)
-    return squared / np.maximum(covariance[neurons, neurons], TINY)
+    with np.errstate(over="ignore"):  # a neuron that nothing can replace costs infinitely much
+        return squared / np.maximum(covariance[neurons, neurons], TINY)
