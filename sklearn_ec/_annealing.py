@@ -34,6 +34,8 @@ CAP_FACTOR = 10.0
 CAP_FLOOR = 1e-24
 # Single removals tried before a width is accepted as the smallest.
 SINGLE_TRIES = 3
+# Singular values of the readout's design matrix below this share of the largest count as zero.
+READOUT_RCOND = 1e-14
 TINY = np.finfo(np.float64).tiny
 
 
@@ -123,30 +125,35 @@ def removal_candidates(
 ) -> list[np.ndarray]:
     """Sets of neurons worth removing, cheapest first: one group, or a few single neurons.
 
-    Removing feature ``j`` from the readout's least-squares problem raises the squared error by
-    ``‖B_j‖² / C_jj`` with the readout ``B`` and ``C = (ΦᵀΦ)⁻¹``. A group is found by backward
-    elimination: both are updated after each removal.
+    A group is found by backward elimination, one neuron after the other.
     """
     design = design_matrix(network.hidden, samples, activation, bool(network.skip.size))
     targets = samples.y * np.sqrt(samples.sample_weight)[:, None]
-    inverse = np.linalg.pinv(design, rcond=1e-14)
-    readout, covariance = inverse @ targets, inverse @ inverse.T
+    basis, design = np.linalg.qr(design)
+    targets = basis.T @ targets
     neurons = np.arange(network.width)
     if group == 1:
-        costs = _removal_costs(readout, covariance, neurons)
+        costs = _removal_costs(design, targets)[: network.width]
         return [neurons[[i]] for i in np.argsort(costs)[:SINGLE_TRIES]]
-    removed: list[int] = []
+    removed = []
     for _ in range(group):
-        remaining = np.setdiff1d(neurons, removed)
-        neuron = int(remaining[np.argmin(_removal_costs(readout, covariance, remaining))])
-        removed.append(neuron)
-        ratio = covariance[neuron] / max(covariance[neuron, neuron], TINY)
-        readout = readout - np.outer(ratio, readout[neuron])
-        covariance = covariance - np.outer(ratio, covariance[neuron])
+        cheapest = int(np.argmin(_removal_costs(design, targets)[: len(neurons)]))
+        removed.append(neurons[cheapest])
+        neurons, design = np.delete(neurons, cheapest), np.delete(design, cheapest, axis=1)
     return [np.array(removed)]
 
 
-def _removal_costs(readout: np.ndarray, covariance: np.ndarray, neurons: np.ndarray) -> np.ndarray:
-    squared = (readout[neurons] ** 2).sum(axis=1)
-    with np.errstate(over="ignore"):  # a neuron that nothing can replace costs infinitely much
-        return squared / np.maximum(covariance[neurons, neurons], TINY)
+def _removal_costs(design: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """By how much the squared error of a least-squares problem rises without each feature.
+
+    With the readout ``B`` and ``C = (ΦᵀΦ)⁻¹`` it is ``‖B_j‖² / C_jj``. Features that are linear
+    combinations of others, as those of ReLU neurons without a kink in the data, cost nothing: in
+    the null space of ``Φ`` the readout of minimum norm goes with a huge ``C``.
+    """
+    left, values, right = np.linalg.svd(design, full_matrices=False)
+    cutoff = READOUT_RCOND * values[0]
+    inverses = np.where(values > cutoff, 1.0 / np.maximum(values, cutoff), 0.0)
+    readout = (right.T * inverses) @ (left.T @ targets)
+    covariance = ((right / np.maximum(values, cutoff)[:, None]) ** 2).sum(axis=0)
+    with np.errstate(over="ignore"):  # a feature that nothing can replace costs infinitely much
+        return (readout**2).sum(axis=1) / np.maximum(covariance, TINY)

@@ -127,6 +127,22 @@ def test_judge_as_is_changes_no_output():
     assert not candidate.certificate.passed
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_neurons_without_a_kink_in_the_data_are_removed_first(sign):
+    """Always active, a ReLU neuron is a linear function that the skip term holds as well."""
+    network, trainer, _ = planted("relu")
+    kinkless = sign * np.array([0.1, -0.2, 0.1, 5.0])
+    spare = Network(
+        np.vstack([network.hidden, kinkless]),
+        np.hstack([network.outgoing, [[2.0]], network.readout[:, -1:], np.zeros((1, 3))]),
+    )
+    candidates = removal_candidates(spare, trainer.samples, trainer.activation, 1)
+    assert candidates[0].tolist() == [3]
+    crowd = with_spare_neurons(spare, 0.0)  # with a duplicate and a pair that cancels
+    (group,) = removal_candidates(crowd, trainer.samples, trainer.activation, 4)
+    assert 3 in group
+
+
 def test_certificate_accepts_the_planted_network():
     network, trainer, held_out = planted("tanh")
     certificate = certify(network, trainer, held_out, EPS)
