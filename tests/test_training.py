@@ -253,6 +253,11 @@ def test_nothing_is_written_to_the_working_directory(trainer, tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
-def test_polish_without_a_target_takes_all_its_steps(trainer):
+def test_polish_ends_where_it_stalls(trainer):
+    """Three neurons in a local minimum of a problem with four."""
     start = Network(np.random.default_rng(0).normal(size=(3, 4)), np.array([[1.0, -1.0, 1.0, 0.0]]))
-    assert count_steps(trainer, start, target=np.inf) > 100
+    assert _training.POLISH_WINDOW < count_steps(trainer, start, target=np.inf) < 200
+    polished, loss = trainer.polish(start, 200)
+    assert loss > 1e-6
+    _, further_loss = trainer.polish(polished, 100)
+    assert further_loss > _training.POLISH_PROGRESS * loss
