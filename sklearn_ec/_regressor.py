@@ -321,6 +321,21 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         torch.nn.Sequential
             Linear layers in float64 with the activation between them, on the CPU. Outputs have
             shape (n_samples, n_outputs).
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sklearn_ec import ExpandClusterRegressor
+        >>> X = np.random.default_rng(0).uniform(-2, 2, size=(200, 2))
+        >>> model = ExpandClusterRegressor(
+        ...     hidden_layer_sizes=1, activation="tanh", n_students=3, random_state=0
+        ... ).fit(X, np.tanh(X @ [1.0, -0.5] + 0.3))
+        >>> model.to_torch()
+        Sequential(
+          (0): Linear(in_features=2, out_features=1, bias=True)
+          (1): Tanh()
+          (2): Linear(in_features=1, out_features=1, bias=True)
+        )
         """
         check_is_fitted(self)
         return to_sequential(self.weights_, self.biases_, self.activation)
@@ -337,6 +352,17 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         ------
         ValueError
             If ``MLPRegressor`` lacks the activation: it has logistic, tanh and relu.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sklearn_ec import ExpandClusterRegressor
+        >>> X = np.random.default_rng(0).uniform(-2, 2, size=(200, 2))
+        >>> model = ExpandClusterRegressor(
+        ...     hidden_layer_sizes=1, activation="tanh", n_students=3, random_state=0
+        ... ).fit(X, np.tanh(X @ [1.0, -0.5] + 0.3))
+        >>> np.allclose(model.to_mlp_regressor().predict(X), model.predict(X))
+        True
         """
         check_is_fitted(self)
         mlp = to_mlp_regressor(self.weights_, self.biases_, self.activation)
