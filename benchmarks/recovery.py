@@ -3,6 +3,7 @@
     python benchmarks/recovery.py --suite reference --activation g
     python benchmarks/recovery.py --suite rough --activation all --seeds 1
     python benchmarks/recovery.py --suite mlp --activation tanh
+    python benchmarks/recovery.py --suite deep --activation tanh --seeds 3 --rho 3
 
 Results go to benchmarks/results as JSON lines, one per teacher; an interrupted run continues where
 it stopped (delete the file to start over).
@@ -30,8 +31,8 @@ from sklearn.preprocessing import scale
 
 from sklearn_ec import ExpandClusterRegressor, _training
 from sklearn_ec._activations import ACTIVATIONS
-from sklearn_ec.datasets import RecoveryProblem, load_reference_suite
-from sklearn_ec.metrics import match_neurons, max_cosine_distance
+from sklearn_ec.datasets import RecoveryProblem, load_deep_suite, load_reference_suite
+from sklearn_ec.metrics import max_cosine_distance
 
 EXACT = 1e-10
 
@@ -39,6 +40,8 @@ EXACT = 1e-10
 def make_problems(suite, activation, n_seeds, rho):
     if suite == "mlp":
         return [problem for seed in range(n_seeds) for problem in mlp_problems(activation, seed)]
+    if suite == "deep":
+        return load_deep_suite(activation, n_seeds=n_seeds)
     return load_reference_suite(activation, family=suite, n_seeds=n_seeds, rho=rho)
 
 
@@ -77,10 +80,10 @@ def recover(problem, activation, options):
         torch.set_num_threads(options["threads"])
     if options["exhaustive"]:
         _training.CONVERGED_SHARE = _training.FIRST_QUESTION_EPOCH = np.inf
-    width = problem.teacher.layer_sizes_[0]
+    sizes = problem.teacher.layer_sizes_
     model = ExpandClusterRegressor(
         options["rho"],
-        hidden_layer_sizes="auto" if options["auto"] else width,
+        hidden_layer_sizes="auto" if options["auto"] else sizes,
         activation=activation,
         n_students=options["n_students"],
         solver=options["solver"],
@@ -93,21 +96,19 @@ def recover(problem, activation, options):
         model.fit(problem.X, problem.y)
     seconds = time.perf_counter() - start
     distance = max_cosine_distance(problem.teacher, model, activation)
-    matched = match_neurons(problem.teacher, model, activation).cosine_distances
     return {
         "name": problem.name,
-        "width": width,
-        "recovered_width": model.layer_sizes_[0],
-        "exact": bool(model.layer_sizes_[0] == width and distance <= EXACT),
+        "sizes": sizes,
+        "recovered_sizes": model.layer_sizes_,
+        "exact": bool(model.layer_sizes_ == sizes and distance <= EXACT),
         "distance": distance,
-        "matched_distance": float(matched.max()),
         "loss": model.loss_,
         "recovered": model.recovered_,
         "reason": model.certificate_.reason,
         "weight_error": float(model.certificate_.weight_error),
         "isolation": float(model.certificate_.isolation),
         "n_agreeing": model.n_agreeing_,
-        "kept_clusters": len(model.dendrogram_[0].cut_heights),
+        "kept_clusters": [len(record.cut_heights) for record in model.dendrogram_],
         "converged_share": float(np.mean(model.student_losses_ <= model.tol)),
         "converged_students": int(np.sum(model.student_losses_ <= model.tol)),
         "best_student": float(np.nanmin(model.student_losses_)),
@@ -122,9 +123,10 @@ def run(problems, activation, options, path, jobs):
     for result in run_resumable(tasks, path, jobs):
         results[result["name"]] = result
         verdict = "exact" if result["exact"] else "MISSED"
+        sizes = "-".join(map(str, result["recovered_sizes"]))
         print(
             f"{len(results):4d}/{len(tasks)} {result['name']:32s} {verdict:6s} "
-            f"width {result['recovered_width']:2d} distance {result['distance']:.0e} "
+            f"{sizes:>5s} distance {result['distance']:.0e} "
             f"loss {result['loss']:.0e} {result['seconds']:6.1f} s  {result['reason']}",
             flush=True,
         )
@@ -165,7 +167,9 @@ def _row(name, rows):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--suite", choices=["reference", "rough", "mlp"], default="reference")
+    parser.add_argument(
+        "--suite", choices=["reference", "rough", "deep", "mlp"], default="reference"
+    )
     parser.add_argument("--activation", choices=[*ACTIVATIONS, "all"], default="g")
     parser.add_argument("--seeds", type=int, default=10, help="teachers per cell")
     parser.add_argument("--inputs", type=int, nargs="+", help="only cells with so many inputs")

@@ -48,28 +48,29 @@ def make_trainer():
 
 def time_package(trainer):
     start = time.perf_counter()
-    students = trainer.train(np.arange(N_STUDENTS), 16, max_iter=MAX_ITER, tol=TOL)
+    students = trainer.train(np.arange(N_STUDENTS), (16,), max_iter=MAX_ITER, tol=TOL)
     return time.perf_counter() - start, int(np.sum(students.losses <= TOL))
 
 
 class ScipyStudent:
     """One student as SciPy sees it: a flat vector, residuals and their Jacobian."""
 
-    def __init__(self, task: LeastSquaresTask, hidden, readout):
-        self.task, self.shapes = task, (hidden.shape, readout.shape)
-        self.start = np.concatenate([hidden.ravel(), readout.ravel()])
+    def __init__(self, task: LeastSquaresTask, layers):
+        self.task, self.shapes = task, [layer.shape for layer in layers]
+        self.start = np.concatenate([layer.ravel() for layer in layers])
 
     def unpack(self, flat):
-        split = int(np.prod(self.shapes[0]))
-        parts = flat[:split], flat[split:]
-        return [torch.from_numpy(p.reshape(s)) for p, s in zip(parts, self.shapes, strict=True)]
+        """The layers as a batch of one."""
+        ends = np.cumsum([np.prod(shape) for shape in self.shapes])[:-1]
+        parts = zip(np.split(flat, ends), self.shapes, strict=True)
+        return tuple(torch.from_numpy(part.reshape(1, *shape)) for part, shape in parts)
 
     def residuals(self, flat):
-        hidden, readout = self.unpack(flat)
-        return self.task.residuals(hidden[None], readout[None]).flatten().numpy()
+        """Output by output, as the rows of the Jacobian."""
+        return self.task.residuals(self.unpack(flat)).mT.flatten().numpy()
 
     def jacobian(self, flat):
-        return self.task.jacobian(*self.unpack(flat), slice(None)).numpy()
+        return self.task.jacobian(self.unpack(flat), slice(None)).numpy()
 
     def fit(self):
         def stop(intermediate_result):
@@ -91,11 +92,11 @@ class ScipyStudent:
 
 
 def time_scipy(trainer):
-    module = trainer._warm_up(np.arange(N_STUDENTS), 16)
-    hidden, readout = module.hidden.detach().numpy(), module.readout.detach().numpy()
+    layers = [layer.numpy() for layer in trainer._warm_up(np.arange(N_STUDENTS), (16,)).weights]
     start, n_converged = time.perf_counter(), 0
-    for h, r in zip(hidden[:N_SCIPY_STUDENTS], readout[:N_SCIPY_STUDENTS], strict=True):
-        n_converged += ScipyStudent(trainer.task, h, r).fit() <= TOL
+    for student in range(N_SCIPY_STUDENTS):
+        first = [layer[student] for layer in layers]
+        n_converged += ScipyStudent(trainer.task, first).fit() <= TOL
     return time.perf_counter() - start, n_converged
 
 
@@ -137,10 +138,10 @@ def rate_of_assembly():
         torch.ones(n, 1, dtype=torch.float64),
         make_trainer().activation,
     )
-    weights = initial_weights(np.arange(N_STUDENTS), width, d, 1, 0)
-    hidden, readout = (torch.from_numpy(w) for w in weights)
-    n_parameters = hidden[0].numel() + readout[0].numel()
-    seconds = best_of(lambda: task.normal_equations(hidden, readout))
+    weights = initial_weights(np.arange(N_STUDENTS), d, (width,), 1, has_skip=False)
+    layers = tuple(torch.from_numpy(layer) for layer in weights)
+    n_parameters = sum(layer[0].numel() for layer in layers)
+    seconds = best_of(lambda: task.normal_equations(layers))
     rate = 2 * n * n_parameters**2 * N_STUDENTS / seconds
     executed = executed_share(n_parameters)
     size = 2000

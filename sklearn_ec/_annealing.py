@@ -11,13 +11,23 @@ a neuron's contribution does not.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ._activations import Activation
 from ._certificate import Certificate, certify
-from ._reconstruction import design_matrix, linear_pairs, resolve_signs, solve_readout
+from ._linearization import stacked
+from ._reconstruction import (
+    linear_pairs,
+    read_features,
+    resolve_signs,
+    solve_layer,
+    solve_readout,
+    with_skip,
+)
 from ._training import Trainer
 from ._types import Network, Samples
 
@@ -34,8 +44,14 @@ CAP_FACTOR = 10.0
 CAP_FLOOR = 1e-24
 # Single removals tried before a width is accepted as the smallest.
 SINGLE_TRIES = 3
-# Singular values of the readout's design matrix below this share of the largest count as zero.
-READOUT_RCOND = 1e-14
+# Times that a pruned deep network is grown again, by at least so many neurons per layer.
+MAX_REGROWTHS = 8
+MIN_REGROWTH = 2
+REGROWTH_STEPS = 300
+# Growing is given up when it leaves more than this share of the loss.
+REGROWTH_PROGRESS = 0.7
+# Singular values of a layer's features below this share of the largest count as zero.
+FEATURE_RCOND = 1e-14
 TINY = np.finfo(np.float64).tiny
 
 
@@ -56,17 +72,24 @@ class Annealer:
         self.y_rounding = y_rounding
         self.prune = prune
 
-    def solve_readout(self, hidden: np.ndarray) -> Network:
-        """The network with these hidden neurons, with a skip term where signs are open."""
+    def solve_readout(self, hidden: Sequence[np.ndarray]) -> Network:
+        """The network with these hidden layers, with skip terms where signs are open."""
         trainer = self.trainer
         return solve_readout(hidden, trainer.samples, trainer.activation, trainer.has_skip)
 
-    def finish(self, network: Network) -> Candidate:
-        """Polish, prune, resolve signs and certify a network."""
+    def finish(self, network: Network, persistent: bool = True) -> Candidate:
+        """Polish, prune, resolve signs and certify a network.
+
+        A ``persistent`` attempt grows a deep network again that pruning left in a local minimum.
+        """
+        if self.prune and self.trainer.has_skip:
+            network = with_skip(network)
         n_steps = FIRST_POLISH_STEPS if self.prune else POLISH_STEPS
         network, loss = self.trainer.polish(network, n_steps)
         if self.prune and loss < ANNEALING_LOSS:
             network, loss = prune(network, loss, self.trainer)
+            if persistent and len(network.widths) > 1:
+                network, loss = regrow(network, loss, self.trainer)
         network, loss = self._without_skip(network, loss)
         if loss < REFINEMENT_LOSS:
             network, loss = self.trainer.refine(network, loss)
@@ -80,8 +103,8 @@ class Annealer:
         return Candidate(network, certify(network, self.trainer, self.held_out, self.y_rounding))
 
     def _without_skip(self, network: Network, loss: float) -> tuple[Network, float]:
-        """Absorb the skip term in the signs of the neurons, else in additional neurons."""
-        if not network.skip.size:
+        """Absorb the skip terms in the signs of the neurons, else in additional neurons."""
+        if not network.has_skip:
             return network, loss
         activation = self.trainer.activation
         flipped = self.trainer.polish(resolve_signs(network, activation), POLISH_STEPS)
@@ -90,70 +113,200 @@ class Annealer:
         return self.trainer.polish(linear_pairs(network, activation), POLISH_STEPS)
 
 
+@dataclass(frozen=True)
+class Removal:
+    """Neurons of one hidden layer that might go, and by how much the squared error would rise."""
+
+    layer: int
+    neurons: np.ndarray
+    cost: float
+
+
 def prune(network: Network, loss: float, trainer: Trainer) -> tuple[Network, float]:
-    """Remove neurons in groups of up to a quarter of the layer, as long as the loss allows it."""
+    """Remove neurons, in groups of up to a quarter of a layer, as long as the loss allows it.
+
+    Groups are tried before single neurons, the cheapest over all layers first. A layer rests once
+    no single neuron could be removed, until other layers are smaller than they were then.
+    """
     cap = max(CAP_FACTOR * loss, CAP_FLOOR)
-    group = max(1, network.width // 4)
-    while network.width > 1:
-        group = min(group, max(1, network.width // 4))
-        smaller = _try_removals(network, trainer, group, cap)
-        if smaller is not None:
-            network, loss = smaller
-            cap = min(cap, max(CAP_FACTOR * loss, CAP_FLOOR))
-        elif group == 1:
-            break
-        else:
-            group //= 2
-    return network, loss
+    groups = list(network.widths)
+    resting: dict[int, int] = {}  # layer: number of neurons in the network when it came to rest
+    while True:
+        n_neurons = sum(network.widths)
+        groups = [max(1, min(g, w // 4)) for g, w in zip(groups, network.widths, strict=True)]
+        removals = [
+            removal_candidates(network, trainer, layer, groups[layer])
+            for layer, width in enumerate(network.widths)
+            if width > 1 and resting.get(layer, math.inf) > n_neurons
+        ]
+        if not removals:
+            return trainer.polish(network, POLISH_STEPS) if len(groups) > 1 else (network, loss)
+        for candidates in sorted(removals, key=lambda c: (len(c[0].neurons) == 1, c[0].cost)):
+            smaller = _try_removals(network, trainer, candidates, cap)
+            if smaller is not None:
+                network, loss = smaller
+                cap = min(cap, max(CAP_FACTOR * loss, CAP_FLOOR))
+                break
+            layer = candidates[0].layer
+            if groups[layer] == 1:
+                resting[layer] = n_neurons
+            groups[layer] //= 2
 
 
 def _try_removals(
-    network: Network, trainer: Trainer, group: int, cap: float
+    network: Network, trainer: Trainer, candidates: list[Removal], cap: float
 ) -> tuple[Network, float] | None:
-    samples, activation = trainer.samples, trainer.activation
-    for removed in removal_candidates(network, samples, activation, group):
-        hidden = np.delete(network.hidden, removed, axis=0)
-        start = solve_readout(hidden, samples, activation, bool(network.skip.size))
-        smaller, loss = trainer.polish(start, POLISH_STEPS, target=cap)
+    """The first removal that stands, polished.
+
+    Deep networks with many spare neurons are polished only as far as the loss was before: their
+    steps cost most, and they reach the rest of the way with fewer neurons.
+    """
+    for removal in candidates:
+        is_rough = len(network.widths) > 1 and len(removal.neurons) > 1
+        smaller, loss = trainer.polish(
+            without_neurons(network, trainer, removal),
+            POLISH_STEPS,
+            target=cap,
+            enough=cap / CAP_FACTOR if is_rough else 0.0,
+        )
         if loss <= cap:
             return smaller, loss
     return None
 
 
-def removal_candidates(
-    network: Network, samples: Samples, activation: Activation, group: int
-) -> list[np.ndarray]:
+def regrow(network: Network, loss: float, trainer: Trainer) -> tuple[Network, float]:
+    """Lead a pruned network out of a local minimum: add random neurons, polish, prune again.
+
+    The width of the students made their training easy, and small networks are cheap to train: this
+    is expansion once more. It goes on while it lowers the loss.
+    """
+    rng = np.random.default_rng(0)
+    for _ in range(MAX_REGROWTHS):
+        if loss < REFINEMENT_LOSS:
+            break
+        grown = trainer.polish(with_random_neurons(network, rng), REGROWTH_STEPS)
+        pruned = prune(*grown, trainer)
+        if pruned[1] > REGROWTH_PROGRESS * loss:
+            break
+        network, loss = pruned
+    return network, loss
+
+
+def with_random_neurons(network: Network, rng: np.random.Generator) -> Network:
+    """The same function with half as many neurons more in every hidden layer.
+
+    Their incoming weights are normal, as large as those of the other neurons; nothing reads them.
+    """
+    layers = list(network.layers)
+    added = [max(MIN_REGROWTH, width // 2) for width in network.widths]
+    for depth, n in enumerate(added):
+        layer = layers[depth]
+        own = network.columns(depth, depth)
+        new = np.zeros((n, layer.shape[1]))
+        size = np.sqrt(np.mean(layer[:, own] ** 2))
+        new[:, own] = size * rng.normal(size=new[:, own].shape)
+        new[:, -1] = size * rng.normal(size=n)
+        layers[depth] = np.vstack([layer, new])
+    for depth in range(1, len(layers)):
+        readable = range(depth) if network.has_skip else [depth - 1]
+        ends = [network.columns(depth, below + 1).stop for below in readable]
+        at = np.repeat(ends, [added[below] for below in readable])
+        layers[depth] = np.insert(layers[depth], at, 0.0, axis=1)
+    return Network(tuple(layers))
+
+
+def without_neurons(network: Network, trainer: Trainer, removal: Removal) -> Network:
+    """The network without some neurons; the layers that read them and the readout solved again."""
+    samples, activation = trainer.samples, trainer.activation
+    layers = list(network.layers)
+    layers[removal.layer] = np.delete(layers[removal.layer], removal.neurons, axis=0)
+    for reader in _hidden_readers(network, removal.layer):
+        z = _preactivations(network, reader, samples, activation)
+        features = read_features(layers[:reader], samples.X, activation, network.has_skip)
+        layers[reader] = solve_layer(features, z, samples.sample_weight)
+    return solve_readout(layers[:-1], samples, activation, network.has_skip)
+
+
+def removal_candidates(network: Network, trainer: Trainer, layer: int, group: int) -> list[Removal]:
     """Sets of neurons worth removing, cheapest first: one group, or a few single neurons.
 
     A group is found by backward elimination, one neuron after the other.
     """
-    design = design_matrix(network.hidden, samples, activation, bool(network.skip.size))
-    targets = samples.y * np.sqrt(samples.sample_weight)[:, None]
-    basis, design = np.linalg.qr(design)
-    targets = basis.T @ targets
-    neurons = np.arange(network.width)
+    problems = _reader_problems(network, trainer, layer)
+    neurons = np.arange(network.widths[layer])
     if group == 1:
-        costs = _removal_costs(design, targets)[: network.width]
-        return [neurons[[i]] for i in np.argsort(costs)[:SINGLE_TRIES]]
-    removed = []
+        costs = _total_costs(problems, len(neurons))
+        order = np.argsort(costs)[:SINGLE_TRIES]
+        return [Removal(layer, neurons[[i]], float(costs[i])) for i in order]
+    removed, cost = [], 0.0
     for _ in range(group):
-        cheapest = int(np.argmin(_removal_costs(design, targets)[: len(neurons)]))
+        costs = _total_costs(problems, len(neurons))
+        cheapest = int(np.argmin(costs))
         removed.append(neurons[cheapest])
-        neurons, design = np.delete(neurons, cheapest), np.delete(design, cheapest, axis=1)
-    return [np.array(removed)]
+        cost += float(costs[cheapest])
+        neurons = np.delete(neurons, cheapest)
+        problems = [(np.delete(design, cheapest, axis=1), targets) for design, targets in problems]
+    return [Removal(layer, np.array(removed), cost)]
+
+
+def _hidden_readers(network: Network, layer: int) -> range:
+    """Hidden layers that read the activations of a hidden layer."""
+    last = len(network.layers) - 1
+    return range(layer + 1, last if network.has_skip else min(layer + 2, last))
+
+
+def _preactivations(
+    network: Network, layer: int, samples: Samples, activation: Activation
+) -> np.ndarray:
+    below = network.layers[:layer]
+    return read_features(below, samples.X, activation, network.has_skip) @ network.layers[layer].T
+
+
+def _reader_problems(
+    network: Network, trainer: Trainer, layer: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The least-squares problems of the layers that read a hidden layer.
+
+    The features come as a triangular factor, those of the hidden layer in front. Targets are y for
+    the readout, else the pre-activations, in units of what they change at the outputs.
+    """
+    samples, activation = trainer.samples, trainer.activation
+    root = np.sqrt(samples.sample_weight)[:, None]
+    last = len(network.layers) - 1
+    readers = list(_hidden_readers(network, layer))
+    if network.has_skip or layer == last - 1:
+        readers.append(last)
+    sensitivities = trainer.task.sensitivities(stacked(network, trainer.device)) if last > 1 else []
+    problems = []
+    for reader in readers:
+        below = network.layers[:reader]
+        features = read_features(below, samples.X, activation, network.has_skip)
+        own = np.r_[network.columns(reader, layer + 1)]
+        design = np.hstack([features[:, own], np.delete(features, own, axis=1)]) * root
+        if reader == last:
+            targets = samples.y * root
+        else:
+            targets = features @ network.layers[reader].T * root * sensitivities[reader]
+        basis, triangle = np.linalg.qr(design)
+        problems.append((triangle, basis.T @ targets))
+    return problems
+
+
+def _total_costs(problems: list[tuple[np.ndarray, np.ndarray]], n_neurons: int) -> np.ndarray:
+    return np.sum([_removal_costs(*problem)[:n_neurons] for problem in problems], axis=0)
 
 
 def _removal_costs(design: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """By how much the squared error of a least-squares problem rises without each feature.
 
-    With the readout ``B`` and ``C = (ΦᵀΦ)⁻¹`` it is ``‖B_j‖² / C_jj``. Features that are linear
+    With the solution ``B`` and ``C = (ΦᵀΦ)⁻¹`` it is ``‖B_j‖² / C_jj``. Features that are linear
     combinations of others, as those of ReLU neurons without a kink in the data, cost nothing: in
-    the null space of ``Φ`` the readout of minimum norm goes with a huge ``C``.
+    the null space of ``Φ`` the solution of minimum norm goes with a huge ``C``.
     """
     left, values, right = np.linalg.svd(design, full_matrices=False)
-    cutoff = READOUT_RCOND * values[0]
+    cutoff = FEATURE_RCOND * values[0]
     inverses = np.where(values > cutoff, 1.0 / np.maximum(values, cutoff), 0.0)
-    readout = (right.T * inverses) @ (left.T @ targets)
+    solution = (right.T * inverses) @ (left.T @ targets)
     covariance = ((right / np.maximum(values, cutoff)[:, None]) ** 2).sum(axis=0)
     with np.errstate(over="ignore"):  # a feature that nothing can replace costs infinitely much
-        return (readout**2).sum(axis=1) / np.maximum(covariance, TINY)
+        return (solution**2).sum(axis=1) / np.maximum(covariance, TINY)

@@ -28,7 +28,7 @@ import numpy as np
 
 from ._activations import Activation
 from ._linearization import Linearization
-from ._reconstruction import design_matrix
+from ._reconstruction import network_outputs
 from ._training import Trainer
 from ._types import Network, Samples
 
@@ -113,6 +113,5 @@ def _determinacy(network: Network, trainer: Trainer, error: float) -> tuple[floa
 
 def relative_error(network: Network, samples: Samples, activation: Activation) -> float:
     """Root mean squared error in units of the targets' standard deviation."""
-    design = design_matrix(network.hidden, samples, activation, bool(network.skip.size))
-    targets = samples.y * np.sqrt(samples.sample_weight)[:, None]
-    return float(np.sqrt(np.mean((design @ network.readout.T - targets) ** 2)))
+    residuals = network_outputs(network, samples.X, activation) - samples.y
+    return float(np.sqrt(np.mean(residuals**2 * samples.sample_weight[:, None])))

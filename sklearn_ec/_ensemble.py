@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ._activations import Activation
 from ._annealing import ANNEALING_LOSS, Annealer, Candidate
 from ._reconstruction import count_agreeing
+from ._training import Trainer
 from ._types import MIN_VOTERS, Network, Students
 
 MAX_ANNEALED = 3
@@ -27,6 +27,22 @@ class Ensemble:
     certified: dict[int, Candidate] = field(default_factory=dict)
     annealed: dict[int, Candidate] | None = None  # the best ones, once the clusters have failed
 
+    @property
+    def is_promising(self) -> bool:
+        """Whether more students might give the network: few of these converged, none gave it."""
+        students = self.students
+        return (
+            not self.certified
+            and len(students.converged(self.tol)) < MIN_VOTERS
+            and bool((students.losses < ANNEALING_LOSS).any())
+        )
+
+    def joined(self, others: Ensemble) -> Ensemble:
+        """These students and further ones behind them."""
+        certified = {len(self.students) + s: c for s, c in others.certified.items()}
+        students = self.students.joined(others.students)
+        return Ensemble(students, self.tol, {**self.certified, **certified})
+
     def confirm(self, annealer: Annealer) -> None:
         """Where one student gave the network and few converged, anneal more of them to vote."""
         if not self.certified:
@@ -35,20 +51,20 @@ class Ensemble:
         others = [student for student in self.students.by_loss() if student not in voters]
         for student in others[: max(0, MIN_VOTERS - len(voters))]:
             if self.students.losses[student] < ANNEALING_LOSS:
-                candidate = annealer.finish(self.students.network(student))
+                candidate = annealer.finish(self.students.network(student), persistent=False)
                 if candidate.certificate.passed:
                     self.certified[int(student)] = candidate
 
-    def voters(self) -> dict[int, np.ndarray]:
-        """Hidden weights of the students whose neurons are clustered, by student.
+    def voters(self) -> dict[int, Network]:
+        """The students whose neurons are clustered.
 
         Once a network is certified these are the annealed students that were certified, and the
         converged ones; else as :meth:`Students.voters` says.
         """
         students, tol = self.students, self.tol
         trained = students.converged(tol) if self.certified else students.voters(tol)
-        voters = {int(student): students.hidden[student] for student in trained}
-        voters.update({s: candidate.network.hidden for s, candidate in self.certified.items()})
+        voters = {int(student): students.network(student) for student in trained}
+        voters.update({s: candidate.network for s, candidate in self.certified.items()})
         return dict(sorted(voters.items()))
 
     def anneal_best(self, annealer: Annealer) -> list[Candidate]:
@@ -63,17 +79,18 @@ class Ensemble:
                     break
         return list(self.annealed.values())
 
-    def n_agreeing(self, network: Network, activation: Activation) -> int:
+    def n_agreeing(self, network: Network, trainer: Trainer) -> int:
         """How many students hold every neuron of a network, as trained or annealed."""
         annealed = (self.annealed or {}).items()
-        passed = {s: c.network.hidden for s, c in annealed if c.certificate.passed}
-        return count_agreeing(network, list((self.voters() | passed).values()), activation)
+        passed = {s: c.network for s, c in annealed if c.certificate.passed}
+        voters = list((self.voters() | passed).values())
+        return count_agreeing(network, voters, trainer.samples, trainer.activation)
 
 
 def train_ensemble(
     annealer: Annealer,
     seeds: np.ndarray,
-    student_width: int,
+    student_widths: tuple[int, ...],
     *,
     solver: str,
     max_iter: int,
@@ -82,7 +99,7 @@ def train_ensemble(
     """Train students until enough converged or annealing one of them gives the network."""
     trainer = annealer.trainer
     if solver == "adam":
-        students = trainer.train_with_adam(seeds, student_width, max_iter=max_iter)
+        students = trainer.train_with_adam(seeds, student_widths, max_iter=max_iter)
         return Ensemble(students, tol)
     certified: dict[int, Candidate] = {}
 
@@ -95,7 +112,7 @@ def train_ensemble(
 
     students = trainer.train(
         seeds,
-        student_width,
+        student_widths,
         max_iter=max_iter,
         tol=tol,
         is_recovered=is_recovered if annealer.prune else None,

@@ -14,9 +14,9 @@ MAX_FAILURES = 2
 
 @dataclass(frozen=True)
 class WidthSearch:
-    """The assumed width; where no width fits the data, also its probe students and the reason."""
+    """The assumed widths; where no width fits the data, also its probe students and the reason."""
 
-    width: int
+    widths: tuple[int, ...]
     students: Students | None = None
     problem: str = ""
 
@@ -43,17 +43,17 @@ def find_width(
     WidthSearch
         The width that fits exactly; else the width of lowest loss on held-out rows.
     """
-    width, best, n_failures = 1, WidthSearch(1), 0
+    width, best, n_failures = 1, WidthSearch((1,)), 0
     while True:
         students, sufficient_width = train_probes(width)
         if sufficient_width is not None:
-            return WidthSearch(sufficient_width)
+            return WidthSearch((sufficient_width,))
         if _is_progress(students, best.students):
-            best, n_failures = WidthSearch(width, students), 0
+            best, n_failures = WidthSearch((width,), students), 0
         else:
             n_failures += 1
         if n_failures >= MAX_FAILURES:
-            problem = f"wider students than those for width {best.width} did no better"
+            problem = f"wider students than those for width {best.widths[0]} did no better"
             return replace(best, problem=f"{problem} on held-out rows, as with noisy data")
         if n_parameters(2 * width) > n_equations:
             problem = f"students for width {2 * width} would hold {n_parameters(2 * width)}"

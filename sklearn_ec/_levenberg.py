@@ -18,7 +18,7 @@ them: with the second derivative :math:`c` of the residuals along the step,
 and the network moves by :math:`\Delta + \Delta_2`. It costs one more solve with the same factors.
 Students of 8 softplus neurons over 2 inputs reach 1e-16 in 200 steps, not 1e-11.
 
-A network with one hidden layer is ``f(x) = B φ(x)`` with the features ``φ = [s(z), 1(, x)]`` and
+A network with one hidden layer is ``f(x) = B φ(x)`` with the features ``φ = [s(z)(, x), 1]`` and
 ``z = W [x; 1]``. With the rows ``[s'(z_j)·[x; 1]]_j`` collected in ``S`` and the features in ``Φ``,
 
 - the hidden block of ``JᵀJ`` is ``(SᵀS) ∘ (AᵀA)``, with ``A`` the outgoing weights in ``B``;
@@ -27,18 +27,19 @@ A network with one hidden layer is ``f(x) = B φ(x)`` with the features ``φ = [
 
 So one matrix product, ``[S Φ]ᵀ[S Φ]``, serves any number of outputs, and eliminating the readout
 leaves the Schur complement ``(SᵀS − SᵀΦ (ΦᵀΦ + λ)⁻¹ ΦᵀS) ∘ (AᵀA) + λ`` of the size of the hidden
-layer alone.
+layer alone. Networks with more layers have the plain ``JᵀJ`` of all parameters.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ._activations import Activation
-from ._students import stacked_outputs
+from ._sweeps import Layers, backpropagate, curvature, forward, gradients, jacobian
 
 DAMPING_FLOOR = 1e-16
 DAMPING_CEILING = 1e8
@@ -75,17 +76,23 @@ class LeastSquaresTask:
             self.inputs.float(), self.targets.float(), self.sqrt_weight.float(), self.activation
         )
 
-    def residuals(self, hidden: Tensor, readout: Tensor) -> Tensor:
+    def residuals(self, layers: Layers) -> Tensor:
         """Weighted residuals, shape (batch, n_samples, n_outputs)."""
-        outputs = stacked_outputs(self.inputs, hidden, readout, self.activation)
+        outputs = forward(layers, self.inputs, self.activation).outputs
         return (outputs - self.targets) * self.sqrt_weight
 
-    def losses(self, hidden: Tensor, readout: Tensor) -> Tensor:
+    def losses(self, layers: Layers) -> Tensor:
         """Mean squared residual of every network, shape (batch,)."""
-        return self.residuals(hidden, readout).square().mean(dim=(1, 2))
+        return self.residuals(layers).square().mean(dim=(1, 2))
 
-    def normal_equations(self, hidden: Tensor, readout: Tensor) -> NormalEquations:
+    def normal_equations(self, layers: Layers) -> NormalEquations:
         """Assemble ``JᵀJ`` and ``Jᵀr`` of every network in chunks of rows."""
+        if len(layers) == 2:
+            return self._shallow_equations(layers)
+        return self._dense_equations(layers)
+
+    def _shallow_equations(self, layers: Layers) -> ShallowEquations:
+        hidden, readout = layers
         batch, width, fan_in = hidden.shape
         n_hidden = width * fan_in
         n_columns = n_hidden + readout.shape[2]
@@ -95,79 +102,83 @@ class LeastSquaresTask:
         outgoing = readout[:, :, :width]
         for rows in self.chunks(batch * n_columns):
             inputs, sqrt_weight = self.inputs[rows], self.sqrt_weight[rows]
-            z = inputs @ hidden.mT
-            features = _features(self.activation.tensor_function(z), inputs, readout.shape[2])
-            residuals = (features @ readout.mT - self.targets[rows]) * sqrt_weight
-            slopes = self.activation.tensor_derivative(z) * sqrt_weight
+            run = forward(layers, inputs, self.activation)
+            residuals = (run.outputs - self.targets[rows]) * sqrt_weight
+            slopes = self.activation.tensor_derivative(run.preactivations[0]) * sqrt_weight
             columns = hidden.new_empty(batch, len(inputs), n_columns)
             torch.mul(
                 slopes[..., None],
                 inputs[None, :, None, :],
                 out=columns[:, :, :n_hidden].view(batch, len(inputs), width, fan_in),
             )
-            torch.mul(features, sqrt_weight, out=columns[:, :, n_hidden:])
+            torch.mul(run.features[1], sqrt_weight, out=columns[:, :, n_hidden:])
             _add_gram(gram, columns)
             readout_gradient += residuals.mT @ columns[:, :, n_hidden:]
             hidden_gradient += ((residuals @ outgoing) * slopes).mT @ inputs
         n = self.n_equations
         gram = gram.triu() + gram.triu(1).mT
-        return NormalEquations(gram / n, outgoing, hidden_gradient / n, readout_gradient / n)
+        return ShallowEquations((hidden_gradient / n, readout_gradient / n), gram / n, outgoing)
 
-    def curvature(
-        self,
-        hidden: Tensor,
-        readout: Tensor,
-        hidden_step: Tensor,
-        readout_step: Tensor,
-        rows: slice,
-    ) -> Tensor:
-        """Second derivative of the weighted residuals along a step, (batch, n_rows, n_outputs).
+    def _dense_equations(self, layers: Layers) -> DenseEquations:
+        batch = len(layers[0])
+        n_outputs, n_parameters = self.targets.shape[1], sum(layer[0].numel() for layer in layers)
+        gram = layers[0].new_zeros(batch, n_parameters, n_parameters)
+        gradient = layers[0].new_zeros(batch, n_parameters, 1)
+        for rows in self.chunks(batch * n_parameters * n_outputs):
+            run = forward(layers, self.inputs[rows], self.activation)
+            residuals = (run.outputs - self.targets[rows]) * self.sqrt_weight[rows]
+            columns = jacobian(layers, run, self.activation).mul_(self.sqrt_weight[rows])
+            columns = columns.flatten(start_dim=1, end_dim=2)
+            _add_gram(gram, columns)
+            gradient += columns.mT @ residuals.mT.reshape(batch, -1, 1)
+        n = self.n_equations
+        gram = gram.triu() + gram.triu(1).mT
+        return DenseEquations(split_parameters(gradient[..., 0] / n, layers), gram / n)
 
-        The outputs ``B φ`` bend along a step as ``Σ_j a_j s''(z_j) ż_j² + 2 ȧ_j s'(z_j) ż_j``.
-        """
-        width = hidden.shape[1]
-        inputs, sqrt_weight = self.inputs[rows], self.sqrt_weight[rows]
-        z, speed = inputs @ hidden.mT, inputs @ hidden_step.mT
-        bends = self.activation.tensor_second_derivative(z) * speed.square()
-        drifts = 2.0 * self.activation.tensor_derivative(z) * speed
-        curvature = bends @ readout[:, :, :width].mT + drifts @ readout_step[:, :, :width].mT
-        return curvature * sqrt_weight
+    def curvature(self, layers: Layers, steps: Layers, rows: slice) -> Tensor:
+        """Second derivative of the weighted residuals along a step, (batch, n_rows, n_outputs)."""
+        run = forward(layers, self.inputs[rows], self.activation)
+        return curvature(layers, run, self.activation, steps) * self.sqrt_weight[rows]
 
-    def curvature_gradient(
-        self, hidden: Tensor, readout: Tensor, hidden_step: Tensor, readout_step: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def curvature_gradient(self, layers: Layers, steps: Layers) -> Layers:
         """``Jᵀc`` with the second derivative ``c`` of the residuals along a step."""
-        width = hidden.shape[1]
-        hidden_gradient = torch.zeros_like(hidden)
-        readout_gradient = torch.zeros_like(readout)
-        for rows in self.chunks(8 * hidden.shape[0] * width):
-            curvature = self.curvature(hidden, readout, hidden_step, readout_step, rows)
-            curvature *= self.sqrt_weight[rows]
-            inputs = self.inputs[rows]
-            z = inputs @ hidden.mT
-            features = _features(self.activation.tensor_function(z), inputs, readout.shape[2])
-            slopes = self.activation.tensor_derivative(z)
-            readout_gradient += curvature.mT @ features
-            hidden_gradient += ((curvature @ readout[:, :, :width]) * slopes).mT @ inputs
-        return hidden_gradient / self.n_equations, readout_gradient / self.n_equations
+        total = tuple(torch.zeros_like(layer) for layer in layers)
+        n_elements = sum(layer.shape[0] * layer.shape[1] for layer in layers[:-1])
+        for rows in self.chunks(8 * n_elements):
+            run = forward(layers, self.inputs[rows], self.activation)
+            curved = curvature(layers, run, self.activation, steps)
+            curved = curved * self.sqrt_weight[rows].square()
+            for part, gradient in zip(
+                total, gradients(layers, run, self.activation, curved), strict=True
+            ):
+                part += gradient
+        return tuple(part / self.n_equations for part in total)
 
-    def jacobian(self, hidden: Tensor, readout: Tensor, rows: slice) -> Tensor:
-        """Jacobian of one network's weighted outputs, hidden weights before readout weights.
+    def jacobian(self, layers: Layers, rows: slice) -> Tensor:
+        """Jacobian of one network's weighted outputs, layer by layer.
 
-        ``hidden`` has shape (n_neurons, n_inputs + 1), ``readout`` (n_outputs, n_features); the
-        result has shape (n_rows * n_outputs, n_parameters).
+        ``layers`` holds the layers of a single network, as a batch of one. The result has shape
+        (n_rows * n_outputs, n_parameters), the rows of one output after those of another.
         """
-        inputs, sqrt_weight = self.inputs[rows], self.sqrt_weight[rows]
-        n_rows, n_outputs, width = len(inputs), len(readout), len(hidden)
-        z = inputs @ hidden.mT
-        features = _features(self.activation.tensor_function(z)[None], inputs, readout.shape[1])
-        slopes = self.activation.tensor_derivative(z) * sqrt_weight
-        sensitivities = slopes[:, None, :] * readout[None, :, :width]
-        hidden_part = sensitivities[..., None] * inputs[:, None, None, :]
-        identity = torch.eye(n_outputs, dtype=hidden.dtype, device=hidden.device)
-        readout_part = identity[None, :, :, None] * (features[0] * sqrt_weight)[:, None, None, :]
-        parts = (hidden_part, readout_part)
-        return torch.cat([part.reshape(n_rows * n_outputs, -1) for part in parts], dim=1)
+        run = forward(layers, self.inputs[rows], self.activation)
+        return (jacobian(layers, run, self.activation)[0] * self.sqrt_weight[rows]).flatten(0, 1)
+
+    def sensitivities(self, layers: Layers) -> list[np.ndarray]:
+        """Root mean square of the outputs' derivatives by each pre-activation of one network."""
+        run = forward(layers, self.inputs, self.activation)
+        n_outputs = self.targets.shape[1]
+        identity = torch.eye(n_outputs, dtype=self.targets.dtype, device=self.targets.device)
+        cotangents = identity[None, :, None, :].expand(1, -1, len(self.inputs), -1)
+        found = backpropagate(layers, run, self.activation, cotangents)
+        return [part.square().sum(dim=1).mean(dim=1)[0].sqrt().cpu().numpy() for part in found]
+
+    def flops(self, layers: Layers) -> int:
+        """Floating-point operations of one assembly of a network's normal equations."""
+        if len(layers) == 2:
+            n_columns = layers[0][0].numel() + layers[1].shape[2]
+            return 2 * len(self.inputs) * n_columns**2
+        n_columns = sum(layer[0].numel() for layer in layers)
+        return 2 * self.n_equations * n_columns**2
 
     def chunks(self, row_elements: int) -> list[slice]:
         limit = CHUNK_ELEMENTS[self.inputs.device.type]
@@ -189,34 +200,66 @@ def _add_gram(gram: Tensor, columns: Tensor) -> None:
         gram[:, start : start + size, start:].baddbmm_(block.mT, columns[:, :, start:])
 
 
-def _features(activations: Tensor, inputs: Tensor, n_features: int) -> Tensor:
-    """Inputs of the readout, ``[s(z), 1(, x)]``: shape (batch, rows, n_features)."""
-    rest = inputs.roll(1, dims=1)[:, : n_features - activations.shape[2]]
-    return torch.cat([activations, rest.expand(len(activations), -1, -1)], dim=2)
+def split_parameters(flat: Tensor, layers: Layers) -> Layers:
+    """Parts of ``flat``, shape (batch, n_parameters), in the shapes of the layers."""
+    parts = flat.split([layer[0].numel() for layer in layers], dim=1)
+    shaped = zip(parts, layers, strict=True)
+    return tuple(part.reshape(-1, *layer.shape[1:]) for part, layer in shaped)
 
 
 @dataclass(frozen=True)
-class NormalEquations:
-    """``JᵀJ`` (as the Gram matrix of ``[S Φ]``) and ``Jᵀr`` of a batch of networks."""
+class DenseEquations:
+    """``JᵀJ`` and ``Jᵀr`` of a batch of networks of any depth."""
 
-    gram: Tensor  # (batch, n_hidden + n_features, n_hidden + n_features)
-    outgoing: Tensor  # (batch, n_outputs, n_neurons)
-    hidden_gradient: Tensor
-    readout_gradient: Tensor
+    gradient: Layers
+    gram: Tensor  # (batch, n_parameters, n_parameters)
 
-    def take(self, index: Tensor) -> NormalEquations:
+    def take(self, index: Tensor) -> DenseEquations:
         if len(index) == len(self.gram):
             return self
-        return NormalEquations(
-            self.gram[index],
-            self.outgoing[index],
-            self.hidden_gradient[index],
-            self.readout_gradient[index],
+        gradient = tuple(part[index] for part in self.gradient)
+        return DenseEquations(gradient, self.gram[index])
+
+    def damped(self, damping: Tensor) -> DampedDenseSystem:
+        """Factorize ``JᵀJ + λI``."""
+        matrix = self.gram.clone()
+        matrix.diagonal(dim1=1, dim2=2).add_(damping[:, None])
+        factor, info = torch.linalg.cholesky_ex(matrix)
+        return DampedDenseSystem(factor, info == 0)
+
+
+@dataclass(frozen=True)
+class DampedDenseSystem:
+    """Factor of ``JᵀJ + λI`` of a batch of networks."""
+
+    factor: Tensor  # (batch, n_parameters, n_parameters)
+    succeeded: Tensor  # (batch,), False where the matrix is not positive definite
+
+    def step(self, gradient: Layers) -> Layers:
+        """``−(JᵀJ + λI)⁻¹`` times a gradient."""
+        flat = torch.cat([part.flatten(start_dim=1) for part in gradient], dim=1)
+        return split_parameters(
+            -torch.cholesky_solve(flat[..., None], self.factor)[..., 0], gradient
         )
 
-    def damped(self, damping: Tensor) -> DampedSystem:
+
+@dataclass(frozen=True)
+class ShallowEquations:
+    """``JᵀJ`` (as the Gram matrix of ``[S Φ]``) and ``Jᵀr`` of networks with one hidden layer."""
+
+    gradient: Layers
+    gram: Tensor  # (batch, n_hidden + n_features, n_hidden + n_features)
+    outgoing: Tensor  # (batch, n_outputs, n_neurons)
+
+    def take(self, index: Tensor) -> ShallowEquations:
+        if len(index) == len(self.gram):
+            return self
+        gradient = tuple(part[index] for part in self.gradient)
+        return ShallowEquations(gradient, self.gram[index], self.outgoing[index])
+
+    def damped(self, damping: Tensor) -> DampedShallowSystem:
         """Factorize ``JᵀJ + λI`` by way of the readout's Schur complement."""
-        batch, width, fan_in = self.hidden_gradient.shape
+        batch, width, fan_in = self.gradient[0].shape
         n_hidden = width * fan_in
         cross = self.gram[:, :n_hidden, n_hidden:]
         readout_block = self.gram[:, n_hidden:, n_hidden:].clone()
@@ -231,20 +274,12 @@ class NormalEquations:
         schur.diagonal(dim1=1, dim2=2).add_(damping[:, None])
         hidden_factor, hidden_info = torch.linalg.cholesky_ex(schur)
         succeeded = (readout_info == 0) & (hidden_info == 0)
-        return DampedSystem(cross, self.outgoing, readout_factor, hidden_factor, succeeded)
-
-    def predicted_decrease(
-        self, hidden_step: Tensor, readout_step: Tensor, damping: Tensor
-    ) -> Tensor:
-        """Decrease of the loss that the quadratic model promises for steps that solve it."""
-        slope = _dot(hidden_step, self.hidden_gradient) + _dot(readout_step, self.readout_gradient)
-        length = _dot(hidden_step, hidden_step) + _dot(readout_step, readout_step)
-        return -slope + damping * length
+        return DampedShallowSystem(cross, self.outgoing, readout_factor, hidden_factor, succeeded)
 
 
 @dataclass(frozen=True)
-class DampedSystem:
-    """Factors of ``JᵀJ + λI`` of a batch of networks."""
+class DampedShallowSystem:
+    """Factors of ``JᵀJ + λI`` of a batch of networks with one hidden layer."""
 
     cross: Tensor  # (batch, n_hidden, n_features)
     outgoing: Tensor  # (batch, n_outputs, n_neurons)
@@ -252,8 +287,9 @@ class DampedSystem:
     hidden_factor: Tensor  # (batch, n_hidden, n_hidden)
     succeeded: Tensor  # (batch,), False where the matrix is not positive definite
 
-    def step(self, hidden_gradient: Tensor, readout_gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden and readout part of ``−(JᵀJ + λI)⁻¹`` times a gradient."""
+    def step(self, gradient: Layers) -> Layers:
+        """``−(JᵀJ + λI)⁻¹`` times a gradient."""
+        hidden_gradient, readout_gradient = gradient
         batch, width, fan_in = hidden_gradient.shape
         n_hidden, n_outputs = width * fan_in, self.outgoing.shape[1]
         readout_part = torch.cholesky_solve(readout_gradient.mT, self.readout_factor)
@@ -268,12 +304,18 @@ class DampedSystem:
         return hidden_step, readout_step
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum(dim=(1, 2))
+NormalEquations = DenseEquations | ShallowEquations
 
 
-def _length(parts: tuple[Tensor, ...]) -> Tensor:
-    return torch.stack([_dot(part, part) for part in parts]).sum(dim=0).sqrt()
+def _dot(a: Layers, b: Layers) -> Tensor:
+    """Scalar product of every network's parameters, shape (batch,)."""
+    products = [(x * y).sum(dim=(1, 2)) for x, y in zip(a, b, strict=True)]
+    return torch.stack(products).sum(dim=0)
+
+
+def predicted_decrease(equations: NormalEquations, steps: Layers, damping: Tensor) -> Tensor:
+    """Decrease of the loss that the quadratic model promises for steps that solve it."""
+    return damping * _dot(steps, steps) - _dot(steps, equations.gradient)
 
 
 class BatchedLevenberg:
@@ -287,19 +329,21 @@ class BatchedLevenberg:
     def __init__(
         self,
         task: LeastSquaresTask,
-        hidden: Tensor,
-        readout: Tensor,
+        layers: Layers,
         *,
         tol: float = 0.0,
         damping: float = 1e-2,
     ):
         self.task = task
-        self.hidden = hidden.clone()
-        self.readout = readout.clone()
+        self.layers = tuple(layer.clone() for layer in layers)
         self.tol = tol
-        self.losses = task.losses(self.hidden, self.readout)
+        self.losses = task.losses(self.layers)
         self.damping = torch.full_like(self.losses, damping)
         self.finished = ~self.losses.isfinite() | (self.losses <= tol)
+
+    def take(self, index: Tensor) -> Layers:
+        """The layers of some of the networks."""
+        return tuple(layer[index] for layer in self.layers)
 
     def run(self, max_iter: int) -> int:
         """Take up to ``max_iter`` steps; return how many were taken."""
@@ -315,7 +359,7 @@ class BatchedLevenberg:
         if len(active) == 0:
             return
         before = self.losses[active]
-        equations = self.task.normal_equations(self.hidden[active], self.readout[active])
+        equations = self.task.normal_equations(self.take(active))
         pending = torch.arange(len(active), device=active.device)
         for _ in range(MAX_RETRIES):
             accepted = self._try(equations.take(pending), active[pending])
@@ -326,20 +370,22 @@ class BatchedLevenberg:
 
     def _try(self, equations: NormalEquations, index: Tensor) -> Tensor:
         damping = self.damping[index]
-        hidden, readout = self.hidden[index], self.readout[index]
+        layers = self.take(index)
         system = equations.damped(damping)
-        steps = system.step(equations.hidden_gradient, equations.readout_gradient)
-        curvature_gradient = self.task.curvature_gradient(hidden, readout, *steps)
-        bends = tuple(0.5 * bend for bend in system.step(*curvature_gradient))
-        hidden, readout = hidden + steps[0] + bends[0], readout + steps[1] + bends[1]
-        losses = self.task.losses(hidden, readout)
+        steps = system.step(equations.gradient)
+        bends = system.step(self.task.curvature_gradient(layers, steps))
+        moved = tuple(
+            layer + step + 0.5 * bend
+            for layer, step, bend in zip(layers, steps, bends, strict=True)
+        )
+        losses = self.task.losses(moved)
         accepted = system.succeeded & (losses < self.losses[index])
-        accepted &= _length(bends) <= MAX_BEND * _length(steps)
-        predicted = equations.predicted_decrease(*steps, damping)
+        accepted &= 0.25 * _dot(bends, bends) <= MAX_BEND**2 * _dot(steps, steps)
+        predicted = predicted_decrease(equations, steps, damping)
         gain = (self.losses[index] - losses) / predicted.clamp_min(torch.finfo(losses.dtype).tiny)
         self.damping[index] = _next_damping(damping, gain, accepted)
-        self.hidden[index[accepted]] = hidden[accepted]
-        self.readout[index[accepted]] = readout[accepted]
+        for layer, new in zip(self.layers, moved, strict=True):
+            layer[index[accepted]] = new[accepted]
         self.losses[index[accepted]] = losses[accepted]
         return accepted
 

@@ -11,7 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-from ._levenberg import LeastSquaresTask
+from ._levenberg import LeastSquaresTask, split_parameters
+from ._sweeps import Layers
 from ._types import Network
 
 # Singular values below this share of the largest are not inverted.
@@ -29,71 +30,73 @@ class Linearization:
     singular_values : Tensor of shape (n_parameters,)
         In decreasing order.
     directions : Tensor of shape (n_parameters, n_parameters)
-        Right singular vectors as rows, in the parameters' own units, hidden weights first.
+        Right singular vectors as rows, in the parameters' own units, layer by layer.
     """
 
     def __init__(self, task: LeastSquaresTask, network: Network):
-        device = task.inputs.device
         self.task = task
-        self.hidden = torch.from_numpy(network.hidden).to(device)
-        self.readout = torch.from_numpy(network.readout).to(device)
-        lengths = self.hidden.norm(dim=1, keepdim=True).expand_as(self.hidden)
-        scale = torch.cat([lengths.flatten(), torch.ones_like(self.readout).flatten()])
+        self.layers = stacked(network, task.inputs.device)
+        scale = torch.cat([_scale(layer).flatten() for layer in self.layers[:-1]])
+        scale = torch.cat([scale, torch.ones_like(self.layers[-1]).flatten()])
         triangle = self._triangle(scale)
         left, self.singular_values, right = torch.linalg.svd(triangle[:, :-1], full_matrices=False)
         self.directions = right * scale
         self._coefficients = left.mT @ triangle[:, -1]
 
-    def newton_step(self) -> tuple[Tensor, Tensor]:
-        """Hidden and readout part of the Gauss-Newton step of minimum norm."""
+    def newton_step(self) -> Layers:
+        """The Gauss-Newton step of minimum norm."""
         kept = self.singular_values > RCOND * self.singular_values[0]
         amounts = self._coefficients[kept] / self.singular_values[kept]
-        hidden_step, readout_step = self._split(-amounts[None] @ self.directions[kept])
-        return hidden_step[0], readout_step[0]
+        return split_parameters(-amounts[None] @ self.directions[kept], self.layers)
 
     def curvatures(self, n_directions: int) -> Tensor:
         """Root mean square of the second derivative of the residuals along the last directions."""
-        steps = self._split(self.directions[-n_directions:])
+        steps = split_parameters(self.directions[-n_directions:], self.layers)
         batch = len(steps[0])
-        hidden = self.hidden.expand(batch, -1, -1)
-        readout = self.readout.expand(batch, -1, -1)
-        squares = self.hidden.new_zeros(batch)
-        for rows in self.task.chunks(8 * batch * len(self.hidden)):
-            curvature = self.task.curvature(hidden, readout, *steps, rows)
-            squares += curvature.square().sum(dim=(1, 2))
+        layers = tuple(layer.expand(batch, -1, -1) for layer in self.layers)
+        squares = self.directions.new_zeros(batch)
+        n_neurons = sum(layer.shape[1] for layer in layers[:-1])
+        for rows in self.task.chunks(8 * batch * n_neurons):
+            squares += self.task.curvature(layers, steps, rows).square().sum(dim=(1, 2))
         return (squares / self.task.n_equations).sqrt()
 
     def _triangle(self, scale: Tensor) -> Tensor:
         """Triangular factor of the scaled Jacobian with the residuals in the last column."""
         n_columns = len(scale) + 1
         triangle = scale.new_zeros(0, n_columns)
-        residuals = self.task.residuals(self.hidden[None], self.readout[None])[0]
-        for rows in self.task.chunks(n_columns * len(self.readout)):
-            jacobian = self.task.jacobian(self.hidden, self.readout, rows) * scale
-            block = torch.cat([jacobian, residuals[rows].reshape(-1, 1)], dim=1)
+        residuals = self.task.residuals(self.layers)[0]
+        for rows in self.task.chunks(n_columns * residuals.shape[1]):
+            jacobian = self.task.jacobian(self.layers, rows) * scale
+            block = torch.cat([jacobian, residuals[rows].mT.reshape(-1, 1)], dim=1)
             triangle = torch.linalg.qr(torch.cat([triangle, block]), mode="r").R
         triangle = triangle / math.sqrt(self.task.n_equations)
         if self.task.activation.homogeneous:
-            pins = _scale_directions(self.hidden, self.readout) / scale
+            pins = _scale_directions(self.layers) / scale
             pins = torch.cat([pins, pins.new_zeros(len(pins), 1)], dim=1)
             triangle = torch.cat([triangle, pins])
         return triangle
 
-    def _split(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        n_hidden = self.hidden.numel()
-        return (
-            parameters[:, :n_hidden].reshape(-1, *self.hidden.shape),
-            parameters[:, n_hidden:].reshape(-1, *self.readout.shape),
-        )
+
+def stacked(network: Network, device: torch.device | str) -> Layers:
+    """A network as a batch of one."""
+    return tuple(torch.from_numpy(layer[None]).to(device) for layer in network.layers)
 
 
-def _scale_directions(hidden: Tensor, readout: Tensor) -> Tensor:
-    """Unit vectors along ``(u_j, -a_j)``, which leave a homogeneous network's outputs unchanged."""
-    width = len(hidden)
-    neurons = torch.arange(width, device=hidden.device)
-    incoming = hidden.new_zeros(width, *hidden.shape)
-    incoming[neurons, neurons] = hidden
-    outgoing = readout.new_zeros(width, *readout.shape)
-    outgoing[neurons, :, neurons] = -readout[:, :width].mT
-    directions = torch.cat([incoming.flatten(1), outgoing.flatten(1)], dim=1)
-    return directions / directions.norm(dim=1, keepdim=True)
+def _scale(layer: Tensor) -> Tensor:
+    """The length of every incoming vector, in the shape of the layer."""
+    return layer.norm(dim=2, keepdim=True).expand_as(layer)
+
+
+def _scale_directions(layers: Layers) -> Tensor:
+    """Unit vectors along ``(u_j, -a_j)``, which leave a homogeneous network's outputs unchanged.
+
+    The network has no skip terms.
+    """
+    directions = []
+    for index in range(len(layers) - 1):
+        for neuron in range(layers[index].shape[1]):
+            changes = [torch.zeros_like(layer) for layer in layers]
+            changes[index][0, neuron] = layers[index][0, neuron]
+            changes[index + 1][0, :, neuron] = -layers[index + 1][0, :, neuron]
+            directions.append(torch.cat([change.flatten() for change in changes]))
+    return torch.nn.functional.normalize(torch.stack(directions), dim=1)

@@ -39,12 +39,12 @@ class Coordinates:
         return scaled, (y - self.y_mean) / self.y_scale
 
     def to_original(self, network: Network) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Weights ``(fan_in, fan_out)`` and biases of a network without skip term, exactly.
+        """Weights ``(fan_in, fan_out)`` and biases of a network without skip terms, exactly.
 
         Where columns of X are linearly dependent, the incoming weight vectors are those of minimum
         norm; a constant column gets weight zero.
         """
-        incoming = network.hidden[:, :-1]
+        incoming = network.layers[0][:, :-1]
         if self.basis is not None:
             incoming = incoming @ self.basis.T
         incoming = incoming / self.x_scale
@@ -52,12 +52,14 @@ class Coordinates:
             row_space, _ = np.linalg.qr(self.x_scale[:, None] * self.basis)
             incoming = incoming @ row_space @ row_space.T
             # The projection loses digits where columns differ much in scale: put them back.
-            lost = network.hidden[:, :-1] - (incoming * self.x_scale) @ self.basis
+            lost = network.layers[0][:, :-1] - (incoming * self.x_scale) @ self.basis
             incoming = incoming + lost @ self.basis.T / self.x_scale
-        bias = network.hidden[:, -1] - incoming @ self.x_mean
-        outgoing = network.outgoing * self.y_scale[:, None]
-        output_bias = network.bias * self.y_scale + self.y_mean
-        return [incoming.T.copy(), outgoing.T.copy()], [bias, output_bias]
+        bias = network.layers[0][:, -1] - incoming @ self.x_mean
+        weights = [incoming, *(layer[:, :-1] for layer in network.layers[1:])]
+        biases = [bias, *(layer[:, -1] for layer in network.layers[1:])]
+        weights[-1] = weights[-1] * self.y_scale[:, None]
+        biases[-1] = biases[-1] * self.y_scale + self.y_mean
+        return [weight.T.copy() for weight in weights], [bias.copy() for bias in biases]
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,15 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from ._activations import ACTIVATIONS, Activation, get_activation
+from ._activations import ACTIVATIONS, get_activation
 from ._annealing import Annealer, Candidate
-from ._clustering import Cluster, average_linkage, cluster_labels, cluster_report, find_clusters
+from ._clustering import average_linkage, cluster_labels, cluster_report, find_clusters
 from ._ensemble import Ensemble, train_ensemble
 from ._expansion import WidthSearch, find_width
 from ._export import to_mlp_regressor, to_sequential
 from ._preprocessing import prepare
 from ._reconstruction import canonical_form, collapse, incoming_vectors
+from ._students import layer_shapes
 from ._training import Trainer
 from ._types import Dendrogram, Students
 
@@ -35,26 +36,29 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
     Expand-and-Cluster [1]_: train students that are ``rho`` times wider than the sought network,
     cluster their neurons' incoming weight vectors, and reconstruct the network from the clusters.
-    Where the data come from a network with one hidden layer and carry no noise, the reconstructed
-    network is that network up to the symmetries of its activation, and ``recovered_`` says so.
+    Where the data come from a network and carry no noise, the reconstructed network is that network
+    up to the symmetries of its activation, and ``recovered_`` says so.
 
     Parameters
     ----------
-    rho : float, default=4
-        Expansion factor: students have ``ceil(rho * width)`` hidden neurons. At least 1.
-    hidden_layer_sizes : int, tuple of one int or "auto", default="auto"
-        Width assumed for the sought network. ``"auto"`` doubles the width from 1 until students
-        fit the data exactly. It gives up where students would hold more parameters than there are
-        equations, ``n_samples * n_outputs``, or where two doublings in a row did not lower the loss
-        on held-out rows by a tenth; the best width on these rows is taken then. The recovered width
-        may differ from the assumed one, see ``layer_sizes_``.
+    rho : float or tuple of float, default=4
+        Expansion factor: students have ``ceil(rho * width)`` neurons in each hidden layer. A tuple
+        holds one factor per hidden layer. At least 1.
+    hidden_layer_sizes : int, tuple of int or "auto", default="auto"
+        Widths assumed for the hidden layers of the sought network. ``"auto"`` assumes one hidden
+        layer and doubles its width from 1 until students fit the data exactly. It gives up where
+        students would hold more parameters than there are equations, ``n_samples * n_outputs``, or
+        where two doublings in a row did not lower the loss on held-out rows by a tenth; the best
+        width on these rows is taken then. The recovered widths may differ from the assumed ones,
+        see ``layer_sizes_``; the number of hidden layers does not.
     activation : str, default="relu"
         Activation function of the sought network: "logistic", "tanh", "relu", "leaky_relu" (slope
         0.01), "softplus", "gelu", "silu", "elu", "erf" or "g", the paper's
         ``sigmoid(4x) + softplus(x)``.
     n_students : int, default=20
         Number of students. The search for the width probes each width with 5; where it finds none
-        that fits the data, the best of these are the students.
+        that fits the data, the best of these are the students. Where fewer than 3 deep students
+        converged and none gave the network, as many again are trained.
     gamma : float, default=0.5
         Least fraction of the voting students that must share a cluster, in (0, 1]. Students whose
         loss reached ``tol`` vote. If these are fewer than 3, some of the best students are annealed
@@ -93,12 +97,15 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         Weight matrices, shape (fan_in, fan_out) each, as ``MLPRegressor.coefs_``. Neurons are
         sorted by decreasing norm of their outgoing weights. Odd activations have the sign that
         makes a neuron's largest outgoing weight positive; homogeneous activations have incoming
-        vectors ``[w; b]`` of unit length. Where columns of X are constant or linearly dependent,
-        incoming weights are not determined; those of minimum norm are returned.
+        vectors ``[w; b]`` of unit length in all hidden layers, their scale moved up. Where columns
+        of X are constant or linearly dependent, incoming weights are not determined; those of
+        minimum norm are returned.
     biases_ : list of ndarray
         Bias vectors, shape (fan_out,) each.
     dendrogram_ : list of Dendrogram
-        Per hidden layer the linkage tree over the students' neurons, with its cut.
+        Per hidden layer the linkage tree over the students' neurons, with its cut. Above the first
+        layer, incoming vectors are expressed on the neurons kept in the layers below, and neurons
+        that these do not explain are left out. The list ends with a layer without kept clusters.
     cluster_report_ : list of dict
         Per cluster its ``layer``, ``size`` (neurons), ``n_students`` (distinct), ``median_angle``
         (radians), ``height`` of its last merge, ``persistence`` (height of the next merge over that
@@ -106,7 +113,8 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         students), "unaligned" (median angle above ``beta``) or "unstable" (local cut, persistence
         below 3).
     student_losses_ : ndarray of shape (n_students,)
-        Relative mean squared error of every student; nan where training failed.
+        Twice as long where deep students were trained twice. Relative mean squared error of every
+        student; nan where training failed.
     n_agreeing_ : int
         Number of voting and annealed students that hold every neuron of the reconstructed network,
         up to an angle of 0.01 between incoming vectors.
@@ -163,7 +171,7 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
     """
 
     _parameter_constraints: dict = {
-        "rho": [Interval(Real, 1, None, closed="left")],
+        "rho": [Interval(Real, 1, None, closed="left"), "array-like"],
         "hidden_layer_sizes": [
             "array-like",
             Interval(Integral, 1, None, closed="left"),
@@ -238,20 +246,18 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         ------
         ValueError
             If an input or a parameter is not usable.
-        NotImplementedError
-            If more than one hidden layer is asked for.
 
         Warns
         -----
         ConvergenceWarning
             If the network is not certified, with what was measured and what to change.
         """
-        width = self._assumed_width()
+        widths = self._assumed_widths()
         X, y, sample_weight = self._validate(X, y, sample_weight)
         rng = np.random.default_rng(check_random_state(self.random_state).randint(MAX_SEED))
         self._problem = prepare(X, y, sample_weight, rng)
         annealer = self._annealer()
-        self._search = self._find_width(annealer, rng) if width is None else WidthSearch(width)
+        self._search = WidthSearch(widths) if widths else self._find_width(annealer, rng)
         self._ensemble = self._train_students(annealer, rng)
         self._ensemble.confirm(annealer)
         self._reconstruct(annealer)
@@ -273,8 +279,10 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=np.float64)
         function = get_activation(self.activation).function
-        hidden = function(X @ self.weights_[0] + self.biases_[0])
-        outputs = hidden @ self.weights_[1] + self.biases_[1]
+        values = X
+        for weights, bias in zip(self.weights_[:-1], self.biases_[:-1], strict=True):
+            values = function(values @ weights + bias)
+        outputs = values @ self.weights_[-1] + self.biases_[-1]
         return outputs[:, 0] if self._single_output else outputs
 
     def recluster(self, gamma=None, beta=None, cut=None):
@@ -370,23 +378,28 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
             mlp.feature_names_in_ = self.feature_names_in_
         return mlp
 
-    def _assumed_width(self) -> int | None:
-        """The given width, None for ``"auto"``."""
+    def _assumed_widths(self) -> tuple[int, ...] | None:
+        """The given widths, None for ``"auto"``."""
         sizes = self.hidden_layer_sizes
-        if isinstance(sizes, str):
-            return None
-        sizes = np.atleast_1d(np.asarray(sizes))
-        if sizes.ndim != 1 or not np.issubdtype(sizes.dtype, np.integer) or (sizes < 1).any():
+        rhos = np.atleast_1d(np.asarray(self.rho, dtype=float))
+        if rhos.ndim != 1 or not (rhos >= 1).all():
             raise ValueError(
-                "hidden_layer_sizes must be a positive int, a tuple of positive ints or 'auto', "
-                f"got {self.hidden_layer_sizes!r}."
+                f"rho must be a number of at least 1 or a tuple of such numbers, got {self.rho!r}."
             )
-        if len(sizes) != 1:
-            raise NotImplementedError(
-                f"hidden_layer_sizes={self.hidden_layer_sizes!r} has {len(sizes)} hidden layers; "
-                "only networks with one hidden layer are supported: give one width."
+        if not isinstance(sizes, str):
+            sizes = np.atleast_1d(np.asarray(sizes))
+            if sizes.ndim != 1 or not np.issubdtype(sizes.dtype, np.integer) or (sizes < 1).any():
+                raise ValueError(
+                    "hidden_layer_sizes must be a positive int, a tuple of positive ints or "
+                    f"'auto', got {self.hidden_layer_sizes!r}."
+                )
+        n_layers = 1 if isinstance(sizes, str) else len(sizes)
+        if np.ndim(self.rho) and len(rhos) != n_layers:
+            raise ValueError(
+                f"rho={self.rho!r} has {len(rhos)} factors for {n_layers} hidden layers: give one "
+                "per layer, or one number for all."
             )
-        return int(sizes[0])
+        return None if isinstance(sizes, str) else tuple(sizes.tolist())
 
     def _validate(
         self, X: Any, y: Any, sample_weight: Any
@@ -422,15 +435,16 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
     def _find_width(self, annealer: Annealer, rng: np.random.Generator) -> WidthSearch:
         def train_probes(width: int) -> tuple[Students, int | None]:
             seeds = rng.integers(MAX_SEED, size=min(N_PROBES, self.n_students))
-            ensemble = self._train(annealer, seeds, width)
+            ensemble = self._train(annealer, seeds, (width,))
             if ensemble.certified:
-                return ensemble.students, next(iter(ensemble.certified.values())).network.width
+                network = next(iter(ensemble.certified.values())).network
+                return ensemble.students, network.widths[0]
             most_converged = np.mean(ensemble.students.losses <= self.tol) >= 0.5
             return ensemble.students, width if most_converged else None
 
         def n_parameters(width: int) -> int:
-            n_inputs, neurons = self._problem.train.X.shape[1], self._student_width(width)
-            return neurons * (n_inputs + 1) + self.n_outputs_ * (neurons + 1)
+            n_inputs, widths = self._problem.train.X.shape[1], self._student_widths((width,))
+            return sum(map(math.prod, layer_shapes(n_inputs, widths, self.n_outputs_, False)))
 
         return find_width(train_probes, n_parameters, self._problem.train.n_equations)
 
@@ -440,7 +454,10 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
             ensemble = Ensemble(self._search.students, self.tol)
         else:
             seeds = rng.integers(MAX_SEED, size=self.n_students)
-            ensemble = self._train(annealer, seeds, self._search.width)
+            ensemble = self._train(annealer, seeds, self._search.widths)
+            if len(self._search.widths) > 1 and ensemble.is_promising:
+                seeds = rng.integers(MAX_SEED, size=self.n_students)
+                ensemble = ensemble.joined(self._train(annealer, seeds, self._search.widths))
         losses = ensemble.students.losses
         n_failed = int(np.sum(~np.isfinite(losses)))
         if n_failed == len(losses):
@@ -456,42 +473,57 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
             )
         return ensemble
 
-    def _train(self, annealer: Annealer, seeds: np.ndarray, width: int) -> Ensemble:
+    def _train(self, annealer: Annealer, seeds: np.ndarray, widths: tuple[int, ...]) -> Ensemble:
         ensemble = train_ensemble(
             annealer,
             seeds,
-            self._student_width(width),
+            self._student_widths(widths),
             solver=self.solver,
             max_iter=self.max_iter,
             tol=self.tol,
         )
-        self._report(ensemble.students, width)
+        self._report(ensemble.students, widths)
         return ensemble
 
-    def _student_width(self, width: int) -> int:
-        return math.ceil(self.rho * width)
+    def _student_widths(self, widths: tuple[int, ...]) -> tuple[int, ...]:
+        factors = np.broadcast_to(self.rho, len(widths)).tolist()
+        return tuple(math.ceil(f * width) for f, width in zip(factors, widths, strict=True))
 
     def _reconstruct(self, annealer: Annealer) -> None:
         """Everything that depends on the thresholds: cluster, collapse, finish, set attributes."""
-        activation = annealer.trainer.activation
-        clusters, vectors, dendrogram = self._cluster(activation)
+        collapsed = self._cluster(annealer)
         ensemble = self._ensemble
         if ensemble.certified:
             candidate = next(iter(ensemble.certified.values()))
         else:
-            kept = collapse(clusters, vectors, dendrogram.students, ensemble.students.losses)
-            candidate = self._best_candidate(annealer, kept)
+            candidate = self._best_candidate(annealer, collapsed)
         self._set_network(candidate)
-        self.n_agreeing_ = ensemble.n_agreeing(candidate.network, activation)
-        n_students = len(ensemble.students)
-        self.dendrogram_ = [replace(dendrogram, n_students=n_students, n_agreeing=self.n_agreeing_)]
+        self.n_agreeing_ = ensemble.n_agreeing(candidate.network, annealer.trainer)
+        for index, record in enumerate(self.dendrogram_):
+            self.dendrogram_[index] = replace(
+                record, n_students=len(ensemble.students), n_agreeing=self.n_agreeing_
+            )
         if not self.recovered_:
-            n_kept = sum(cluster.status == "kept" for cluster in clusters)
-            warnings.warn(self._explain_failure(n_kept), ConvergenceWarning, stacklevel=3)
+            warnings.warn(self._explain_failure(), ConvergenceWarning, stacklevel=3)
 
-    def _cluster(self, activation: Activation) -> tuple[list[Cluster], np.ndarray, Dendrogram]:
-        voters = self._ensemble.voters()
-        vectors, owners, neurons = incoming_vectors(voters, activation)
+    def _cluster(self, annealer: Annealer) -> list[np.ndarray]:
+        """The collapsed hidden layers, from the inputs up to a layer without any cluster."""
+        self.dendrogram_: list[Dendrogram] = []
+        self.cluster_report_: list[dict[str, Any]] = []
+        collapsed: list[np.ndarray] = []
+        for layer in range(len(self._search.widths)):
+            kept = self._cluster_layer(layer, collapsed, annealer.trainer)
+            if not len(kept):
+                break
+            collapsed.append(kept)
+        return collapsed
+
+    def _cluster_layer(self, layer: int, lower: list[np.ndarray], trainer: Trainer) -> np.ndarray:
+        """One incoming vector per kept cluster of a layer, in the basis of those below."""
+        activation, voters = trainer.activation, self._ensemble.voters()
+        vectors, owners, neurons = incoming_vectors(voters, lower, trainer.samples, activation)
+        if not len(vectors):  # nothing that the layers below explain
+            return vectors
         tree = average_linkage(vectors, activation.has_sign_flip)
         clusters = find_clusters(
             vectors,
@@ -502,18 +534,19 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
             cut=self.cut,
             has_sign_flip=activation.has_sign_flip,
         )
-        self.cluster_report_ = cluster_report(clusters, layer=0)
+        self.cluster_report_ += cluster_report(clusters, layer)
         labels, heights = cluster_labels(clusters, len(vectors))
-        return clusters, vectors, Dendrogram(tree, owners, neurons, labels, heights)
+        self.dendrogram_.append(Dendrogram(tree, owners, neurons, labels, heights))
+        return collapse(clusters, vectors, owners, self._ensemble.students.losses)
 
-    def _best_candidate(self, annealer: Annealer, hidden: np.ndarray) -> Candidate:
+    def _best_candidate(self, annealer: Annealer, collapsed: list[np.ndarray]) -> Candidate:
         """The first certified network of the clusters and the best students, else the best.
 
         Without a certificate, the lowest error on held-out rows decides.
         """
         candidates = []
-        if len(hidden):
-            candidates.append(annealer.finish(annealer.solve_readout(hidden)))
+        if len(collapsed) == len(self._search.widths):
+            candidates.append(annealer.finish(annealer.solve_readout(collapsed)))
         if self.prune and not (candidates and candidates[0].certificate.passed):
             candidates.extend(self._ensemble.anneal_best(annealer))
         for candidate in candidates:
@@ -526,33 +559,34 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         weights, biases = self._problem.coordinates.to_original(candidate.network)
         activation = get_activation(self.activation)
         self.weights_, self.biases_ = canonical_form(weights, biases, activation)
-        self.layer_sizes_ = (candidate.network.width,)
+        self.layer_sizes_ = candidate.network.widths
         self.loss_ = candidate.certificate.error**2
         self.certificate_ = candidate.certificate
         self.recovered_ = candidate.certificate.passed
         self.student_losses_ = self._ensemble.students.losses
         self.n_iter_ = self._ensemble.students.n_iter
 
-    def _explain_failure(self, n_kept: int) -> str:
+    def _explain_failure(self) -> str:
         losses = self.student_losses_
+        n_kept = sum(cluster["status"] == "kept" for cluster in self.cluster_report_)
         message = (
             f"The network is not certified: {self.certificate_.reason}. "
             f"{np.sum(losses <= self.tol)} of {len(losses)} students reached the target loss "
             f"{self.tol:g} (best {np.nanmin(losses):.1e}), {n_kept} clusters were kept. "
         )
         if self._search.problem:
-            message += f"The search for the width ended at {self._search.width}: "
+            message += f"The search for the width ended at {self._search.widths[0]}: "
             message += f"{self._search.problem}. "
         return message + (
             "If the data are free of noise, raise rho, n_students or max_iter, give more rows or "
             "try another activation; noisy data cannot be recovered exactly."
         )
 
-    def _report(self, students: Students, width: int) -> None:
+    def _report(self, students: Students, widths: tuple[int, ...]) -> None:
         if self.verbose:
             n_converged = np.sum(students.losses <= self.tol)
             print(
-                f"[ExpandClusterRegressor] width {width}: {n_converged} of {len(students)} "
-                f"students converged after {students.n_iter} steps, best loss "
+                f"[ExpandClusterRegressor] hidden layers {widths}: {n_converged} of "
+                f"{len(students)} students converged after {students.n_iter} steps, best loss "
                 f"{np.nanmin(students.losses):.1e}"
             )

@@ -6,52 +6,54 @@ import numpy as np
 from torch import Tensor, nn
 
 from ._activations import Activation
+from ._sweeps import Layers, forward
 
 
 class StackedStudents(nn.Module):
     """All students of a group: one tensor per layer, students along the first axis."""
 
-    def __init__(self, hidden: Tensor, readout: Tensor, activation: Activation):
+    def __init__(self, layers: Layers, activation: Activation):
         super().__init__()
-        self.hidden = nn.Parameter(hidden)
-        self.readout = nn.Parameter(readout)
+        self.layers = nn.ParameterList(layers)
         self.activation = activation
+
+    @property
+    def weights(self) -> Layers:
+        """The layers as plain tensors."""
+        return tuple(layer.detach() for layer in self.layers)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Outputs of every student, shape (n_samples, n_students, n_outputs)."""
-        outputs = stacked_outputs(inputs, self.hidden, self.readout, self.activation)
-        return outputs.transpose(0, 1)
+        return forward(tuple(self.layers), inputs, self.activation).outputs.transpose(0, 1)
 
 
-def stacked_outputs(
-    inputs: Tensor, hidden: Tensor, readout: Tensor, activation: Activation
-) -> Tensor:
-    """Outputs of every student, shape (n_students, n_samples, n_outputs).
-
-    ``inputs`` has shape (n_samples, n_inputs + 1), its last column one.
-    """
-    width = hidden.shape[1]
-    activations = activation.tensor_function(inputs @ hidden.mT)
-    outputs = activations @ readout[:, :, :width].mT + readout[:, None, :, width]
-    if readout.shape[2] > width + 1:
-        outputs = outputs + inputs[:, :-1] @ readout[:, :, width + 1 :].mT
-    return outputs
+def layer_shapes(
+    n_inputs: int, widths: tuple[int, ...], n_outputs: int, has_skip: bool
+) -> list[tuple[int, int]]:
+    """Shape (fan_out, n_features) of every layer of a network."""
+    fans_in, shapes, n_older = [n_inputs, *widths], [], 0
+    for fan_in, fan_out in zip(fans_in, [*widths, n_outputs], strict=True):
+        shapes.append((fan_out, fan_in + 1 + n_older))
+        n_older += fan_in * has_skip
+    return shapes
 
 
 def initial_weights(
-    seeds: np.ndarray, width: int, n_inputs: int, n_outputs: int, n_skip: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Random hidden and readout weights, one seed per student.
+    seeds: np.ndarray, n_inputs: int, widths: tuple[int, ...], n_outputs: int, has_skip: bool
+) -> list[np.ndarray]:
+    """Random weights of all layers, one seed per student.
 
-    Incoming weights are normal with variance 1 / n_inputs, hidden biases normal with standard
-    deviation 1/2 (for standardized inputs, hyperplanes that cross the data), outgoing weights
-    normal with variance 1 / width, the skip term zero.
+    Incoming weights are normal with variance 1 / fan_in, hidden biases normal with standard
+    deviation 1/2 (for standardized inputs, hyperplanes that cross the data), output biases and skip
+    terms zero.
     """
-    hidden = np.empty((len(seeds), width, n_inputs + 1))
-    readout = np.zeros((len(seeds), n_outputs, width + 1 + n_skip))
+    shapes = layer_shapes(n_inputs, widths, n_outputs, has_skip)
+    layers = [np.zeros((len(seeds), *shape)) for shape in shapes]
     for i, seed in enumerate(seeds):
         rng = np.random.default_rng(int(seed))
-        hidden[i, :, :-1] = rng.normal(scale=max(n_inputs, 1) ** -0.5, size=(width, n_inputs))
-        hidden[i, :, -1] = rng.normal(scale=0.5, size=width)
-        readout[i, :, :width] = rng.normal(scale=width**-0.5, size=(n_outputs, width))
-    return hidden, readout
+        for layer, fan_in in zip(layers, [n_inputs, *widths], strict=True):
+            shape = (layer.shape[1], fan_in)
+            layer[i, :, :fan_in] = rng.normal(scale=max(fan_in, 1) ** -0.5, size=shape)
+            if layer is not layers[-1]:
+                layer[i, :, -1] = rng.normal(scale=0.5, size=layer.shape[1])
+    return layers

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from ._activations import get_activation
 from ._levenberg import BatchedLevenberg, LeastSquaresTask
-from ._linearization import Linearization
+from ._linearization import Linearization, stacked
 from ._students import StackedStudents, initial_weights
+from ._sweeps import Layers
 from ._types import Network, Samples, Students
 
 WARM_UP_STEPS = 1000
@@ -116,15 +117,13 @@ class LevenbergNet(_StudentNet):
     def initialize(self) -> LevenbergNet:
         super().initialize()
         module = self.module_
-        self.solver_ = BatchedLevenberg(
-            self.task, module.hidden.detach(), module.readout.detach(), tol=self.tol
-        )
+        self.solver_ = BatchedLevenberg(self.task, module.weights, tol=self.tol)
         return self
 
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         self.solver_.run(LEVENBERG_STEPS_PER_EPOCH)
-        self.module_.hidden.data.copy_(self.solver_.hidden)
-        self.module_.readout.data.copy_(self.solver_.readout)
+        for parameter, layer in zip(self.module_.layers, self.solver_.layers, strict=True):
+            parameter.data.copy_(layer)
         return {"loss": self.solver_.losses.nanmean(), "y_pred": None}
 
 
@@ -152,7 +151,7 @@ class TrainingMonitor(Callback):
         self.stopped_ = self.succeeded_ = False
         self.next_question_ = FIRST_QUESTION_EPOCH
         self.best_losses_ = torch.full_like(net.solver_.losses, math.inf)
-        self.best_network_ = _to_network(net.solver_.hidden[0], net.solver_.readout[0])
+        self.best_network_ = _to_network(net.solver_.layers, 0)
         self.last_progress_ = 0
         self._remember(net.solver_, epoch=0)
 
@@ -169,13 +168,13 @@ class TrainingMonitor(Callback):
             raise KeyboardInterrupt  # skorch's way to end a fit, as its EarlyStopping does
 
     def _remember(self, solver: BatchedLevenberg, epoch: int) -> None:
-        losses = self.held_out.losses(solver.hidden, solver.readout)
+        losses = self.held_out.losses(solver.layers)
         losses = torch.where(losses.isfinite(), losses, math.inf)
         if (losses < 0.99 * self.best_losses_).any():
             self.last_progress_ = epoch
         if losses.min() < self.best_losses_.min():
             best = int(losses.argmin())
-            self.best_network_ = _to_network(solver.hidden[best], solver.readout[best])
+            self.best_network_ = _to_network(solver.layers, best)
         self.best_losses_ = torch.minimum(self.best_losses_, losses)
 
     def _best_is_recovered(self, solver: BatchedLevenberg, epoch: int) -> bool:
@@ -183,7 +182,7 @@ class TrainingMonitor(Callback):
             return False
         self.next_question_ *= QUESTION_FACTOR
         best = int(torch.where(solver.losses.isfinite(), solver.losses, math.inf).argmin())
-        network = _to_network(solver.hidden[best], solver.readout[best])
+        network = _to_network(solver.layers, best)
         return self.is_recovered(int(self.students[best]), network, float(solver.losses[best]))
 
 
@@ -203,7 +202,7 @@ class Trainer:
     def train(
         self,
         seeds: np.ndarray,
-        width: int,
+        widths: tuple[int, ...],
         *,
         max_iter: int,
         tol: float,
@@ -214,15 +213,14 @@ class Trainer:
         Where students are large, Levenberg takes them in groups, best first, and stops after the
         first group of which enough converged, or whose best student ``is_recovered`` accepts.
         """
-        module = self._warm_up(seeds, width)
-        hidden, readout = module.hidden.detach(), module.readout.detach()
-        losses = self.task.losses(hidden, readout)
+        layers = self._warm_up(seeds, widths).weights
+        losses = self.task.losses(layers)
         trained = torch.zeros(len(seeds), dtype=torch.bool)
         monitors, n_iter = [], 0
-        for group in self._groups(losses, hidden[0].numel() + readout.shape[2]):
+        for group in self._groups(losses, layers):
             monitor = TrainingMonitor(self.held_out_task, group, tol, is_recovered)
             net = LevenbergNet(
-                StackedStudents(hidden[group], readout[group], self.activation),
+                StackedStudents(tuple(layer[group] for layer in layers), self.activation),
                 task=self.task,
                 tol=tol,
                 device=self.device,
@@ -231,7 +229,8 @@ class Trainer:
             )
             self._fit(net, self.task, monitor)
             solver = net.solver_
-            hidden[group], readout[group] = solver.hidden, solver.readout
+            for layer, trained_layer in zip(layers, solver.layers, strict=True):
+                layer[group] = trained_layer
             losses[group], trained[group.cpu()] = solver.losses, True
             monitors.append(monitor)
             n_iter = max(n_iter, len(net.history) * LEVENBERG_STEPS_PER_EPOCH)
@@ -239,8 +238,7 @@ class Trainer:
                 break
         best = min(monitors, key=lambda monitor: float(monitor.best_losses_.min()))
         return Students(
-            hidden=hidden.cpu().numpy(),
-            readout=readout.cpu().numpy(),
+            layers=tuple(layer.cpu().numpy() for layer in layers),
             losses=torch.where(losses.isfinite(), losses, math.nan).cpu().numpy(),
             trained=trained.numpy(),
             n_iter=n_iter,
@@ -248,45 +246,45 @@ class Trainer:
             best_held_out_loss=float(best.best_losses_.min()),
         )
 
-    def train_with_adam(self, seeds: np.ndarray, width: int, *, max_iter: int) -> Students:
+    def train_with_adam(
+        self, seeds: np.ndarray, widths: tuple[int, ...], *, max_iter: int
+    ) -> Students:
         """Train one student per seed with minibatch Adam alone, in double precision.
 
         One iteration is an epoch of ``WARM_UP_STEPS_PER_EPOCH`` minibatches. This is the control
         that the Levenberg solver is measured against.
         """
-        module = self._adam(self._initial_students(seeds, width), self.task, seeds, max_iter)
-        hidden, readout = module.hidden.detach(), module.readout.detach()
-        losses = self.task.losses(hidden, readout)
-        held_out = self.held_out_task.losses(hidden, readout).nan_to_num(math.inf)
+        students = self._initial_students(seeds, widths)
+        layers = self._adam(students, self.task, seeds, max_iter).weights
+        losses = self.task.losses(layers)
+        held_out = self.held_out_task.losses(layers).nan_to_num(math.inf)
         best = int(held_out.argmin())
         return Students(
-            hidden=hidden.cpu().numpy(),
-            readout=readout.cpu().numpy(),
+            layers=tuple(layer.cpu().numpy() for layer in layers),
             losses=torch.where(losses.isfinite(), losses, math.nan).cpu().numpy(),
             trained=np.ones(len(seeds), dtype=bool),
             n_iter=max_iter,
-            best=_to_network(hidden[best], readout[best]),
+            best=_to_network(layers, best),
             best_held_out_loss=float(held_out[best]),
         )
 
-    def _groups(self, losses: Tensor, n_columns: int) -> tuple[Tensor, ...]:
+    def _groups(self, losses: Tensor, layers: Layers) -> tuple[Tensor, ...]:
         """Indices of the students that Levenberg trains at a time, best first."""
         order = torch.where(losses.isfinite(), losses, math.inf).argsort(stable=True)
-        flops = 2 * LEVENBERG_STEPS_PER_EPOCH * len(self.task.inputs) * n_columns**2
+        flops = LEVENBERG_STEPS_PER_EPOCH * self.task.flops(layers)
         limit = GROUP_FLOPS[torch.device(self.device).type] / flops
         return order.split(max(MIN_GROUP, int(limit)))
 
     def polish(
-        self, network: Network, max_iter: int, target: float = math.inf
+        self, network: Network, max_iter: int, target: float = math.inf, enough: float = 0.0
     ) -> tuple[Network, float]:
-        """Levenberg on a single network, down to rounding; give up on a ``target`` out of reach.
+        """Levenberg on a single network, down to rounding or to a loss that is ``enough``.
 
         The descent is given up where it stalls, or where twice the present rate would not reach the
-        target loss.
+        ``target`` loss.
         """
-        hidden = torch.from_numpy(network.hidden[None]).to(self.device)
-        readout = torch.from_numpy(network.readout[None]).to(self.device)
-        solver = BatchedLevenberg(self.task, hidden, readout, damping=POLISH_DAMPING)
+        layers = stacked(network, self.device)
+        solver = BatchedLevenberg(self.task, layers, tol=enough, damping=POLISH_DAMPING)
         for n_windows in range(math.ceil(max_iter / POLISH_WINDOW) - 1, -1, -1):
             before = float(solver.losses[0])
             solver.run(POLISH_WINDOW)
@@ -295,7 +293,7 @@ class Trainer:
                 break
             if target < loss * (loss / before) ** (2 * n_windows):
                 break
-        return _to_network(solver.hidden[0], solver.readout[0]), loss
+        return _to_network(solver.layers, 0), loss
 
     def refine(self, network: Network, loss: float) -> tuple[Network, float]:
         """Gauss-Newton steps without damping, as long as each halves the loss.
@@ -304,27 +302,27 @@ class Trainer:
         """
         for _ in range(MAX_REFINEMENTS):
             linearization = Linearization(self.task, network)
-            hidden_step, readout_step = linearization.newton_step()
-            hidden = linearization.hidden + hidden_step
-            readout = linearization.readout + readout_step
-            refined_loss = float(self.task.losses(hidden[None], readout[None])[0])
+            steps = linearization.newton_step()
+            layers = tuple(a + b for a, b in zip(linearization.layers, steps, strict=True))
+            refined_loss = float(self.task.losses(layers)[0])
             if not refined_loss < 0.5 * loss:
                 break
-            network, loss = _to_network(hidden, readout), refined_loss
+            network, loss = _to_network(layers, 0), refined_loss
         return network, loss
 
-    def _warm_up(self, seeds: np.ndarray, width: int) -> StackedStudents:
+    def _warm_up(self, seeds: np.ndarray, widths: tuple[int, ...]) -> StackedStudents:
         """Initial students after a short training with Adam in single precision."""
-        module = self._initial_students(seeds, width).float()
+        module = self._initial_students(seeds, widths).float()
         n_epochs = WARM_UP_STEPS // WARM_UP_STEPS_PER_EPOCH
         return self._adam(module, self.task.float(), seeds, n_epochs).double()
 
-    def _initial_students(self, seeds: np.ndarray, width: int) -> StackedStudents:
+    def _initial_students(self, seeds: np.ndarray, widths: tuple[int, ...]) -> StackedStudents:
         n_inputs, n_outputs = self.samples.X.shape[1], self.samples.y.shape[1]
-        n_skip = n_inputs if self.has_skip else 0
-        weights = initial_weights(seeds, width, n_inputs, n_outputs, n_skip)
-        hidden, readout = (torch.from_numpy(w).to(self.device) for w in weights)
-        return StackedStudents(hidden, readout, self.activation)
+        # Deep students train better without skip terms: relu 8-6-5-1 to 4e-7 instead of 1e-5.
+        has_skip = self.has_skip and len(widths) == 1
+        layers = initial_weights(seeds, n_inputs, widths, n_outputs, has_skip)
+        tensors = tuple(torch.from_numpy(layer).to(self.device) for layer in layers)
+        return StackedStudents(tensors, self.activation)
 
     def _adam(
         self, module: StackedStudents, task: LeastSquaresTask, seeds: np.ndarray, n_epochs: int
@@ -367,5 +365,5 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def _to_network(hidden: Tensor, readout: Tensor) -> Network:
-    return Network(hidden.cpu().numpy().copy(), readout.cpu().numpy().copy())
+def _to_network(layers: Layers, index: int) -> Network:
+    return Network(tuple(layer[index].cpu().numpy().copy() for layer in layers))

@@ -1,13 +1,13 @@
 """Frozen records that the modules hand to each other, and the array layouts they share.
 
-Layouts (``skip`` columns exist only for even+linear activations while signs are unresolved):
+A network is a tuple of layers, each of shape ``(fan_out, n_features)``: row ``j`` holds the
+incoming weights of neuron ``j``, its bias in the last column. The last layer is the readout. While
+the signs of even+linear neurons are unresolved, layers also read the activations of all layers
+further down, the inputs included: the columns of these skip terms lie in front of the bias, nearer
+layers first.
 
-- hidden weights: ``(n_students, n_neurons, n_inputs + 1)``, the bias in the last column;
-- readout weights: ``(n_students, n_outputs, n_neurons + 1)``, the bias in the last column, or
-  ``(n_students, n_outputs, n_neurons + 1 + n_inputs)`` with a linear skip term behind it.
-
-A single network drops the leading axis. scikit-learn's transposed layout, ``(fan_in, fan_out)``,
-appears only in the attributes of the regressor.
+Students have the same layout with one more axis in front. scikit-learn's transposed layout,
+``(fan_in, fan_out)``, appears only in the attributes of the regressor.
 """
 
 from __future__ import annotations
@@ -39,40 +39,40 @@ class Samples:
 
 @dataclass(frozen=True)
 class Network:
-    """One network with a single hidden layer, in standardized coordinates."""
+    """One network in standardized coordinates."""
 
-    hidden: np.ndarray  # (n_neurons, n_inputs + 1)
-    readout: np.ndarray  # (n_outputs, n_neurons + 1 [+ n_inputs])
+    layers: tuple[np.ndarray, ...]  # (fan_out, n_features) each
 
     @property
-    def width(self) -> int:
-        return self.hidden.shape[0]
+    def widths(self) -> tuple[int, ...]:
+        """Widths of the hidden layers."""
+        return tuple(len(layer) for layer in self.layers[:-1])
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Numbers of activations that can be read: those of the inputs, then the widths."""
+        return self.layers[0].shape[1] - 1, *self.widths
 
     @property
     def n_parameters(self) -> int:
-        return self.hidden.size + self.readout.size
+        return sum(layer.size for layer in self.layers)
 
     @property
-    def outgoing(self) -> np.ndarray:
-        """Outgoing weights, shape (n_outputs, n_neurons)."""
-        return self.readout[:, : self.width]
+    def has_skip(self) -> bool:
+        """Whether layers read activations from further down than the layer below."""
+        return self.layers[-1].shape[1] > self.widths[-1] + 1
 
-    @property
-    def bias(self) -> np.ndarray:
-        return self.readout[:, self.width]
-
-    @property
-    def skip(self) -> np.ndarray:
-        """Linear skip term, shape (n_outputs, n_inputs) or (n_outputs, 0)."""
-        return self.readout[:, self.width + 1 :]
+    def columns(self, layer: int, level: int) -> slice:
+        """Columns of a layer that read a level; level 0 is the inputs."""
+        start = sum(self.levels[level + 1 : layer + 1])
+        return slice(start, start + self.levels[level])
 
 
 @dataclass(frozen=True)
 class Students:
     """Trained students as stacked arrays, ordered as they were initialized."""
 
-    hidden: np.ndarray  # (n_students, n_neurons, n_inputs + 1)
-    readout: np.ndarray  # (n_students, n_outputs, n_neurons + 1 [+ n_inputs])
+    layers: tuple[np.ndarray, ...]  # (n_students, fan_out, n_features) each
     losses: np.ndarray  # (n_students,), relative mean squared error; nan where training failed
     trained: np.ndarray  # (n_students,), False for students that only had the warm-up
     n_iter: int
@@ -82,8 +82,21 @@ class Students:
     def __len__(self) -> int:
         return len(self.losses)
 
+    def joined(self, others: Students) -> Students:
+        """These students and further ones behind them."""
+        both = (self, others)
+        best = min(both, key=lambda students: students.best_held_out_loss)
+        return Students(
+            layers=tuple(map(np.concatenate, zip(self.layers, others.layers, strict=True))),
+            losses=np.concatenate([students.losses for students in both]),
+            trained=np.concatenate([students.trained for students in both]),
+            n_iter=max(students.n_iter for students in both),
+            best=best.best,
+            best_held_out_loss=best.best_held_out_loss,
+        )
+
     def network(self, student: int) -> Network:
-        return Network(self.hidden[student], self.readout[student])
+        return Network(tuple(layer[student] for layer in self.layers))
 
     def by_loss(self) -> np.ndarray:
         """Indices of the trained students that did not fail, best first."""

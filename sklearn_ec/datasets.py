@@ -11,11 +11,14 @@ from sklearn.utils import check_random_state
 
 from ._activations import get_activation
 
-__all__ = ["RecoveryProblem", "Teacher", "load_reference_suite", "make_teacher"]
+__all__ = ["RecoveryProblem", "Teacher", "load_deep_suite", "load_reference_suite", "make_teacher"]
 
-Family = Literal["reference", "rough"]
+Family = Literal["reference", "rough", "deep"]
 SUITE_INPUTS = (2, 4, 8, 16, 32)
 SUITE_WIDTHS = (2, 4, 8)
+# Least share of the rows on either side of the kink of a piecewise linear neuron.
+MIN_KINK_SHARE = 0.02
+DEEP_SIZES = ((5, 4, 3, 1), (6, 5, 4, 2), (8, 6, 5, 1), (6, 5, 4, 3, 1))
 
 
 @dataclass(frozen=True)
@@ -105,11 +108,13 @@ def make_teacher(
         Number of outputs.
     activation : str, default="g"
         Activation of the hidden layers, see :class:`~sklearn_ec.ExpandClusterRegressor`.
-    family : {"reference", "rough"}, default="reference"
+    family : {"reference", "rough", "deep"}, default="reference"
         ``"reference"``, after the paper's synthetic teachers: incoming weights of unit length in
         uniformly random directions, biases uniform in [-1, 1], outgoing weights +1 and -1 in turn,
         no output bias. ``"rough"``: incoming weights of length uniform in [0.5, 2], biases uniform
         in [-1, 1], outgoing weights of random sign and size ``0.3 + |normal|``, normal output bias.
+        ``"deep"``: incoming weights of length 1.5, biases normal with standard deviation 0.3,
+        output weights of unit length per output, no output bias.
     random_state : int, RandomState instance or None, default=None
         Seed of the weights.
 
@@ -131,25 +136,29 @@ def make_teacher(
     ((5,), (1,))
     """
     get_activation(activation)
-    if family not in ("reference", "rough"):
-        raise ValueError(f"Unknown family {family!r}: choose 'reference' or 'rough'.")
+    if family not in ("reference", "rough", "deep"):
+        raise ValueError(f"Unknown family {family!r}: choose 'reference', 'rough' or 'deep'.")
     rng = check_random_state(random_state)
     widths = np.atleast_1d(hidden_layer_sizes).tolist()
     weights, biases = [], []
     for fan_in, width in zip([n_inputs, *widths[:-1]], widths, strict=True):
-        directions = rng.normal(size=(width, fan_in))
-        directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-        lengths = rng.uniform(0.5, 2.0, size=(width, 1)) if family == "rough" else 1.0
+        directions = _random_directions(rng, width, fan_in)
+        lengths: Any = {"reference": 1.0, "deep": 1.5}.get(family)
+        if family == "rough":
+            lengths = rng.uniform(0.5, 2.0, size=(width, 1))
         weights.append((lengths * directions).T)
-        biases.append(rng.uniform(-1.0, 1.0, size=width))
+        is_deep = family == "deep"
+        biases.append(0.3 * rng.normal(size=width) if is_deep else rng.uniform(-1.0, 1.0, width))
     shape = (widths[-1], n_outputs)
-    if family == "rough":
+    biases.append(np.zeros(n_outputs))
+    if family == "deep":
+        weights.append(_random_directions(rng, n_outputs, widths[-1]).T)
+    elif family == "rough":
         signs = rng.choice([-1.0, 1.0], size=shape)
         weights.append(signs * (0.3 + np.abs(rng.normal(size=shape))))
-        biases.append(rng.normal(size=n_outputs))
+        biases[-1] = rng.normal(size=n_outputs)
     else:
         weights.append((-1.0) ** np.add.outer(np.arange(widths[-1]), np.arange(n_outputs)))
-        biases.append(np.zeros(n_outputs))
     return Teacher(weights, biases, activation)
 
 
@@ -208,6 +217,92 @@ def load_reference_suite(
         _make_problem(activation, family, inputs, width, seed, rho)
         for inputs, width, seed in product(n_inputs, widths, range(n_seeds))
     ]
+
+
+def load_deep_suite(
+    activation: str = "tanh",
+    *,
+    sizes: tuple[tuple[int, ...], ...] = DEEP_SIZES,
+    n_seeds: int = 3,
+    rho: float = 3,
+) -> list[RecoveryProblem]:
+    """Make recovery problems of several hidden layers: every shape x seed.
+
+    Teachers are of the family ``"deep"`` of :func:`make_teacher`, inputs uniform in [-√3, √3], and
+    there are ``max(1000, 5 P)`` noise-free rows, where ``P`` is the number of parameters of a
+    student whose hidden layers are ``rho`` times as wide as the teacher's. Teachers with ReLU or
+    leaky ReLU neurons are drawn anew until every neuron is active, and inactive, on at least 2 % of
+    the rows: no data determine a neuron that is always active or never.
+
+    Parameters
+    ----------
+    activation : str, default="tanh"
+        Activation of the teachers.
+    sizes : tuple of tuple of int, default=((5, 4, 3, 1), (6, 5, 4, 2), (8, 6, 5, 1), \
+            (6, 5, 4, 3, 1))
+        Numbers of inputs, of neurons in each hidden layer, and of outputs.
+    n_seeds : int, default=3
+        Teachers per shape.
+    rho : float, default=3
+        Expansion factor that the number of rows is meant for.
+
+    Returns
+    -------
+    list of RecoveryProblem
+        The problems; any of them is the same whatever else is asked for.
+
+    Raises
+    ------
+    ValueError
+        If the activation is unknown.
+
+    Examples
+    --------
+    >>> from sklearn_ec.datasets import load_deep_suite
+    >>> problem = load_deep_suite("tanh", n_seeds=1)[0]
+    >>> problem.name, problem.teacher.layer_sizes_, problem.X.shape
+    ('deep-tanh-5-4-3-1-s0', (4, 3), (1000, 5))
+    """
+    return [
+        _make_deep_problem(activation, shape, seed, rho)
+        for shape, seed in product(sizes, range(n_seeds))
+    ]
+
+
+def _random_directions(rng: np.random.RandomState, n: int, n_dimensions: int) -> np.ndarray:
+    directions = rng.normal(size=(n, n_dimensions))
+    return directions / np.linalg.norm(directions, axis=1, keepdims=True)
+
+
+def _make_deep_problem(
+    activation: str, shape: tuple[int, ...], seed: int, rho: float
+) -> RecoveryProblem:
+    rng = np.random.RandomState(np.array([*shape, seed]))
+    n_inputs, widths, n_outputs = shape[0], shape[1:-1], shape[-1]
+    expanded = [n_inputs, *(int(np.ceil(rho * width)) for width in widths), n_outputs]
+    n_parameters = sum((a + 1) * b for a, b in zip(expanded, expanded[1:], strict=False))
+    X = rng.uniform(-(3**0.5), 3**0.5, size=(max(1000, 5 * n_parameters), n_inputs))
+    while True:
+        teacher = make_teacher(
+            n_inputs, widths, n_outputs, activation, family="deep", random_state=rng
+        )
+        if not get_activation(activation).homogeneous or _all_kinks_show(teacher, X):
+            break
+    name = f"deep-{activation}-{'-'.join(map(str, shape))}-s{seed}"
+    return RecoveryProblem(name, teacher, X, teacher.predict(X))
+
+
+def _all_kinks_show(teacher: Teacher, X: np.ndarray) -> bool:
+    """Whether each neuron is active on some rows and inactive on others, enough to locate it."""
+    function = get_activation(teacher.activation).function
+    values = X
+    for weights, bias in zip(teacher.weights_[:-1], teacher.biases_[:-1], strict=True):
+        z = values @ weights + bias
+        share = (z > 0).mean(axis=0)
+        if np.minimum(share, 1.0 - share).min() < MIN_KINK_SHARE:
+            return False
+        values = function(z)
+    return True
 
 
 def _make_problem(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from ._activations import get_activation
+from ._activations import Activation, get_activation
 from ._clustering import unit_rows
 
 __all__ = ["NeuronMatch", "match_neurons", "max_cosine_distance", "relative_rmse"]
@@ -51,7 +51,9 @@ def match_neurons(reference: Any, recovered: Any, activation: str, layer: int = 
     """Match the hidden neurons of two networks one to one, by their incoming weight vectors.
 
     The assignment minimizes the sum of the cosine distances (Hungarian method); signs do not count
-    where the activation has a sign symmetry.
+    where the activation has a sign symmetry. Above the first hidden layer, the neurons of the layer
+    below are matched first, and the recovered vectors expressed in the basis of the reference:
+    columns permuted, signs and scales of the matched neurons undone.
 
     Parameters
     ----------
@@ -63,7 +65,7 @@ def match_neurons(reference: Any, recovered: Any, activation: str, layer: int = 
     activation : str
         Activation of the hidden layers, see :class:`~sklearn_ec.ExpandClusterRegressor`.
     layer : int, default=0
-        Hidden layer to compare. Only the first, 0, is supported.
+        Hidden layer to compare, from 0.
 
     Returns
     -------
@@ -88,19 +90,17 @@ def match_neurons(reference: Any, recovered: Any, activation: str, layer: int = 
     >>> match.recovered, match.signs, match.cosine_distances
     (array([1, 0]), array([-1., -1.]), array([0., 0.]))
     """
-    if layer != 0:
-        raise NotImplementedError(
-            f"layer={layer}: only the first hidden layer, 0, can be compared."
-        )
-    first, second = _incoming_vectors(reference), _incoming_vectors(recovered)
-    if first.shape[1] != second.shape[1]:
+    function = get_activation(activation)
+    first, second = _incoming_vectors(reference, layer), _incoming_vectors(recovered, layer)
+    if layer > 0:
+        below = match_neurons(reference, recovered, activation, layer - 1)
+        first, second = _in_reference_basis(first, second, below, function)
+    elif first.shape[1] != second.shape[1]:
         raise ValueError(
             f"The networks have {first.shape[1] - 1} and {second.shape[1] - 1} inputs: compare "
             "networks with the same inputs."
         )
-    distances, signs = _cosine_distances(
-        first, second, sign_blind=get_activation(activation).has_sign_flip
-    )
+    distances, signs = _cosine_distances(first, second, sign_blind=function.has_sign_flip)
     rows, columns = linear_sum_assignment(distances)
     lengths = np.linalg.norm(first[rows], axis=1), np.linalg.norm(second[columns], axis=1)
     return NeuronMatch(
@@ -115,19 +115,20 @@ def match_neurons(reference: Any, recovered: Any, activation: str, layer: int = 
 
 
 def max_cosine_distance(reference: Any, recovered: Any, activation: str) -> float:
-    """Worst cosine distance between matched neurons; 1.0 where the widths differ.
+    """Worst cosine distance between matched neurons, over all hidden layers.
 
     Parameters
     ----------
     reference, recovered : network
         As in :func:`match_neurons`.
     activation : str
-        Activation of the hidden layer.
+        Activation of the hidden layers.
 
     Returns
     -------
     float
-        At least 1.0, the distance of unrelated vectors, if neurons are missing or in excess.
+        At least 1.0, the distance of unrelated vectors, if layers or neurons are missing or in
+        excess.
 
     Examples
     --------
@@ -137,9 +138,13 @@ def max_cosine_distance(reference: Any, recovered: Any, activation: str) -> floa
     >>> max_cosine_distance(network, network, "relu")
     0.0
     """
-    match = match_neurons(reference, recovered, activation)
-    worst = float(match.cosine_distances.max(initial=0.0))
-    return max(worst, 1.0) if len(match.missing) or len(match.excess) else worst
+    n_hidden = len(_layers(reference)[0]) - 1
+    worst = float(n_hidden != len(_layers(recovered)[0]) - 1)
+    for layer in range(0 if worst else n_hidden):
+        match = match_neurons(reference, recovered, activation, layer)
+        differs = len(match.missing) or len(match.excess)
+        worst = max(worst, float(match.cosine_distances.max(initial=0.0)), float(differs > 0))
+    return worst
 
 
 def relative_rmse(y_true: Any, y_pred: Any) -> float:
@@ -187,12 +192,41 @@ def _cosine_distances(
     return 0.5 * (differences**2).sum(axis=2), signs
 
 
-def _incoming_vectors(network: Any) -> np.ndarray:
-    """Incoming weight vectors ``[w; b]`` of the first layer, shape (n_neurons, n_inputs + 1)."""
+def _in_reference_basis(
+    first: np.ndarray, second: np.ndarray, below: NeuronMatch, activation: Activation
+) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors of two networks on the reference's neurons of the layer below.
+
+    Neurons below without a partner get a column of their own, zero in the other network. Where
+    ``s(-z) = c - s(z)``, a neuron of opposite sign moves ``c`` times its weight to the bias.
+    """
+    weights = second[:, below.recovered]
+    bias = second[:, -1].copy()
+    if activation.symmetry == "odd":
+        bias += activation.flip * weights[:, below.signs < 0].sum(axis=1)
+        weights = weights * below.signs
+    if activation.homogeneous:
+        weights = weights * below.scales
+    n_excess = len(below.excess)
+    expressed = np.zeros((len(second), first.shape[1] + n_excess))
+    expressed[:, below.reference] = weights
+    expressed[:, first.shape[1] - 1 : -1] = second[:, below.excess]
+    expressed[:, -1] = bias
+    padding = np.zeros((len(first), n_excess))
+    return np.hstack([first[:, :-1], padding, first[:, -1:]]), expressed
+
+
+def _incoming_vectors(network: Any, layer: int) -> np.ndarray:
+    """Incoming weight vectors ``[w; b]`` of a hidden layer, shape (n_neurons, fan_in + 1)."""
     weights, biases = _layers(network)
     if len(weights) < 2:
         raise ValueError("A network needs a hidden layer: got fewer than two weight matrices.")
-    return np.column_stack([weights[0].T, biases[0]])
+    if not 0 <= layer < len(weights) - 1:
+        raise ValueError(
+            f"layer={layer} is no hidden layer of a network with {len(weights) - 1} of them: "
+            "count from 0."
+        )
+    return np.column_stack([weights[layer].T, biases[layer]])
 
 
 def _layers(network: Any) -> tuple[Sequence[np.ndarray], Sequence[np.ndarray]]:

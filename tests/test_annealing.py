@@ -1,14 +1,16 @@
 """Pruning, the skip term and the certificate on planted networks."""
 
+import itertools
+
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose, assert_array_equal
+from numpy.testing import assert_allclose
 
 from sklearn_ec._activations import get_activation
-from sklearn_ec._annealing import Annealer, prune, removal_candidates
+from sklearn_ec._annealing import Annealer, Removal, prune, removal_candidates, without_neurons
 from sklearn_ec._certificate import certify, relative_error
 from sklearn_ec._preprocessing import standardize
-from sklearn_ec._reconstruction import design_matrix
+from sklearn_ec._reconstruction import network_outputs, read_features, with_skip
 from sklearn_ec._training import Trainer
 from sklearn_ec._types import Network, Samples
 from sklearn_ec.datasets import make_teacher
@@ -21,35 +23,58 @@ def planted(activation, width=3, n_rows=400, n_inputs=3, seed=0):
     """A network, a trainer on rows of it, and rows kept out."""
     rng = np.random.default_rng(seed)
     network = Network(
-        rng.normal(size=(width, n_inputs + 1)), np.append(1.0 + rng.random(width), 0.3)[None]
+        (rng.normal(size=(width, n_inputs + 1)), np.append(1.0 + rng.random(width), 0.3)[None])
     )
-    parts = []
+    return network, *rows_of(network, activation, n_rows, rng)
+
+
+def planted_deep(activation, sizes=(3, 4, 3, 1), n_rows=1000):
+    """The same with several hidden layers."""
+    teacher = make_teacher(
+        sizes[0], sizes[1:-1], sizes[-1], activation, family="deep", random_state=0
+    )
+    pairs = zip(teacher.weights_, teacher.biases_, strict=True)
+    network = Network(tuple(np.hstack([w.T, b[:, None]]) for w, b in pairs))
+    return network, *rows_of(network, activation, n_rows, np.random.default_rng(0))
+
+
+def rows_of(network, name, n_rows, rng):
+    activation, parts = get_activation(name), []
     for n in (n_rows, 50):
-        samples = Samples(rng.normal(size=(n, n_inputs)), np.zeros((n, 1)), np.ones(n))
-        outputs = design_matrix(network.hidden, samples, get_activation(activation), False)
-        parts.append(Samples(samples.X, outputs @ network.readout.T, samples.sample_weight))
-    has_skip = get_activation(activation).has_linear_flip
-    return network, Trainer(*parts, activation, "cpu", has_skip), parts[1]
+        X = rng.normal(size=(n, network.levels[0]))
+        parts.append(Samples(X, network_outputs(network, X, activation), np.ones(n)))
+    return Trainer(*parts, name, "cpu", activation.has_linear_flip), parts[1]
 
 
 def with_spare_neurons(network, noise=0.0, seed=1):
     """A duplicate that shares a neuron's outgoing weight, a zero group and a junk neuron."""
     rng = np.random.default_rng(seed)
-    extra = rng.normal(size=(2, network.hidden.shape[1]))
-    hidden = np.vstack([network.hidden, network.hidden[:1], extra[:1], extra[:1], extra[1:]])
-    outgoing = network.outgoing.copy()
+    hidden, readout = network.layers
+    width = network.widths[0]
+    extra = rng.normal(size=(2, hidden.shape[1]))
+    hidden = np.vstack([hidden, hidden[:1], extra[:1], extra[:1], extra[1:]])
+    outgoing = readout[:, :width].copy()
     half = 0.5 * outgoing[:, :1]
     outgoing[:, :1] = half
     spare = np.array([[0.4, -0.4, 1e-3]])
-    readout = np.hstack([outgoing, half, spare, network.bias[:, None]])
-    return Network(hidden + noise * rng.normal(size=hidden.shape), readout)
+    readout = np.hstack([outgoing, half, spare, readout[:, width:]])
+    return Network((hidden + noise * rng.normal(size=hidden.shape), readout))
+
+
+def with_duplicates(network, noise=0.0, seed=1):
+    """Every hidden layer with each neuron twice, the outgoing weights split unevenly."""
+    rng = np.random.default_rng(seed)
+    layers = list(network.layers)
+    for depth, width in enumerate(network.widths):
+        share = rng.uniform(0.2, 0.8, size=width)
+        outgoing, bias = layers[depth + 1][:, :width], layers[depth + 1][:, width:]
+        layers[depth] = np.vstack([layers[depth], layers[depth]])
+        layers[depth + 1] = np.hstack([outgoing * share, outgoing * (1 - share), bias])
+    return Network(tuple(a + noise * rng.normal(size=a.shape) for a in layers))
 
 
 def as_layers(network):
-    return (
-        [network.hidden[:, :-1].T, network.outgoing.T],
-        [network.hidden[:, -1], network.bias],
-    )
+    return [layer[:, :-1].T for layer in network.layers], [a[:, -1] for a in network.layers]
 
 
 @pytest.mark.parametrize("activation", ["tanh", "g", "relu", "softplus", "elu"])
@@ -57,17 +82,83 @@ def test_finish_finds_the_planted_network(activation):
     network, trainer, held_out = planted(activation)
     start = with_spare_neurons(network, noise=1e-3)
     if trainer.has_skip:
-        start = Network(start.hidden, np.hstack([start.readout, np.zeros((1, 3))]))
+        start = with_skip(start)
     candidate = Annealer(trainer, held_out, EPS, prune=True).finish(start)
     assert candidate.certificate.passed
-    assert candidate.network.width == network.width
+    assert candidate.network.widths == network.widths
     assert max_cosine_distance(as_layers(network), as_layers(candidate.network), activation) < 1e-20
+
+
+@pytest.mark.parametrize(
+    ("activation", "sizes"),
+    [
+        *itertools.product(["tanh", "softplus", "g", "relu"], [(3, 4, 3, 1), (3, 4, 3, 2)]),
+        ("tanh", (4, 4, 3, 2, 1)),
+    ],
+)
+def test_finish_finds_the_planted_deep_network(activation, sizes):
+    network, trainer, held_out = planted_deep(activation, sizes)
+    start = with_duplicates(network, noise=1e-3)
+    assert start.widths == tuple(2 * width for width in network.widths)
+    candidate = Annealer(trainer, held_out, EPS, prune=True).finish(start)
+    assert candidate.certificate.passed
+    assert candidate.network.widths == network.widths
+    assert max_cosine_distance(as_layers(network), as_layers(candidate.network), activation) < 1e-20
+
+
+@pytest.mark.parametrize("activation", ["softplus", "relu"])
+def test_finish_resolves_signs_of_deep_networks(activation):
+    network, trainer, held_out = planted_deep(activation)
+    start = flipped_into_skip(network, get_activation(activation))
+    rows = trainer.samples
+    assert_allclose(network_outputs(start, rows.X, trainer.activation), rows.y, atol=1e-12)
+    candidate = Annealer(trainer, held_out, EPS, prune=True).finish(start)
+    assert candidate.certificate.passed
+    assert candidate.network.widths == network.widths
+    assert max_cosine_distance(as_layers(network), as_layers(candidate.network), activation) < 1e-20
+
+
+def flipped_into_skip(network, activation):
+    """Two hidden layers with the first neuron of each flipped: ``s(z) = s(-z) + c z``."""
+    first, second, readout = (layer.copy() for layer in with_skip(network).layers)
+    c, n_inputs, n_first, n_second = activation.flip, *network.levels
+    own = np.r_[:n_inputs, -1]  # inputs and bias, in the first layer
+    of_inputs = np.r_[n_first : n_first + n_inputs, -1]
+    second[:, of_inputs] += c * np.outer(second[:, 0], first[0, own])
+    first[0] *= -1.0
+    readout[:, n_second:] += c * np.outer(readout[:, 0], second[0])
+    second[0] *= -1.0
+    return Network((first, second, readout))
 
 
 def test_prune_keeps_necessary_neurons():
     network, trainer, _ = planted("tanh", width=4)
     pruned, loss = prune(network, 1e-31, trainer)
-    assert pruned.width == 4
+    assert pruned.widths == (4,)
+    assert loss < 1e-24
+
+
+@pytest.mark.parametrize("activation", ["tanh", "softplus"])
+def test_prune_keeps_necessary_neurons_of_all_layers(activation):
+    network, trainer, _ = planted_deep(activation)
+    start = with_skip(network) if trainer.has_skip else network
+    pruned, loss = prune(start, 1e-31, trainer)
+    assert pruned.widths == (4, 3)
+    assert loss < 1e-24
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("activation", ["tanh", "softplus"])
+def test_prune_finds_the_one_layer_that_is_too_wide(activation, layer):
+    network, trainer, _ = planted_deep(activation)
+    layers = list(network.layers)
+    layers[layer] = np.vstack([layers[layer], layers[layer][:1]])
+    halves = layers[layer + 1][:, :1] * 0.5
+    outgoing = layers[layer + 1][:, 1 : network.widths[layer]]
+    layers[layer + 1] = np.hstack([halves, outgoing, halves, layers[layer + 1][:, -1:]])
+    start = Network(tuple(layers))
+    pruned, loss = prune(with_skip(start) if trainer.has_skip else start, 1e-31, trainer)
+    assert pruned.widths == (4, 3)
     assert loss < 1e-24
 
 
@@ -75,25 +166,85 @@ def test_candidates_are_the_neurons_of_least_cost():
     """Brute force: remove each neuron, solve the readout again, compare the errors."""
     network, trainer, _ = planted("tanh", width=4)
     spare = with_spare_neurons(network)
-    samples, activation = trainer.samples, trainer.activation
-    costs = []
-    for neuron in range(spare.width):
-        design = design_matrix(np.delete(spare.hidden, neuron, axis=0), samples, activation, False)
-        solution = np.linalg.lstsq(design, samples.y, rcond=1e-14)[0]
-        costs.append(np.sum((design @ solution - samples.y) ** 2))
-    first = removal_candidates(spare, samples, activation, group=1)
+    costs = [error_without(spare, [neuron], trainer) for neuron in range(spare.widths[0])]
+    first = removal_candidates(spare, trainer, 0, group=1)
     assert len(first) == 3
+    assert all(removal.layer == 0 for removal in first)
     needed = {1, 2, 3}  # all but one neuron of each duplicated pair, and the junk neuron, may go
-    assert not needed & {int(c[0]) for c in first}
-    assert max(costs[int(c[0])] for c in first) < 1e-20 < min(costs[i] for i in needed)
+    found = [int(removal.neurons[0]) for removal in first]
+    assert not needed & set(found)
+    assert max(costs[i] for i in found) < 1e-20 < min(costs[i] for i in needed)
+    assert max(removal.cost for removal in first) < 1e-20
+
+
+def error_without(network, neurons, trainer):
+    """Squared error without some neurons of the only hidden layer, the readout solved again."""
+    samples = trainer.samples
+    hidden = np.delete(network.layers[0], neurons, axis=0)
+    design = read_features([hidden], samples.X, trainer.activation, network.has_skip)
+    solution = np.linalg.lstsq(design, samples.y, rcond=1e-14)[0]
+    return np.sum((design @ solution - samples.y) ** 2)
+
+
+def test_costs_are_the_rise_of_the_squared_error():
+    network, trainer, _ = planted("tanh", width=4)
+    removals = removal_candidates(network, trainer, 0, group=1)
+    assert [removal.cost for removal in removals] == sorted(removal.cost for removal in removals)
+    for removal in removals:
+        assert_allclose(removal.cost, error_without(network, removal.neurons, trainer), rtol=1e-6)
+
+
+@pytest.mark.parametrize("group", [1, 3])
+@pytest.mark.parametrize("has_skip", [False, True])
+@pytest.mark.parametrize("layer", [0, 1])
+def test_candidates_of_deep_networks_cost_nothing_where_neurons_are_spare(layer, has_skip, group):
+    network, trainer, _ = planted_deep("softplus")
+    spare = with_duplicates(network)
+    spare = with_skip(spare) if has_skip else spare
+    for removal in removal_candidates(spare, trainer, layer, group):
+        assert removal.layer == layer
+        assert len(np.unique(removal.neurons % network.widths[layer])) == group  # one of each pair
+        assert removal.cost < 1e-18
+        smaller = without_neurons(spare, trainer, removal)
+        expected = list(spare.widths)
+        expected[layer] -= group
+        assert smaller.widths == tuple(expected)
+        assert smaller.has_skip == has_skip
+        outputs = network_outputs(smaller, trainer.samples.X, trainer.activation)
+        assert_allclose(outputs, trainer.samples.y, rtol=0, atol=1e-9)
+    exact = with_skip(network) if has_skip else network
+    for removal in removal_candidates(exact, trainer, layer, group=1):
+        assert removal.cost > 1e-6
+
+
+def test_neurons_that_several_layers_read_are_replaced_in_all_of_them():
+    """A neuron that the second layer ignores, and the readout reads past it, is no spare one."""
+    network, trainer, _ = planted_deep("softplus")
+    start = with_skip(network)
+    start.layers[1][:, 0] = 0.0
+    bypass = start.columns(2, 1).start
+    start.layers[2][:, bypass] = 1.0
+    y = network_outputs(start, trainer.samples.X, trainer.activation)
+    rows = Samples(trainer.samples.X, y, trainer.samples.sample_weight)
+    trainer = Trainer(rows, rows, "softplus", "cpu", has_skip=True)
+    removals = removal_candidates(start, trainer, 0, group=1)
+    costs = {int(removal.neurons[0]): removal.cost for removal in removals}
+    assert 0 not in costs or costs[0] > 1e-6
+    without = without_neurons(start, trainer, Removal(0, np.array([0]), 0.0))
+    outputs = network_outputs(without, rows.X, trainer.activation)
+    assert np.abs(outputs - y).max() > 1e-3
+    assert without.widths == (3, 3)
 
 
 def test_a_group_of_candidates_is_jointly_superfluous():
     network, trainer, _ = planted("tanh", width=4)
     spare = with_spare_neurons(network)
-    (group,) = removal_candidates(spare, trainer.samples, trainer.activation, group=4)
-    design = design_matrix(
-        np.delete(spare.hidden, group, axis=0), trainer.samples, trainer.activation, False
+    (group,) = removal_candidates(spare, trainer, 0, group=4)
+    design = read_features(
+        [np.delete(spare.layers[0], group.neurons, axis=0)],
+        trainer.samples.X,
+        trainer.activation,
+        False,
     )
     solution = np.linalg.lstsq(design, trainer.samples.y, rcond=1e-14)[0]
     assert_allclose(design @ solution, trainer.samples.y, atol=1e-12)
@@ -109,21 +260,29 @@ def test_a_linear_term_becomes_a_pair_of_neurons(activation):
         for part in (trainer.samples, held_out)
     ]
     trainer = Trainer(*shifted, activation, "cpu", has_skip=True)
-    start = Network(network.hidden, np.hstack([network.readout, slope[None]]))
+    start = with_linear_term(network, slope)
     candidate = Annealer(trainer, shifted[1], EPS, prune=True).finish(start)
-    assert candidate.network.skip.size == 0
-    assert candidate.network.width == 5
+    assert not candidate.network.has_skip
+    assert candidate.network.widths == (5,)
     assert candidate.certificate.error < 1e-12
+
+
+def with_linear_term(network, slope):
+    """The network plus a linear function of the inputs, in its readout."""
+    *hidden, readout = with_skip(network).layers
+    readout[:, -len(slope) - 1 : -1] = slope
+    return Network((*hidden, readout))
 
 
 def test_judge_as_is_changes_no_output():
     network, trainer, held_out = planted("relu")
-    skip = Network(network.hidden, np.hstack([network.readout, [[0.1, 0.2, 0.3]]]))
+    skip = with_linear_term(network, [0.1, 0.2, 0.3])
     candidate = Annealer(trainer, held_out, EPS, prune=True).judge_as_is(skip)
-    rows = trainer.samples
-    before = design_matrix(skip.hidden, rows, trainer.activation, True) @ skip.readout.T
-    after = design_matrix(candidate.network.hidden, rows, trainer.activation, False)
-    assert_allclose(after @ candidate.network.readout.T, before, rtol=1e-12)
+    X = trainer.samples.X
+    before = network_outputs(skip, X, trainer.activation)
+    after = network_outputs(candidate.network, X, trainer.activation)
+    assert not candidate.network.has_skip
+    assert_allclose(after, before, rtol=1e-12)
     assert not candidate.certificate.passed
 
 
@@ -132,15 +291,13 @@ def test_neurons_without_a_kink_in_the_data_are_removed_first(sign):
     """Always active, a ReLU neuron is a linear function that the skip term holds as well."""
     network, trainer, _ = planted("relu")
     kinkless = sign * np.array([0.1, -0.2, 0.1, 5.0])
-    spare = Network(
-        np.vstack([network.hidden, kinkless]),
-        np.hstack([network.outgoing, [[2.0]], network.readout[:, -1:], np.zeros((1, 3))]),
-    )
-    candidates = removal_candidates(spare, trainer.samples, trainer.activation, 1)
-    assert candidates[0].tolist() == [3]
-    crowd = with_spare_neurons(spare, 0.0)  # with a duplicate and a pair that cancels
-    (group,) = removal_candidates(crowd, trainer.samples, trainer.activation, 4)
-    assert 3 in group
+    hidden, readout = network.layers
+    spare = Network((np.vstack([hidden, kinkless]), np.insert(readout, 3, 2.0, axis=1)))
+    candidates = removal_candidates(with_skip(spare), trainer, 0, 1)
+    assert candidates[0].neurons.tolist() == [3]
+    crowd = with_spare_neurons(with_skip(spare), 0.0)  # with a duplicate and a pair that cancels
+    (group,) = removal_candidates(crowd, trainer, 0, 4)
+    assert 3 in group.neurons
 
 
 def test_certificate_accepts_the_planted_network():
@@ -156,14 +313,34 @@ def test_certificate_refuses_spare_neurons():
     network, trainer, held_out = planted("tanh")
     certificate = certify(with_spare_neurons(network, 0.0), trainer, held_out, EPS)
     assert "above rounding" in certificate.reason  # the junk neuron has weight
+    hidden, readout = network.layers
+    halves = readout * [0.5, 1.0, 1.0, 1.0]
     duplicate = Network(
-        np.vstack([network.hidden, network.hidden[:1]]),
-        np.hstack([network.outgoing * [0.5, 1, 1], 0.5 * network.outgoing[:, :1], [[0.3]]]),
+        (np.vstack([hidden, hidden[:1]]), np.insert(halves, 3, halves[:, 0], axis=1))
     )
     certificate = certify(duplicate, trainer, held_out, EPS)
     assert certificate.error < 1e-13
     assert not certificate.passed
     assert "leave the weights open" in certificate.reason
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu", "softplus"])
+def test_certificate_tells_deep_networks_from_those_with_spare_neurons(activation):
+    network, trainer, held_out = planted_deep(activation)
+    certificate = certify(network, trainer, held_out, EPS)
+    assert certificate.passed
+    assert certificate.n_parameters == 16 + 15 + 4
+    for depth in range(2):
+        layers = list(network.layers)
+        layers[depth] = np.vstack([layers[depth], layers[depth][:1]])
+        halves = layers[depth + 1].copy()
+        halves[:, 0] *= 0.5
+        width = network.widths[depth]
+        layers[depth + 1] = np.insert(halves, width, halves[:, 0], axis=1)
+        certificate = certify(Network(tuple(layers)), trainer, held_out, EPS)
+        assert certificate.error < 1e-13
+        assert not certificate.passed
+        assert "leave the weights open" in certificate.reason
 
 
 def test_certificate_measures_curvature_where_neurons_are_nearly_polynomial():
@@ -179,16 +356,15 @@ def test_certificate_measures_curvature_where_neurons_are_nearly_polynomial():
         ]
     )
     bias = (biases[1] - coordinates.y_mean) / coordinates.y_scale
-    network = Network(hidden, np.hstack([(weights[1] / coordinates.y_scale).T, bias[:, None]]))
+    readout = np.hstack([(weights[1] / coordinates.y_scale).T, bias[:, None]])
+    network = Network((hidden, readout))
     trainer = Trainer(rows, rows, "silu", "cpu", has_skip=False)
     certificate = certify(network, trainer, rows, coordinates.y_rounding)
     assert certificate.passed
     smallest = max(certificate.error, coordinates.y_rounding) / certificate.weight_error
     assert smallest < 1e-5
-    spare = Network(
-        np.vstack([hidden, hidden[:1]]),
-        np.insert(network.readout * np.r_[0.5, np.ones(8)], 8, 0.5 * network.readout[:, 0], axis=1),
-    )
+    halves = readout * np.r_[0.5, np.ones(8)]
+    spare = Network((np.vstack([hidden, hidden[:1]]), np.insert(halves, 8, halves[:, 0], axis=1)))
     assert not certify(spare, trainer, rows, coordinates.y_rounding).passed
 
 
@@ -196,7 +372,7 @@ def test_certificate_measures_curvature_where_neurons_are_nearly_polynomial():
 def test_certificate_refuses_an_idle_neuron_on_constant_targets(activation):
     rows = Samples(np.random.default_rng(0).normal(size=(50, 2)), np.zeros((50, 1)), np.ones(50))
     trainer = Trainer(rows, rows, activation, "cpu", has_skip=False)
-    idle = Network(np.ones((1, 3)), np.zeros((1, 2)))
+    idle = Network((np.ones((1, 3)), np.zeros((1, 2))))
     assert not certify(idle, trainer, rows, EPS).passed
 
 
@@ -232,5 +408,5 @@ def test_annealer_without_pruning_keeps_the_width():
     network, trainer, held_out = planted("tanh")
     spare = with_spare_neurons(network)
     candidate = Annealer(trainer, held_out, EPS, prune=False).finish(spare)
-    assert candidate.network.width == spare.width
-    assert_array_equal(candidate.network.hidden.shape, spare.hidden.shape)
+    assert candidate.network.widths == spare.widths
+    assert candidate.network.layers[0].shape == spare.layers[0].shape

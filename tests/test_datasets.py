@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from sklearn_ec.datasets import load_reference_suite, make_teacher
+from sklearn_ec.datasets import load_deep_suite, load_reference_suite, make_teacher
 
 
 def test_reference_teachers():
@@ -22,6 +22,29 @@ def test_rough_teachers():
     assert 1.8 < norms.max() <= 2.0
     assert np.abs(teacher.weights_[1]).min() >= 0.3
     assert (teacher.weights_[1] < 0).any()
+
+
+def test_deep_teachers():
+    teacher = make_teacher(7, (40, 30), 2, "tanh", family="deep", random_state=0)
+    assert [weight.shape for weight in teacher.weights_] == [(7, 40), (40, 30), (30, 2)]
+    for weight in teacher.weights_[:2]:
+        assert_allclose(np.linalg.norm(weight, axis=0), 1.5)
+    assert_allclose(np.linalg.norm(teacher.weights_[2], axis=0), 1.0)
+    assert_allclose(np.std(np.concatenate(teacher.biases_[:2])), 0.3, rtol=0.25)
+    assert_array_equal(teacher.biases_[2], [0.0, 0.0])
+
+
+@pytest.mark.parametrize("family", ["reference", "rough", "deep"])
+def test_teachers_of_any_depth_are_reproducible(family):
+    first, second, other = (
+        make_teacher(3, (4, 3, 2), 2, "tanh", family=family, random_state=seed)
+        for seed in (0, 0, 1)
+    )
+    assert first.layer_sizes_ == (4, 3, 2)
+    pairs = zip(first.weights_ + first.biases_, second.weights_ + second.biases_, strict=True)
+    for weight, same in pairs:
+        assert_array_equal(weight, same)
+    assert not np.allclose(first.weights_[1], other.weights_[1])
 
 
 def test_predict_follows_the_layers():
@@ -49,6 +72,53 @@ def test_rows_of_the_suite():
     assert problem.X.shape == (5 * n_parameters, 32)
     assert np.abs(problem.X).max() <= np.sqrt(3)
     assert_allclose(problem.X.std(), 1.0, rtol=0.01)
+    assert_array_equal(problem.y, problem.teacher.predict(problem.X))
+
+
+def test_deep_suite_is_complete_and_reproducible():
+    suite = load_deep_suite("softplus")
+    assert len(suite) == len({problem.name for problem in suite}) == 12
+    sizes = [(4, 3), (5, 4), (6, 5), (5, 4, 3)]
+    assert [problem.teacher.layer_sizes_ for problem in suite[::3]] == sizes
+    assert [problem.X.shape[1] for problem in suite[::3]] == [5, 6, 8, 6]
+    assert [problem.y.ndim for problem in suite[::3]] == [1, 2, 1, 1]
+    (again,) = load_deep_suite("softplus", sizes=((6, 5, 4, 2),), n_seeds=2)[1:]
+    same = {problem.name: problem for problem in suite}[again.name]
+    assert again.name == "deep-softplus-6-5-4-2-s1"
+    assert_array_equal(again.X, same.X)
+    assert_array_equal(again.y, same.y)
+
+
+def test_teachers_of_the_deep_suite_are_the_same_for_all_smooth_activations():
+    suites = [load_deep_suite(name, n_seeds=2) for name in ("tanh", "g", "relu")]
+    for first, second, kinked in zip(*suites, strict=True):
+        assert_array_equal(first.X, second.X)
+        assert_array_equal(first.X, kinked.X)
+        for weight, same in zip(first.teacher.weights_, second.teacher.weights_, strict=True):
+            assert_array_equal(weight, same)
+        assert second.teacher.activation == "g"
+
+
+@pytest.mark.parametrize(("activation", "slope"), [("relu", 0.0), ("leaky_relu", 0.01)])
+def test_all_kinks_of_the_deep_suite_lie_among_the_rows(activation, slope):
+    for problem in load_deep_suite(activation):
+        teacher, values = problem.teacher, problem.X
+        for weights, bias in zip(teacher.weights_[:-1], teacher.biases_[:-1], strict=True):
+            z = values @ weights + bias
+            active = (z > 0).mean(axis=0)
+            assert active.min() >= 0.02
+            assert active.max() <= 0.98
+            values = np.where(z > 0, z, slope * z)
+
+
+@pytest.mark.parametrize(("rho", "n_rows"), [(3, 1700), (1, 1000)])
+def test_rows_of_the_deep_suite(rho, n_rows):
+    problem = load_deep_suite("tanh", sizes=((8, 5, 4, 1),), n_seeds=1, rho=rho)[0]
+    n_parameters = 9 * 5 * rho + (5 * rho + 1) * 4 * rho + 4 * rho + 1
+    assert max(1000, 5 * n_parameters) == n_rows
+    assert problem.X.shape == (n_rows, 8)
+    assert np.abs(problem.X).max() <= np.sqrt(3)
+    assert_allclose(problem.X.std(), 1.0, rtol=0.02)
     assert_array_equal(problem.y, problem.teacher.predict(problem.X))
 
 

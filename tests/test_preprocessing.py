@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from sklearn_ec._preprocessing import (
     split_rows,
     standardize,
 )
+from sklearn_ec._students import layer_shapes
 from sklearn_ec._types import Network, Samples
 
 BASE = np.random.default_rng(0).normal(size=(100, 4))
@@ -46,12 +49,13 @@ def targets_and_weights(n_samples):
     return y, rng.uniform(0.5, 4.0, size=n_samples)
 
 
-def network_in_original_columns(X, seed=2):
+def network_in_original_columns(X, widths=(5,), seed=2):
     """A random network in standardized coordinates, and the weights it gets for the columns."""
     rng = np.random.default_rng(seed)
     samples, coordinates = standardize(X, *targets_and_weights(len(X)))
     n_inputs = samples.X.shape[1]
-    network = Network(rng.normal(size=(5, n_inputs + 1)), rng.normal(size=(2, 6)))
+    shapes = layer_shapes(n_inputs, widths, 2, has_skip=False)
+    network = Network(tuple(rng.normal(size=shape) for shape in shapes))
     return network, samples, coordinates, *coordinates.to_original(network)
 
 
@@ -138,20 +142,25 @@ def test_rounding_of_the_targets_is_that_of_the_worst_output():
     np.testing.assert_allclose(coordinates.y_rounding, 2.0**-52 * 1e6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("widths", [(5,), (5, 4), (5, 4, 3)])
 @pytest.mark.parametrize("case", EVERY_CASE)
-def test_network_in_original_columns_computes_the_same_function(case):
+def test_network_in_original_columns_computes_the_same_function(case, widths):
     X = EVERY_CASE[case]
-    network, samples, coordinates, weights, biases = network_in_original_columns(X)
-    assert weights[0].shape == (X.shape[1], 5)
-    assert weights[1].shape == (5, 2)
+    network, samples, coordinates, weights, biases = network_in_original_columns(X, widths)
+    sizes = (X.shape[1], *widths, 2)
+    assert [weight.shape for weight in weights] == list(itertools.pairwise(sizes))
+    assert [bias.shape for bias in biases] == [(width,) for width in sizes[1:]]
 
-    preactivations = samples.X @ network.hidden[:, :-1].T + network.hidden[:, -1]
+    hidden, *others = network.layers
+    preactivations = samples.X @ hidden[:, :-1].T + hidden[:, -1]
     in_columns = X @ weights[0] + biases[0]
     np.testing.assert_allclose(in_columns, preactivations, rtol=0, atol=1e-12)
 
-    outputs = np.tanh(preactivations) @ network.outgoing.T + network.bias
+    outputs, actual = preactivations, in_columns
+    for layer, weight, bias in zip(others, weights[1:], biases[1:], strict=True):
+        outputs = np.tanh(outputs) @ layer[:, :-1].T + layer[:, -1]
+        actual = np.tanh(actual) @ weight + bias
     expected = outputs * coordinates.y_scale + coordinates.y_mean
-    actual = np.tanh(in_columns) @ weights[1] + biases[1]
     errors = (actual - expected) / coordinates.y_scale
     np.testing.assert_allclose(errors, 0.0, atol=1e-11)
 
@@ -160,7 +169,7 @@ def test_network_in_original_columns_computes_the_same_function(case):
 def test_incoming_weights_have_minimum_norm(case):
     X, _ = ALL_REDUCED[case]
     network, samples, coordinates, weights, _ = network_in_original_columns(X)
-    preactivations = samples.X @ network.hidden[:, :-1].T
+    preactivations = samples.X @ network.layers[0][:, :-1].T
     smallest = np.linalg.pinv(X - coordinates.x_mean, rcond=1e-12) @ preactivations
     scale = np.abs(smallest).max(initial=1e-300)
     np.testing.assert_allclose(weights[0] / scale, smallest / scale, rtol=0, atol=1e-9)

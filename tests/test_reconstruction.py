@@ -11,78 +11,229 @@ from sklearn_ec._reconstruction import (
     closest_subset,
     collapse,
     count_agreeing,
-    design_matrix,
     incoming_vectors,
     linear_pairs,
+    network_outputs,
+    read_features,
     resolve_signs,
+    solve_layer,
     solve_readout,
+    with_skip,
 )
+from sklearn_ec._students import layer_shapes
 from sklearn_ec._types import Network, Samples
 
 NAMES = sorted(ACTIVATIONS)
 EVEN_LINEAR = ["gelu", "leaky_relu", "relu", "silu", "softplus"]
 
 
-def random_network(rng, width, n_inputs, n_outputs, has_skip=False):
-    n_features = width + 1 + n_inputs * has_skip
-    return Network(rng.normal(size=(width, n_inputs + 1)), rng.normal(size=(n_outputs, n_features)))
+DEPTHS = [(4, 3), (3, 5), (4, 3, 2), (2, 3, 4)]
+
+
+def random_network(rng, widths, n_inputs, n_outputs, has_skip=False):
+    shapes = layer_shapes(n_inputs, np.atleast_1d(widths).tolist(), n_outputs, has_skip)
+    return Network(tuple(rng.normal(size=shape) for shape in shapes))
 
 
 def evaluate(network, activation, X):
-    z = X @ network.hidden[:, :-1].T + network.hidden[:, -1]
-    outputs = activation.function(z) @ network.outgoing.T + network.bias
-    return outputs + X @ network.skip.T if network.skip.size else outputs
+    """Outputs in plain numpy, with skip terms where a layer has columns for them."""
+    ones, levels = np.ones((len(X), 1)), X  # nearer levels in front
+    for layer in network.layers:
+        z = np.hstack([levels[:, : layer.shape[1] - 1], ones]) @ layer.T
+        levels = np.hstack([activation.function(z), levels])
+    return z
 
 
 def flip_into_skip(network, activation, flipped):
-    """The same function with flipped neurons, the linear remainder in a skip term."""
-    outgoing, incoming = network.outgoing[:, flipped], network.hidden[flipped]
-    hidden = network.hidden.copy()
-    hidden[flipped] *= -1.0
-    # s(z) = s(-z) + c z, so the flipped network lacks c a (w x + b).
-    bias = network.bias + activation.flip * outgoing @ incoming[:, -1]
-    skip = activation.flip * outgoing @ incoming[:, :-1]
-    return Network(hidden, np.hstack([network.outgoing, bias[:, None], skip]))
+    """The same function with flipped neurons, the linear remainder in skip terms.
+
+    ``flipped`` holds a mask per hidden layer. By ``s(z) = s(-z) + c z`` the activations of the
+    ordinary network are linear in the constant and the activations of the flipped network.
+    """
+    layers, expressed = [], np.eye(network.layers[0].shape[1])
+    for layer, mask in zip(network.layers, [*flipped, None], strict=True):
+        z = layer @ expressed
+        if mask is None:
+            return Network((*layers, z))
+        layers.append(np.where(mask[:, None], -z, z))
+        expressed = np.block([[np.eye(len(z)), activation.flip * mask[:, None] * z]])
+        constant = np.append(np.zeros(expressed.shape[1] - 1), 1.0)
+        expressed = np.vstack([expressed, constant])
+    raise AssertionError
+
+
+def random_masks(rng, network):
+    return [rng.random(width) < 0.5 for width in network.widths]
+
+
+def disguise(rng, network, activation):
+    """An equivalent network: neurons of all hidden layers permuted, turned and scaled."""
+    layers, orders = [layer.copy() for layer in network.layers], []
+    for depth, width in enumerate(network.widths):
+        order = rng.permutation(width)
+        signs, scales = np.ones(width), np.ones(width)
+        if activation.symmetry == "odd":
+            signs = rng.choice([-1.0, 1.0], size=width)
+        if activation.homogeneous:
+            scales = rng.uniform(0.1, 10.0, size=width)
+        layers[depth] = (layers[depth] * (signs * scales)[:, None])[order]
+        outgoing = layers[depth + 1][:, :-1]
+        layers[depth + 1][:, -1] += activation.flip * outgoing[:, signs < 0].sum(axis=1)
+        layers[depth + 1][:, :-1] = (outgoing * signs / scales)[:, order]
+        orders.append(order)
+    return Network(tuple(layers)), orders
 
 
 def assert_same_function(first, second, activation, rng, atol=1e-11):
-    X = 2.0 * rng.normal(size=(50, first.hidden.shape[1] - 1))
-    np.testing.assert_allclose(
-        evaluate(first, activation, X), evaluate(second, activation, X), rtol=0, atol=atol
-    )
+    X = 2.0 * rng.normal(size=(50, first.levels[0]))
+    expected = evaluate(second, activation, X)
+    atol = atol * max(1.0, np.abs(expected).max())
+    np.testing.assert_allclose(evaluate(first, activation, X), expected, rtol=0, atol=atol)
+
+
+def assert_same_layers(network, expected, atol=1e-13):
+    for layer, same in zip(network.layers, expected.layers, strict=True):
+        atol_here = atol * max(1.0, np.abs(same).max())
+        np.testing.assert_allclose(layer, same, rtol=0, atol=atol_here)
 
 
 def samples_of(network, activation, rng, n_samples=60):
-    X = rng.normal(size=(n_samples, network.hidden.shape[1] - 1))
+    X = rng.normal(size=(n_samples, network.levels[0]))
     weight = rng.uniform(0.2, 3.0, size=n_samples)
     return Samples(X, evaluate(network, activation, X), weight / weight.mean())
+
+
+@pytest.mark.parametrize("has_skip", [False, True])
+@pytest.mark.parametrize("widths", [(4,), (4, 3), (4, 3, 2)])
+def test_features_and_outputs_follow_the_layers(widths, has_skip):
+    rng = np.random.default_rng(15)
+    activation = ACTIVATIONS["gelu"]
+    network = random_network(rng, widths, 2, 2, has_skip)
+    assert network.has_skip == has_skip
+    X = rng.normal(size=(20, 2))
+    outputs = network_outputs(network, X, activation)
+    np.testing.assert_allclose(outputs, evaluate(network, activation, X), rtol=0, atol=1e-12)
+    features = read_features(network.layers[:-1], X, activation, has_skip)
+    np.testing.assert_array_equal(features[:, -1], 1.0)
+    if has_skip:
+        np.testing.assert_array_equal(features[:, -3:-1], X)
+    np.testing.assert_array_equal(features @ network.layers[-1].T, outputs)
+    np.testing.assert_array_equal(read_features([], X, activation, has_skip)[:, :-1], X)
 
 
 @pytest.mark.parametrize("name", ["tanh", "relu"])
 def test_incoming_vectors_are_those_of_the_voters(name):
     rng = np.random.default_rng(0)
-    hidden = rng.normal(size=(4, 3, 5))
-    hidden[2, 1] = 0.0
-    voters = {1: hidden[1], 2: hidden[2, :2]}  # an annealed student is narrower
-    vectors, owners, neurons = incoming_vectors(voters, ACTIVATIONS[name])
+    activation = ACTIVATIONS[name]
+    networks = [random_network(rng, 3, 4, 1) for _ in range(2)]
+    networks[1].layers[0][1] = 0.0
+    narrower = Network((networks[1].layers[0][:2], networks[1].layers[1][:, 1:]))
+    voters = {1: networks[0], 2: narrower}  # an annealed student is narrower
+    samples = samples_of(networks[0], activation, rng)
+    vectors, owners, neurons = incoming_vectors(voters, [], samples, activation)
     assert owners.tolist() == [1, 1, 1, 2, 2]
     assert neurons.tolist() == [0, 1, 2, 0, 1]
-    expected = hidden[owners, neurons]
-    if ACTIVATIONS[name].homogeneous:
+    expected = np.vstack([networks[0].layers[0], narrower.layers[0]])
+    if activation.homogeneous:
         expected = expected / np.linalg.norm(expected, axis=1, keepdims=True).clip(1e-300)
     np.testing.assert_allclose(vectors, expected, rtol=1e-15)
+
+
+def unit(vectors):
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("widths", [(4, 3), (4, 3, 2)])
+@pytest.mark.parametrize("name", NAMES)
+def test_incoming_vectors_above_the_first_layer_have_one_basis(name, widths):
+    """Equivalent networks, with other orders, signs and scales in all layers."""
+    rng = np.random.default_rng(16)
+    activation = ACTIVATIONS[name]
+    network = random_network(rng, widths, 3, 1)
+    samples = samples_of(network, activation, rng, 500)
+    other, orders = disguise(rng, network, activation)
+    voters = {3: network, 5: other}
+    if activation.has_linear_flip:
+        voters[6] = flip_into_skip(other, activation, random_masks(rng, other))
+    for depth in range(1, len(widths)):
+        lower, width = network.layers[:depth], widths[depth]
+        if activation.has_linear_flip:
+            lower = with_skip(network).layers[:depth]
+        vectors, owners, neurons = incoming_vectors(voters, lower, samples, activation)
+        assert owners.tolist() == np.repeat(list(voters), width).tolist()
+        assert neurons.tolist() == list(range(width)) * len(voters)
+        expected = network.layers[depth]
+        if activation.has_linear_flip:  # no skip terms: these networks need none
+            skips = np.zeros((width, sum(network.levels[:depth])))
+            expected = np.hstack([expected[:, :-1], skips, expected[:, -1:]])
+        if activation.homogeneous:
+            expected = unit(expected)
+        first, *others = np.split(vectors, len(voters))
+        np.testing.assert_allclose(first, expected, rtol=0, atol=1e-8)
+        for found in others:
+            same = expected[orders[depth]]
+            signs = np.sign((found * same).sum(axis=1, keepdims=True))
+            if not activation.has_sign_flip:
+                assert (signs > 0).all()
+            np.testing.assert_allclose(signs * found, same, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["tanh", "relu", "g"])
+def test_neurons_that_the_layers_below_do_not_explain_are_dropped(name):
+    """A neuron of the second layer that reads a neuron which none of the clusters holds."""
+    rng = np.random.default_rng(17)
+    activation = ACTIVATIONS[name]
+    network = random_network(rng, (4, 3), 3, 1)
+    samples = samples_of(network, activation, rng, 500)
+    first, second, readout = network.layers
+    spare = np.vstack([first, [1.0, -1.0, 1.0, 0.0]])
+    junk = np.append(rng.normal(size=4), [2.0, 0.0])
+    reading = np.insert(second, 4, 0.0, axis=1)
+    reading = np.vstack([reading[:1], junk, reading[1:]])
+    voter = Network((spare, reading, np.insert(readout, 1, 0.5, axis=1)))
+    lower = with_skip(network).layers[:1] if activation.has_linear_flip else [first]
+    vectors, owners, neurons = incoming_vectors({0: network, 1: voter}, lower, samples, activation)
+    assert owners.tolist() == [0, 0, 0, 1, 1, 1]
+    assert neurons.tolist() == [0, 1, 2, 0, 2, 3]
+    np.testing.assert_allclose(vectors[3:], vectors[:3], rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize(("name", "n_agreeing"), [("g", 1), ("tanh", 2), ("relu", 2)])
 def test_agreement_counts_the_voters_that_hold_every_neuron(name, n_agreeing):
     rng = np.random.default_rng(0)
+    activation = ACTIVATIONS[name]
     network = random_network(rng, 3, 2, 1)
-    same = np.vstack([rng.normal(size=(2, 3)), network.hidden[::-1]])
-    flipped = network.hidden * [[1.0], [-1.0], [1.0]]
-    incomplete = np.vstack([network.hidden[:2], rng.normal(size=(4, 3))])
-    turned = network.hidden + 0.1 * rng.normal(size=(3, 3))
-    voters = [same, flipped, incomplete, turned]
-    assert count_agreeing(network, voters, ACTIVATIONS[name]) == n_agreeing
+    hidden = network.layers[0]
+    same = np.vstack([rng.normal(size=(2, 3)), hidden[::-1]])
+    flipped = hidden * [[1.0], [-1.0], [1.0]]
+    incomplete = np.vstack([hidden[:2], rng.normal(size=(4, 3))])
+    turned = hidden + 0.1 * rng.normal(size=(3, 3))
+    voters = [
+        Network((layer, np.ones((1, len(layer) + 1))))
+        for layer in (same, flipped, incomplete, turned)
+    ]
+    samples = samples_of(network, activation, rng)
+    assert count_agreeing(network, voters, samples, activation) == n_agreeing
+
+
+@pytest.mark.parametrize("widths", [(4, 3), (4, 3, 2)])
+@pytest.mark.parametrize("name", NAMES)
+def test_agreement_takes_all_hidden_layers(name, widths):
+    rng = np.random.default_rng(18)
+    activation = ACTIVATIONS[name]
+    network = random_network(rng, widths, 3, 1)
+    samples = samples_of(network, activation, rng, 500)
+    same, _ = disguise(rng, network, activation)
+    if activation.has_linear_flip:
+        same = flip_into_skip(same, activation, random_masks(rng, same))
+    assert count_agreeing(network, [network, same], samples, activation) == 2
+    for depth in range(len(widths)):
+        lacking, turned = list(network.layers), list(network.layers)
+        lacking[depth] = lacking[depth][1:]
+        lacking[depth + 1] = lacking[depth + 1][:, 1:]
+        turned[depth] = turned[depth] + 0.1 * rng.normal(size=turned[depth].shape)
+        voters = [Network(tuple(layers)) for layers in (lacking, turned)]
+        assert count_agreeing(network, voters, samples, activation) == 0
 
 
 def test_collapse_takes_the_member_of_the_best_student():
@@ -103,56 +254,72 @@ def test_collapse_takes_the_member_of_the_best_student():
     assert collapse(clusters[1:2], vectors, students, losses).shape == (0, 2)
 
 
+def test_solve_layer_minimizes_the_weighted_error():
+    rng = np.random.default_rng(19)
+    features, targets = rng.normal(size=(40, 4)), rng.normal(size=(40, 3))
+    weight = rng.uniform(0.2, 3.0, size=40)
+    layer = solve_layer(features, targets, weight)
+    assert layer.shape == (3, 4)
+    gradient = features.T @ (weight[:, None] * (features @ layer.T - targets))
+    np.testing.assert_allclose(gradient, 0.0, atol=1e-12)
+
+
 @pytest.mark.parametrize("has_skip", [False, True])
-def test_solve_readout_recovers_known_outgoing_weights(has_skip):
+@pytest.mark.parametrize("widths", [(5,), (5, 4), (5, 4, 3)])
+def test_solve_readout_recovers_known_outgoing_weights(widths, has_skip):
     rng = np.random.default_rng(1)
     activation = ACTIVATIONS["softplus"]
-    network = random_network(rng, width=5, n_inputs=3, n_outputs=2, has_skip=has_skip)
-    samples = samples_of(network, activation, rng)
-    solved = solve_readout(network.hidden, samples, activation, has_skip)
-    np.testing.assert_array_equal(solved.hidden, network.hidden)
-    np.testing.assert_allclose(solved.readout, network.readout, rtol=0, atol=1e-11)
+    network = random_network(rng, widths, n_inputs=3, n_outputs=2, has_skip=has_skip)
+    samples = samples_of(network, activation, rng, 60 if len(widths) == 1 else 400)
+    solved = solve_readout(network.layers[:-1], samples, activation, has_skip)
+    for layer, same in zip(solved.layers[:-1], network.layers[:-1], strict=True):
+        np.testing.assert_array_equal(layer, same)
+    atol = 1e-11 if len(widths) == 1 else 1e-9
+    np.testing.assert_allclose(solved.layers[-1], network.layers[-1], rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("has_skip", [False, True])
-def test_solve_readout_minimizes_the_weighted_error(has_skip):
+@pytest.mark.parametrize("widths", [(3,), (3, 2)])
+def test_solve_readout_minimizes_the_weighted_error(widths, has_skip):
     rng = np.random.default_rng(2)
     activation = ACTIVATIONS["tanh"]
-    network = random_network(rng, width=3, n_inputs=2, n_outputs=2)
+    network = random_network(rng, widths, n_inputs=2, n_outputs=2, has_skip=has_skip)
     clean = samples_of(network, activation, rng)
     noise = 0.3 * rng.normal(size=clean.y.shape)
     samples = Samples(clean.X, clean.y + noise, clean.sample_weight)
-    solved = solve_readout(network.hidden, samples, activation, has_skip)
+    solved = solve_readout(network.layers[:-1], samples, activation, has_skip)
     # At the minimum, the weighted residuals are orthogonal to every input of the readout.
-    ones = np.ones(len(samples.X))
-    design = design_matrix(network.hidden, Samples(samples.X, samples.y, ones), activation, True)
+    design = read_features(network.layers[:-1], samples.X, activation, has_skip)
     residuals = evaluate(solved, activation, samples.X) - samples.y
     gradient = design.T @ (samples.sample_weight[:, None] * residuals)
-    n_used = solved.readout.shape[1]
-    assert n_used == (6 if has_skip else 4)
-    np.testing.assert_allclose(gradient[:n_used], 0.0, atol=1e-11)
+    n_features = widths[-1] + 1 + has_skip * sum([2, *widths[:-1]])
+    assert solved.layers[-1].shape == (2, n_features)
+    assert gradient.shape == (n_features, 2)
+    np.testing.assert_allclose(gradient, 0.0, atol=1e-11)
     assert np.abs(residuals).max() > 0.1
 
 
 def test_solve_readout_shares_weights_between_duplicates():
     rng = np.random.default_rng(3)
     activation = ACTIVATIONS["tanh"]
-    network = random_network(rng, width=2, n_inputs=2, n_outputs=1)
+    network = random_network(rng, 2, n_inputs=2, n_outputs=1)
     samples = samples_of(network, activation, rng)
-    solved = solve_readout(network.hidden[[0, 1, 0]], samples, activation, has_skip=False)
-    a, b = network.outgoing[0]
-    np.testing.assert_allclose(solved.outgoing[0], [a / 2, b, a / 2], atol=1e-11)
+    hidden, readout = network.layers
+    solved = solve_readout([hidden[[0, 1, 0]]], samples, activation, has_skip=False)
+    a, b, bias = readout[0]
+    np.testing.assert_allclose(solved.layers[-1][0], [a / 2, b, a / 2, bias], atol=1e-11)
 
 
 def test_solve_readout_tells_nearly_parallel_neurons_apart():
     """A singular value far below the largest, but above rounding, is signal."""
     rng = np.random.default_rng(14)
     activation = ACTIVATIONS["tanh"]
-    network = random_network(rng, width=3, n_inputs=2, n_outputs=1)
-    network.hidden[1] = network.hidden[0] + 1e-8 * rng.normal(size=3)
+    network = random_network(rng, 3, n_inputs=2, n_outputs=1)
+    hidden, readout = network.layers
+    hidden[1] = hidden[0] + 1e-8 * rng.normal(size=3)
     samples = samples_of(network, activation, rng)
-    solved = solve_readout(network.hidden, samples, activation, has_skip=False)
-    np.testing.assert_allclose(solved.readout, network.readout, rtol=0, atol=1e-5)
+    solved = solve_readout([hidden], samples, activation, has_skip=False)
+    np.testing.assert_allclose(solved.layers[-1], readout, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("has_skip", [False, True])
@@ -160,9 +327,9 @@ def test_solve_readout_without_hidden_neurons_fits_constant_or_line(has_skip):
     rng = np.random.default_rng(4)
     X = rng.normal(size=(30, 2))
     samples = Samples(X, X @ np.array([[2.0], [-1.0]]) + 0.5, np.ones(30))
-    solved = solve_readout(np.empty((0, 3)), samples, ACTIVATIONS["relu"], has_skip)
-    expected = [0.5, 2.0, -1.0] if has_skip else [samples.y.mean()]
-    np.testing.assert_allclose(solved.readout[0], expected, atol=1e-13)
+    solved = solve_readout([np.empty((0, 3))], samples, ACTIVATIONS["relu"], has_skip)
+    expected = [2.0, -1.0, 0.5] if has_skip else [samples.y.mean()]
+    np.testing.assert_allclose(solved.layers[-1][0], expected, atol=1e-13)
 
 
 @pytest.mark.parametrize(
@@ -175,33 +342,100 @@ def test_resolve_signs_restores_the_network(name, width, n_inputs, n_outputs):
     rng = np.random.default_rng(5)
     for _ in range(4):
         network = random_network(rng, width, n_inputs, n_outputs)
-        flipped = flip_into_skip(network, activation, rng.random(width) < 0.5)
+        flipped = flip_into_skip(network, activation, random_masks(rng, network))
         assert_same_function(flipped, network, activation, rng)
         resolved = resolve_signs(flipped, activation)
-        assert resolved.skip.size == 0
+        assert not resolved.has_skip
         assert_same_function(resolved, network, activation, rng)
-        np.testing.assert_array_equal(resolved.hidden, network.hidden)
-        np.testing.assert_allclose(resolved.readout, network.readout, rtol=0, atol=1e-13)
+        np.testing.assert_array_equal(resolved.layers[0], network.layers[0])
+        assert_same_layers(resolved, network)
+
+
+@pytest.mark.parametrize(("n_inputs", "n_outputs"), [(3, 1), (2, 2)])
+@pytest.mark.parametrize("widths", DEPTHS)
+@pytest.mark.parametrize("name", EVEN_LINEAR)
+def test_resolve_signs_restores_deep_networks(name, widths, n_inputs, n_outputs):
+    activation = ACTIVATIONS[name]
+    rng = np.random.default_rng(5)
+    for _ in range(4):
+        network = random_network(rng, widths, n_inputs, n_outputs)
+        before = [layer.copy() for layer in network.layers]
+        flipped = flip_into_skip(network, activation, random_masks(rng, network))
+        assert flipped.has_skip
+        assert_same_function(flipped, network, activation, rng)
+        untouched = [layer.copy() for layer in flipped.layers]
+        resolved = resolve_signs(flipped, activation)
+        assert not resolved.has_skip
+        np.testing.assert_array_equal(resolved.layers[0], network.layers[0])
+        assert_same_layers(resolved, network, atol=1e-11)
+        for layer, same in zip(network.layers + flipped.layers, before + untouched, strict=True):
+            np.testing.assert_array_equal(layer, same)
 
 
 def test_resolve_signs_drops_only_what_no_flip_absorbs():
     rng = np.random.default_rng(6)
     activation = ACTIVATIONS["gelu"]
     network = random_network(rng, 4, 5, 1)
-    flipped = flip_into_skip(network, activation, np.array([True, False, True, False]))
+    flipped = flip_into_skip(network, activation, [np.array([True, False, True, False])])
     noise = 1e-3 * rng.normal(size=(1, 5))
-    readout = flipped.readout.copy()
-    readout[:, -5:] += noise
-    resolved = resolve_signs(Network(flipped.hidden, readout), activation)
-    np.testing.assert_array_equal(resolved.hidden, network.hidden)
+    hidden, readout = flipped.layers[0], flipped.layers[1].copy()
+    readout[:, 4:9] += noise
+    noisy = Network((hidden, readout))
+    resolved = resolve_signs(noisy, activation)
+    np.testing.assert_array_equal(resolved.layers[0], network.layers[0])
     X = rng.normal(size=(20, 5))
-    dropped = evaluate(Network(flipped.hidden, readout), activation, X) - X @ noise.T
+    dropped = evaluate(noisy, activation, X) - X @ noise.T
     np.testing.assert_allclose(evaluate(resolved, activation, X), dropped, atol=1e-12)
 
 
-def test_resolve_signs_returns_networks_without_skip_term_unchanged():
-    network = random_network(np.random.default_rng(7), 3, 2, 1)
+def test_resolve_signs_of_deep_networks_drops_only_what_no_flip_absorbs():
+    """Small changes of the skip terms alter no flip, and the bias alone is kept."""
+    rng = np.random.default_rng(20)
+    activation = ACTIVATIONS["softplus"]
+    network = random_network(rng, (4, 3), 5, 2)
+    flipped = flip_into_skip(network, activation, random_masks(rng, network))
+    layers = [layer.copy() for layer in flipped.layers]
+    layers[1][:, flipped.columns(1, 0)] += 1e-6 * rng.normal(size=(3, 5))
+    layers[2][:, flipped.columns(2, 0)] += 1e-6 * rng.normal(size=(2, 5))
+    layers[2][:, flipped.columns(2, 1)] += 1e-6 * rng.normal(size=(2, 4))
+    resolved = resolve_signs(Network(tuple(layers)), activation)
+    assert not resolved.has_skip
+    np.testing.assert_array_equal(resolved.layers[0], network.layers[0])
+    assert_same_layers(resolved, network, atol=1e-4)
+
+
+@pytest.mark.parametrize("widths", [(3,), *DEPTHS])
+def test_resolve_signs_returns_networks_without_skip_term_unchanged(widths):
+    network = random_network(np.random.default_rng(7), widths, 2, 1)
     assert resolve_signs(network, ACTIVATIONS["relu"]) is network
+
+
+@pytest.mark.parametrize("widths", [(3,), *DEPTHS])
+def test_skip_terms_of_zero_change_nothing(widths):
+    rng = np.random.default_rng(7)
+    activation = ACTIVATIONS["silu"]
+    network = random_network(rng, widths, 2, 2)
+    extended = with_skip(network)
+    assert extended.has_skip
+    assert extended.widths == network.widths
+    assert with_skip(extended) is extended
+    X = rng.normal(size=(20, 2))
+    expected = evaluate(network, activation, X)
+    np.testing.assert_allclose(evaluate(extended, activation, X), expected, rtol=0, atol=1e-12)
+    unflipped = flip_into_skip(network, activation, [np.zeros(w, dtype=bool) for w in widths])
+    assert_same_layers(extended, unflipped, atol=0.0)
+    for restored in (resolve_signs(extended, activation), linear_pairs(extended, activation)):
+        assert_same_layers(restored, network, atol=0.0)
+
+
+@pytest.mark.parametrize("resolve", [resolve_signs, linear_pairs])
+@pytest.mark.parametrize("n_outputs", [1, 2])
+def test_skip_terms_of_networks_without_inputs(resolve, n_outputs):
+    """All columns of the data are constant: the first layer holds biases alone."""
+    rng = np.random.default_rng(21)
+    activation = ACTIVATIONS["softplus"]
+    network = random_network(rng, (3, 2), 0, n_outputs)
+    assert_same_layers(resolve(with_skip(network), activation), network, atol=0.0)
 
 
 def brute_subset(terms, target):
@@ -245,67 +479,86 @@ def test_closest_subset_beyond_enumeration_finds_an_extreme_solution():
 def test_linear_pairs_compute_the_same_function(name, n_inputs, n_outputs, rank):
     activation = ACTIVATIONS[name]
     rng = np.random.default_rng(11)
-    network = random_network(rng, 4, n_inputs, n_outputs)
+    hidden, readout = random_network(rng, 4, n_inputs, n_outputs).layers
     skip = rng.normal(size=(n_outputs, rank)) @ rng.normal(size=(rank, n_inputs))
-    network = Network(network.hidden, np.hstack([network.readout, skip]))
+    network = Network((hidden, np.hstack([readout[:, :-1], skip, readout[:, -1:]])))
     paired = linear_pairs(network, activation)
-    assert paired.width == 4 + 2 * rank
-    assert paired.skip.size == 0
+    assert paired.widths == (4 + 2 * rank,)
+    assert not paired.has_skip
     assert_same_function(paired, network, activation, rng)
 
 
+@pytest.mark.parametrize(("n_inputs", "n_outputs"), [(3, 1), (2, 2), (9, 1)])
+@pytest.mark.parametrize("widths", DEPTHS)
+@pytest.mark.parametrize("name", EVEN_LINEAR)
+def test_linear_pairs_of_deep_networks_compute_the_same_function(name, widths, n_inputs, n_outputs):
+    activation = ACTIVATIONS[name]
+    rng = np.random.default_rng(11)
+    network = random_network(rng, widths, n_inputs, n_outputs, has_skip=True)
+    before = [layer.copy() for layer in network.layers]
+    paired = linear_pairs(network, activation)
+    assert not paired.has_skip
+    assert_same_function(paired, network, activation, rng)
+    for layer, same in zip(network.layers, before, strict=True):
+        np.testing.assert_array_equal(layer, same)
+    # Two neurons per rank of what bypasses a layer. A pair below is a single linear function.
+    n_functions, expected = n_inputs, []
+    for depth, width in enumerate(widths):
+        n_readers = sum(widths[depth + 1 :]) + n_outputs
+        rank = min(n_functions, n_readers)
+        expected.append(width + 2 * rank)
+        n_functions = width + rank
+    assert paired.widths == tuple(expected)
+
+
 def canonical(network, activation):
-    weights = [network.hidden[:, :-1].T, network.outgoing.T]
-    return canonical_form(weights, [network.hidden[:, -1], network.bias], activation)
+    weights = [layer[:, :-1].T for layer in network.layers]
+    return canonical_form(weights, [layer[:, -1] for layer in network.layers], activation)
 
 
 def as_network(weights, biases):
-    hidden = np.hstack([weights[0].T, biases[0][:, None]])
-    return Network(hidden, np.hstack([weights[1].T, biases[1][:, None]]))
+    pairs = zip(weights, biases, strict=True)
+    return Network(tuple(np.hstack([w.T, b[:, None]]) for w, b in pairs))
 
 
 @pytest.mark.parametrize("n_outputs", [1, 3])
+@pytest.mark.parametrize("widths", [(6,), (6, 5), (6, 5, 4)])
 @pytest.mark.parametrize("name", NAMES)
-def test_canonical_form_keeps_the_function_and_fixes_order_sign_and_scale(name, n_outputs):
+def test_canonical_form_keeps_the_function_and_fixes_order_sign_and_scale(name, widths, n_outputs):
     activation = ACTIVATIONS[name]
     rng = np.random.default_rng(12)
-    network = random_network(rng, 6, 3, n_outputs)
-    before = network.hidden.copy(), network.readout.copy()
+    network = random_network(rng, widths, 3, n_outputs)
+    before = [layer.copy() for layer in network.layers]
     weights, biases = canonical(network, activation)
     form = as_network(weights, biases)
     assert_same_function(form, network, activation, rng)
-    np.testing.assert_array_equal(network.hidden, before[0])
-    np.testing.assert_array_equal(network.readout, before[1])
+    for layer, same in zip(network.layers, before, strict=True):
+        np.testing.assert_array_equal(layer, same)
 
-    sizes = np.linalg.norm(weights[1], axis=1)
-    assert np.all(np.diff(sizes) <= 0)
-    if activation.homogeneous:
-        np.testing.assert_allclose(np.linalg.norm(form.hidden, axis=1), 1.0, rtol=1e-14)
-    if activation.symmetry == "odd":
-        largest = np.argmax(np.abs(weights[1]), axis=1)
-        assert np.all(weights[1][np.arange(6), largest] > 0)
+    for depth, width in enumerate(widths):
+        outgoing = weights[depth + 1]
+        sizes = np.linalg.norm(outgoing, axis=1)
+        assert np.all(np.diff(sizes) <= 1e-14 * sizes[:-1])
+        if activation.homogeneous:
+            lengths = np.linalg.norm(form.layers[depth], axis=1)
+            np.testing.assert_allclose(lengths, 1.0, rtol=1e-14)
+        if activation.symmetry == "odd":
+            largest = np.argmax(np.abs(outgoing), axis=1)
+            assert np.all(outgoing[np.arange(width), largest] > 0)
 
 
+@pytest.mark.parametrize("widths", [(5,), (5, 4), (5, 4, 3)])
 @pytest.mark.parametrize("name", NAMES)
-def test_canonical_form_is_the_same_for_equivalent_networks(name):
+def test_canonical_form_is_the_same_for_equivalent_networks(name, widths):
     activation = ACTIVATIONS[name]
     rng = np.random.default_rng(13)
-    network = random_network(rng, 5, 3, 2)
-    hidden, readout = network.hidden.copy(), network.readout.copy()
-    order = rng.permutation(5)
-    hidden, readout[:, :5] = hidden[order], network.outgoing[:, order]
-    if activation.homogeneous:
-        scale = rng.uniform(0.1, 10.0, size=5)
-        hidden, readout[:, :5] = hidden * scale[:, None], readout[:, :5] / scale
-    if activation.symmetry == "odd":
-        readout[:, 5] += activation.flip * readout[:, :2].sum(axis=1)
-        hidden[:2] *= -1.0
-        readout[:, :2] *= -1.0
-    equivalent = Network(hidden, readout)
+    network = random_network(rng, widths, 3, 2)
+    equivalent, _ = disguise(rng, network, activation)
     assert_same_function(equivalent, network, activation, rng)
     expected, form = canonical(network, activation), canonical(equivalent, activation)
     for actual, desired in zip(form[0] + form[1], expected[0] + expected[1], strict=True):
-        np.testing.assert_allclose(actual, desired, rtol=0, atol=1e-13)
+        atol = 1e-13 * max(1.0, np.abs(desired).max())
+        np.testing.assert_allclose(actual, desired, rtol=0, atol=atol)
 
 
 def test_canonical_form_without_neurons_or_with_dead_ones():
@@ -316,7 +569,7 @@ def test_canonical_form_without_neurons_or_with_dead_ones():
     )
     assert weights[0].shape == (3, 0)
     np.testing.assert_array_equal(biases[1], [1.0, 2.0])
-    dead = Network(np.array([[0.0, 0.0], [3.0, 4.0]]), np.array([[5.0, 1.0, 0.0]]))
+    dead = Network((np.array([[0.0, 0.0], [3.0, 4.0]]), np.array([[5.0, 1.0, 0.0]])))
     weights, biases = canonical(dead, ACTIVATIONS["relu"])
     np.testing.assert_allclose(weights[0], [[0.0, 0.6]])
     np.testing.assert_allclose(weights[1], [[5.0], [5.0]])

@@ -257,7 +257,8 @@ def test_verbose_prints_one_line_per_stage(tanh_problem, capsys):
     make_model(verbose=1).fit(X, y)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1
-    assert re.search(r"width 4: \d of 5 students converged after \d+ steps, best loss", lines[0])
+    pattern = r"hidden layers \(4,\): \d of 5 students converged after \d+ steps, best loss"
+    assert re.search(pattern, lines[0])
 
 
 # What must not be certified
@@ -329,11 +330,21 @@ def test_no_cluster_survives(tanh_problem):
 # Bad input
 
 
-@pytest.mark.parametrize("sizes", [(4, 3), [2, 2, 2]])
-def test_several_hidden_layers_are_not_implemented(tanh_problem, sizes):
+@pytest.mark.parametrize(
+    ("rho", "sizes", "match"),
+    [
+        ((3, 3), 4, "2 factors for 1 hidden layers"),
+        ((3,), (4, 3), "1 factors for 2 hidden layers"),
+        ([2, 2, 2], (4, 3), "3 factors for 2 hidden layers"),
+        ((3, 3), "auto", "2 factors for 1 hidden layers"),
+        ((3, 0.5), (4, 3), "rho must be a number of at least 1"),
+        (((3, 3),), (4, 3), "rho must be a number of at least 1"),
+    ],
+)
+def test_rho_has_one_factor_per_layer(tanh_problem, rho, sizes, match):
     _, X, y = tanh_problem
-    with pytest.raises(NotImplementedError, match="only networks with one hidden layer"):
-        make_model(sizes).fit(X, y)
+    with pytest.raises(ValueError, match=match):
+        make_model(sizes, rho=rho).fit(X, y)
 
 
 @pytest.mark.parametrize(

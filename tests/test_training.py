@@ -9,7 +9,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from sklearn_ec import ExpandClusterRegressor, _training
 from sklearn_ec._preprocessing import split_rows, standardize
-from sklearn_ec._reconstruction import design_matrix
+from sklearn_ec._reconstruction import network_outputs
+from sklearn_ec._students import StackedStudents, initial_weights, layer_shapes
 from sklearn_ec._training import AdamNet, LevenbergNet, Trainer, TrainingMonitor
 from sklearn_ec._types import Network
 
@@ -29,14 +30,39 @@ def trainer(rows):
 
 
 def loss_of(network, samples, activation):
-    design = design_matrix(network.hidden, samples, activation, bool(network.skip.size))
-    return np.mean((design @ network.readout.T - samples.y) ** 2)
+    return np.mean((network_outputs(network, samples.X, activation) - samples.y) ** 2)
 
 
-def test_students_reach_the_loss_they_report(trainer, rows):
-    students = trainer.train(SEEDS, 8, max_iter=40, tol=1e-20)
-    assert students.hidden.shape == (6, 8, 4)
-    assert students.readout.shape == (6, 1, 9)
+@pytest.mark.parametrize("has_skip", [False, True])
+@pytest.mark.parametrize("widths", [(4,), (4, 3), (5, 4, 3)])
+def test_initial_weights_leave_skip_terms_and_output_biases_at_zero(widths, has_skip):
+    layers = initial_weights(np.arange(2000), 2, widths, 2, has_skip)
+    shapes = layer_shapes(2, widths, 2, has_skip)
+    assert [layer.shape[1:] for layer in layers] == shapes
+    for layer, fan_in in zip(layers, (2, *widths), strict=True):
+        assert_allclose(layer[:, :, :fan_in].std(), fan_in**-0.5, rtol=0.05)
+        assert not layer[:, :, fan_in:-1].any()
+    for layer in layers[:-1]:
+        assert_allclose(layer[:, :, -1].std(), 0.5, rtol=0.05)
+    assert not layers[-1][:, :, -1].any()
+
+
+@pytest.mark.parametrize("has_skip", [False, True])
+def test_each_student_has_a_seed_of_its_own(has_skip):
+    together = initial_weights(np.array([3, 7]), 2, (4, 3), 1, has_skip)
+    alone = initial_weights(np.array([7]), 2, (4, 3), 1, has_skip)
+    for layer, single in zip(together, alone, strict=True):
+        assert_array_equal(layer[1], single[0])
+    assert not np.array_equal(together[0][0], together[0][1])
+
+
+@pytest.mark.parametrize(
+    ("widths", "shapes"),
+    [((8,), [(8, 4), (1, 9)]), ((8, 6), [(8, 4), (6, 9), (1, 7)])],
+)
+def test_students_reach_the_loss_they_report(trainer, rows, widths, shapes):
+    students = trainer.train(SEEDS, widths, max_iter=40, tol=1e-20)
+    assert [layer.shape for layer in students.layers] == [(6, *shape) for shape in shapes]
     losses = [loss_of(students.network(i), rows[0], trainer.activation) for i in range(6)]
     assert_allclose(students.losses, losses, rtol=1e-4)
     assert students.losses.min() < 1e-6
@@ -45,16 +71,39 @@ def test_students_reach_the_loss_they_report(trainer, rows):
     assert students.n_iter <= 40
 
 
+def test_deep_students_of_even_linear_activations_reach_the_loss_they_report(rows):
+    trainer = Trainer(*rows, "softplus", "cpu", has_skip=True)
+    students = trainer.train(SEEDS, (8, 6), max_iter=40, tol=1e-20)
+    losses = [loss_of(students.network(i), rows[0], trainer.activation) for i in range(6)]
+    assert_allclose(students.losses, losses, rtol=1e-4)
+    assert students.losses.min() < 1e-4
+
+
+@pytest.mark.parametrize("has_skip", [False, True])
+@pytest.mark.parametrize("widths", [(4,), (4, 3), (5, 4, 3)])
+def test_students_compute_what_their_networks_do(rows, widths, has_skip):
+    rng = np.random.default_rng(0)
+    layers = [rng.normal(size=(6, *shape)) for shape in layer_shapes(3, widths, 2, has_skip)]
+    trainer = Trainer(*rows, "softplus", "cpu", has_skip)
+    students = StackedStudents(tuple(map(torch.from_numpy, layers)), trainer.activation)
+    networks = [Network(tuple(layer[i] for layer in layers)) for i in range(6)]
+    assert all(network.has_skip == has_skip for network in networks)
+    expected = [network_outputs(network, rows[0].X, trainer.activation) for network in networks]
+    outputs = students(trainer.task.inputs).detach()
+    assert_allclose(outputs, np.stack(expected, axis=1), rtol=1e-12, atol=1e-12)
+
+
 def test_training_is_deterministic_and_seeded_per_student(trainer):
-    first = trainer.train(SEEDS, 8, max_iter=10, tol=0.0)
-    second = trainer.train(SEEDS, 8, max_iter=10, tol=0.0)
-    assert_array_equal(first.hidden, second.hidden)
-    other = trainer.train(SEEDS + 1, 8, max_iter=10, tol=0.0)
-    assert not np.allclose(first.hidden, other.hidden)
+    first = trainer.train(SEEDS, (8,), max_iter=10, tol=0.0)
+    second = trainer.train(SEEDS, (8,), max_iter=10, tol=0.0)
+    for layer, same in zip(first.layers, second.layers, strict=True):
+        assert_array_equal(layer, same)
+    other = trainer.train(SEEDS + 1, (8,), max_iter=10, tol=0.0)
+    assert not np.allclose(first.layers[0], other.layers[0])
 
 
 def test_training_stops_when_most_students_converged(trainer):
-    students = trainer.train(SEEDS, 16, max_iter=1000, tol=1e-4)
+    students = trainer.train(SEEDS, (16,), max_iter=1000, tol=1e-4)
     assert np.mean(students.losses <= 1e-4) >= _training.CONVERGED_SHARE
     assert students.n_iter <= 20
 
@@ -66,7 +115,7 @@ def test_training_stops_when_the_best_student_is_recovered(trainer):
         asked.append((student, loss))
         return len(asked) == 2
 
-    students = trainer.train(SEEDS, 4, max_iter=1000, tol=0.0, is_recovered=is_recovered)
+    students = trainer.train(SEEDS, (4,), max_iter=1000, tol=0.0, is_recovered=is_recovered)
     assert len(asked) == 2
     epochs = _training.FIRST_QUESTION_EPOCH * _training.QUESTION_FACTOR
     assert students.n_iter == epochs * _training.LEVENBERG_STEPS_PER_EPOCH
@@ -78,26 +127,24 @@ def test_training_stops_when_held_out_rows_no_longer_gain(rows):
     noise = np.random.default_rng(1).normal(size=train.y.shape)
     noisy = type(train)(train.X, train.y + noise, train.sample_weight)
     students = Trainer(noisy, held_out, "tanh", "cpu", has_skip=False).train(
-        SEEDS, 8, max_iter=3000, tol=0.0
+        SEEDS, (8,), max_iter=3000, tol=0.0
     )
     assert students.n_iter < 3000
 
 
 def with_one_failing_student(monkeypatch):
-    initial_weights = _training.initial_weights
-
     def broken(*args):
-        hidden, readout = initial_weights(*args)
-        hidden[1] = np.nan
-        return hidden, readout
+        layers = initial_weights(*args)
+        layers[0][1] = np.nan
+        return layers
 
     monkeypatch.setattr(_training, "initial_weights", broken)
 
 
 def test_a_failing_student_harms_no_other(trainer, monkeypatch):
-    healthy = trainer.train(SEEDS, 8, max_iter=20, tol=0.0)
+    healthy = trainer.train(SEEDS, (8,), max_iter=20, tol=0.0)
     with_one_failing_student(monkeypatch)
-    students = trainer.train(SEEDS, 8, max_iter=20, tol=0.0)
+    students = trainer.train(SEEDS, (8,), max_iter=20, tol=0.0)
     assert np.isnan(students.losses[1])
     assert 1 not in students.by_loss()
     others = np.delete(np.arange(6), 1)
@@ -120,9 +167,8 @@ def test_all_students_failing_is_an_error(tanh_problem, monkeypatch):
     _, X, y = tanh_problem
 
     def broken(*args):
-        return tuple(np.full_like(w, np.nan) for w in initial_weights(*args))
+        return [np.full_like(layer, np.nan) for layer in initial_weights(*args)]
 
-    initial_weights = _training.initial_weights
     monkeypatch.setattr(_training, "initial_weights", broken)
     model = ExpandClusterRegressor(hidden_layer_sizes=4, activation="tanh", n_students=2)
     with pytest.raises(ValueError, match="all 2 students diverged"):
@@ -132,16 +178,16 @@ def test_all_students_failing_is_an_error(tanh_problem, monkeypatch):
 def test_large_students_are_trained_in_groups_best_first(trainer, monkeypatch):
     monkeypatch.setattr(_training, "GROUP_FLOPS", {"cpu": 0.0, "cuda": 0.0})
     monkeypatch.setattr(_training, "MIN_GROUP", 2)
-    students = trainer.train(SEEDS, 16, max_iter=100, tol=1e-4)
+    students = trainer.train(SEEDS, (16,), max_iter=100, tol=1e-4)
     assert students.trained.sum() == 2
     assert students.losses[students.trained].max() < students.losses[~students.trained].min()
     assert set(students.voters(1e-4)) == set(np.flatnonzero(students.trained))
-    everyone = trainer.train(SEEDS, 16, max_iter=10, tol=0.0)
+    everyone = trainer.train(SEEDS, (16,), max_iter=10, tol=0.0)
     assert everyone.trained.all()
 
 
 def test_nets_keep_skorch_history(trainer):
-    module = trainer._warm_up(SEEDS, 4)
+    module = trainer._warm_up(SEEDS, (4,))
     net = LevenbergNet(
         module,
         task=trainer.task,
@@ -165,26 +211,39 @@ def test_an_interrupted_training_is_no_result(trainer, monkeypatch):
 
     monkeypatch.setattr(LevenbergNet, "train_step", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        trainer.train(SEEDS, 4, max_iter=10, tol=0.0)
+        trainer.train(SEEDS, (4,), max_iter=10, tol=0.0)
 
 
-def test_polish_reaches_rounding_from_nearby(trainer, rows):
-    hidden = np.random.default_rng(0).normal(size=(2, 4))
-    readout = np.array([[1.0, -1.0, 0.1]])
-    task = Trainer(*planted(rows, hidden, readout), "tanh", "cpu", has_skip=False)
-    noise = np.random.default_rng(1)
-    start = Network(
-        hidden + 1e-2 * noise.normal(size=hidden.shape),
-        readout + 1e-2 * noise.normal(size=readout.shape),
-    )
-    network, loss = task.polish(start, 200)
+@pytest.mark.parametrize("widths", [(2,), (3, 2)])
+def test_polish_reaches_rounding_from_nearby(rows, widths):
+    exact = random_network(widths, 0)
+    trainer = Trainer(*planted(rows, exact), "tanh", "cpu", has_skip=False)
+    start = moved(exact, 1e-2)
+    network, loss = trainer.polish(start, 200)
     assert loss < 1e-29
-    assert_allclose(network.hidden, hidden, atol=1e-12)
+    assert_same_layers(network, exact)
+
+
+def random_network(widths, seed):
+    rng = np.random.default_rng(seed)
+    *hidden, readout = layer_shapes(3, widths, 1, has_skip=False)
+    outgoing = (-1.0) ** np.arange(readout[1] - 1)
+    return Network((*(rng.normal(size=shape) for shape in hidden), np.append(outgoing, 0.1)[None]))
+
+
+def moved(network, size):
+    noise = np.random.default_rng(1)
+    return Network(tuple(a + size * noise.normal(size=a.shape) for a in network.layers))
+
+
+def assert_same_layers(network, expected):
+    for layer, same in zip(network.layers, expected.layers, strict=True):
+        assert_allclose(layer, same, rtol=0, atol=1e-12)
 
 
 def test_polish_gives_up_on_a_target_out_of_reach(trainer):
     hidden = np.random.default_rng(0).normal(size=(1, 4))
-    start = Network(hidden, np.array([[1.0, 0.0]]))
+    start = Network((hidden, np.array([[1.0, 0.0]])))
     with_target = count_steps(trainer, start, target=1e-20)
     without_target = count_steps(trainer, start, target=np.inf)
     assert with_target < without_target
@@ -205,42 +264,38 @@ def count_steps(trainer, network, target):
     return steps
 
 
-def planted(rows, hidden, readout):
-    """The same inputs with the outputs of a known network."""
+def planted(rows, network):
+    """The same inputs with the outputs of a known network of tanh neurons."""
+    targets = []
+    for part in rows:
+        ones, features = np.ones((len(part.X), 1)), np.hstack([part.X, np.ones((len(part.X), 1))])
+        for layer in network.layers[:-1]:
+            features = np.hstack([np.tanh(features @ layer.T), ones])
+        targets.append(features @ network.layers[-1].T)
     return [
-        type(part)(
-            part.X,
-            np.column_stack(
-                [np.tanh(part.X @ hidden[:, :-1].T + hidden[:, -1]), np.ones(len(part.X))]
-            )
-            @ readout.T,
-            part.sample_weight,
-        )
-        for part in rows
+        type(part)(part.X, y, part.sample_weight) for part, y in zip(rows, targets, strict=True)
     ]
 
 
-def test_adam_alone_trains_students(trainer):
-    students = trainer.train_with_adam(SEEDS, 8, max_iter=5)
-    longer = trainer.train_with_adam(SEEDS, 8, max_iter=20)
+@pytest.mark.parametrize("widths", [(8,), (8, 6)])
+def test_adam_alone_trains_students(trainer, widths):
+    students = trainer.train_with_adam(SEEDS, widths, max_iter=5)
+    longer = trainer.train_with_adam(SEEDS, widths, max_iter=20)
     assert students.n_iter == 5
     assert students.trained.all()
     assert longer.losses.max() < np.minimum(students.losses, 1e-2).min()
-    assert students.hidden.dtype == np.float64
+    assert all(layer.dtype == np.float64 for layer in students.layers)
 
 
-def test_refinement_reaches_rounding_and_ends_there(trainer, rows):
-    start = Network(np.random.default_rng(0).normal(size=(4, 4)), np.zeros((1, 5)))
-    start = Network(start.hidden, np.r_[0.5, -0.5, 1.0, -1.0, 0.1][None])
-    function = trainer.activation.function
-    X, weight = rows[0].X, rows[0].sample_weight
-    y = (function(X @ start.hidden[:, :3].T + start.hidden[:, 3]) @ start.outgoing.T) + 0.1
-    exact = Trainer(type(rows[0])(X, y, weight), rows[1], "tanh", "cpu", has_skip=False)
-    moved = Network(start.hidden + 1e-6, start.readout - 1e-6)
-    loss = float(loss_of(moved, exact.samples, exact.activation))
-    refined, refined_loss = exact.refine(moved, loss)
+@pytest.mark.parametrize("widths", [(4,), (4, 3)])
+def test_refinement_reaches_rounding_and_ends_there(rows, widths):
+    start = random_network(widths, 0)
+    exact = Trainer(*planted(rows, start), "tanh", "cpu", has_skip=False)
+    nearby = moved(start, 1e-6)
+    loss = float(loss_of(nearby, exact.samples, exact.activation))
+    refined, refined_loss = exact.refine(nearby, loss)
     assert refined_loss < 1e-29 < loss
-    assert_allclose(refined.hidden, start.hidden, rtol=0, atol=1e-12)
+    assert_same_layers(refined, start)
     again, _ = exact.refine(refined, 0.0)
     assert again is refined
 
@@ -249,13 +304,14 @@ def test_nothing_is_written_to_the_working_directory(trainer, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        trainer.train(SEEDS, 4, max_iter=10, tol=0.0)
+        trainer.train(SEEDS, (4,), max_iter=10, tol=0.0)
     assert not list(tmp_path.iterdir())
 
 
 def test_polish_ends_where_it_stalls(trainer):
     """Three neurons in a local minimum of a problem with four."""
-    start = Network(np.random.default_rng(0).normal(size=(3, 4)), np.array([[1.0, -1.0, 1.0, 0.0]]))
+    start = random_network((3,), 0)
+    start.layers[-1][0, -1] = 0.0
     assert _training.POLISH_WINDOW < count_steps(trainer, start, target=np.inf) < 200
     polished, loss = trainer.polish(start, 200)
     assert loss > 1e-6

@@ -1,0 +1,126 @@
+"""Outputs of stacked networks and their derivatives, by sweeps through the layers.
+
+A network is a tuple of layers, each of shape ``(batch, fan_out, n_features)``. The features that a
+layer reads are ``[h(, older), 1]``: the activations ``h`` of the layer below (the inputs, for the
+first one), in networks with skip terms the activations of all layers further down to the inputs,
+and a constant. With the pre-activations ``z = features · layerᵀ`` and ``h = s(z)`` the sweeps are
+
+- up: the outputs, which are the last ``z``;
+- down: cotangents of every ``z`` from those of the outputs, hence gradients and Jacobians;
+- up again, along a step: the second derivative of the outputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ._activations import Activation
+
+Layers = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """What a sweep up leaves: features and pre-activations of every layer.
+
+    The features of the first layer have shape (n_rows, n_inputs + 1), all others
+    (batch, n_rows, n_features).
+    """
+
+    features: list[Tensor]
+    preactivations: list[Tensor]
+
+    @property
+    def outputs(self) -> Tensor:
+        """Shape (batch, n_rows, n_outputs)."""
+        return self.preactivations[-1]
+
+
+def forward(layers: Layers, inputs: Tensor, activation: Activation) -> ForwardPass:
+    """Run all networks on ``inputs`` of shape (n_rows, n_inputs + 1), last column one."""
+    features, preactivations = [inputs], [inputs @ layers[0].mT]
+    for layer in layers[1:]:
+        h = activation.tensor_function(preactivations[-1])
+        features.append(_next_features(h, features[-1], has_skip(layers)))
+        preactivations.append(features[-1] @ layer.mT)
+    return ForwardPass(features, preactivations)
+
+
+def has_skip(layers: Layers) -> bool:
+    """Whether layers read activations from further down than the layer below."""
+    return layers[-1].shape[-1] > layers[-2].shape[-2] + 1
+
+
+def backpropagate(
+    layers: Layers, run: ForwardPass, activation: Activation, cotangents: Tensor
+) -> list[Tensor]:
+    """Cotangents of the pre-activations of every layer from those of the outputs.
+
+    ``cotangents`` has shape (batch, n, n_rows, n_outputs) for ``n`` of them at a time; so have the
+    results, with the widths of the layers last.
+    """
+    found, skipped = [cotangents], None
+    for index in range(len(layers) - 1, 0, -1):
+        gradient = found[0] @ layers[index][:, None, :, :-1]  # by the activations below
+        if skipped is not None:
+            gradient = gradient + skipped
+        z = run.preactivations[index - 1]
+        slopes = activation.tensor_derivative(z)[:, None]
+        found.insert(0, gradient[..., : z.shape[-1]] * slopes)
+        skipped = gradient[..., z.shape[-1] :] if has_skip(layers) else None
+    return found
+
+
+def gradients(
+    layers: Layers, run: ForwardPass, activation: Activation, cotangents: Tensor
+) -> Layers:
+    """Derivatives of ``Σ cotangents · outputs`` with respect to every layer."""
+    found = backpropagate(layers, run, activation, cotangents[:, None])
+    pairs = zip(found, run.features, strict=True)
+    return tuple(cotangent[:, 0].mT @ features for cotangent, features in pairs)
+
+
+def jacobian(layers: Layers, run: ForwardPass, activation: Activation) -> Tensor:
+    """Jacobian of the outputs, shape (batch, n_outputs, n_rows, n_parameters), layer by layer."""
+    batch, n_rows, n_outputs = run.outputs.shape
+    identity = torch.eye(n_outputs, dtype=run.outputs.dtype, device=run.outputs.device)
+    cotangents = identity[:, None, :].expand(batch, -1, n_rows, -1)
+    blocks = []
+    for cotangent, features in zip(
+        backpropagate(layers, run, activation, cotangents), run.features, strict=True
+    ):
+        features = features.expand(batch, -1, -1)[:, None, :, None, :]
+        block = cotangent[..., None] * features
+        blocks.append(block.flatten(start_dim=3))
+    return torch.cat(blocks, dim=3)
+
+
+def curvature(layers: Layers, run: ForwardPass, activation: Activation, steps: Layers) -> Tensor:
+    """Second derivative of the outputs along a step, shape (batch, n_rows, n_outputs)."""
+    first = second = torch.zeros_like(run.features[0])  # derivatives of the features
+    z_first = run.features[0] @ steps[0].mT
+    z_second = torch.zeros_like(z_first)
+    for index in range(1, len(layers)):
+        layer, step = layers[index], steps[index]
+        z = run.preactivations[index - 1]
+        slopes = activation.tensor_derivative(z)
+        bends = activation.tensor_second_derivative(z)
+        h_second = bends * z_first.square() + slopes * z_second
+        first = _next_features(slopes * z_first, first, has_skip(layers))
+        second = _next_features(h_second, second, has_skip(layers))
+        z_second = 2.0 * (first @ step.mT) + second @ layer.mT
+        if index < len(layers) - 1:
+            z_first = run.features[index] @ step.mT + first @ layer.mT
+    return z_second
+
+
+def _next_features(h: Tensor, features: Tensor, has_skip: bool) -> Tensor:
+    """``[h(, older), 1]`` from the features of a layer and the activations that it gave.
+
+    Works for derivatives of features too, whose constant is zero.
+    """
+    rest = features if has_skip else features[..., -1:]
+    return torch.cat([h, rest.expand(*h.shape[:-1], -1)], dim=-1)
