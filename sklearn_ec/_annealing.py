@@ -45,11 +45,11 @@ CAP_FLOOR = 1e-24
 # Single removals tried before a width is accepted as the smallest.
 SINGLE_TRIES = 3
 # Times that a pruned deep network is grown again, by at least so many neurons per layer.
-MAX_REGROWTHS = 8
+MAX_REGROWTHS = 5
 MIN_REGROWTH = 2
 REGROWTH_STEPS = 300
 # Growing is given up when it leaves more than this share of the loss.
-REGROWTH_PROGRESS = 0.7
+REGROWTH_PROGRESS = 0.5
 # Singular values of a layer's features below this share of the largest count as zero.
 FEATURE_RCOND = 1e-14
 TINY = np.finfo(np.float64).tiny
@@ -178,7 +178,7 @@ def regrow(network: Network, loss: float, trainer: Trainer) -> tuple[Network, fl
     """Lead a pruned network out of a local minimum: add random neurons, polish, prune again.
 
     The width of the students made their training easy, and small networks are cheap to train: this
-    is expansion once more. It goes on while it lowers the loss.
+    is expansion once more. It goes on while it halves the loss.
     """
     rng = np.random.default_rng(0)
     for _ in range(MAX_REGROWTHS):

@@ -1,5 +1,6 @@
 """The estimator end to end: recovery, scikit-learn's manners, and what happens when things fail."""
 
+import copy
 import pickle
 import re
 import warnings
@@ -17,7 +18,7 @@ from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, scale
 
-from sklearn_ec import ExpandClusterRegressor, _training
+from sklearn_ec import ExpandClusterRegressor, _annealing, _training
 from sklearn_ec._activations import ACTIVATIONS
 from sklearn_ec.datasets import make_teacher
 from sklearn_ec.metrics import max_cosine_distance, relative_rmse
@@ -404,3 +405,58 @@ def test_recovers_on_cuda(tanh_problem):
     assert model.recovered_
     assert max_cosine_distance(teacher, model, "tanh") <= EXACT
     assert b"torch" not in pickle.dumps(model)
+
+
+@pytest.fixture(scope="module")
+def deep_problem():
+    teacher = make_teacher(3, (3, 2), 2, "tanh", family="deep", random_state=0)
+    X = np.random.default_rng(0).uniform(-1.7, 1.7, size=(600, 3))
+    return teacher, X, teacher.predict(X)
+
+
+@pytest.fixture(scope="module")
+def deep_model(deep_problem):
+    _, X, y = deep_problem
+    model = ExpandClusterRegressor(
+        (2, 3), hidden_layer_sizes=(3, 2), activation="tanh", n_students=5, random_state=0
+    )
+    return model.fit(X, y)
+
+
+def test_a_deep_network_is_recovered_in_all_layers(deep_problem, deep_model):
+    teacher, X, y = deep_problem
+    assert deep_model.recovered_
+    assert deep_model.layer_sizes_ == (3, 2)
+    assert max_cosine_distance(teacher, deep_model, "tanh") < 1e-20
+    assert [w.shape for w in deep_model.weights_] == [(3, 3), (3, 2), (2, 2)]
+    assert_allclose(deep_model.predict(X), y, rtol=0, atol=1e-12)
+    inputs = torch.from_numpy(X)
+    outputs = deep_model.to_torch()(inputs).detach().numpy()
+    assert_allclose(outputs, y, rtol=0, atol=1e-12)
+    assert_allclose(deep_model.to_mlp_regressor().predict(X), y, rtol=0, atol=1e-12)
+
+
+def test_clusters_and_students_of_all_layers_are_reported(deep_model):
+    assert [len(record.cut_heights) for record in deep_model.dendrogram_] == [3, 2]
+    kept = [c["layer"] for c in deep_model.cluster_report_ if c["status"] == "kept"]
+    assert (kept.count(0), kept.count(1)) == (3, 2)
+    assert deep_model.n_agreeing_ >= 3
+
+
+def test_reclustering_a_deep_fit_changes_nothing_at_the_same_thresholds(deep_model):
+    again = copy.deepcopy(deep_model).recluster(gamma=deep_model.gamma)
+    for a, b in zip(again.weights_, deep_model.weights_, strict=True):
+        assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("sizes", [(4,), (2, 2, 2)])
+def test_a_wrong_depth_is_never_certified(deep_problem, sizes, monkeypatch):
+    _, X, y = deep_problem
+    monkeypatch.setattr(_annealing, "POLISH_STEPS", 60)
+    monkeypatch.setattr(_annealing, "MAX_REGROWTHS", 1)
+    model = ExpandClusterRegressor(
+        2, hidden_layer_sizes=sizes, activation="tanh", n_students=3, max_iter=40, random_state=0
+    )
+    with pytest.warns(ConvergenceWarning, match="not certified"):
+        model.fit(X, y)
+    assert not model.recovered_
