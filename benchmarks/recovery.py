@@ -11,8 +11,10 @@ it stopped (delete the file to start over).
 Controls: ``--rho 1`` shows what expanding gains, ``--solver adam --max-iter 300`` what Levenberg
 gains. Give both sides ``--exhaustive`` to compare shares of students at zero loss (at most 1e-20).
 
-A teacher counts as exact when the width is right and the worst one-to-one cosine distance between
-the incoming vectors [w; b] of teacher and recovered network is at most 1e-10.
+A teacher counts as exact when the widths are right and the worst one-to-one cosine distance between
+the incoming vectors [w; b] of teacher and recovered network is at most 1e-10. It is determined by
+the data when the Jacobian of its own outputs has full rank at these rows; otherwise a continuum of
+networks gives the same outputs there.
 """
 
 import argparse
@@ -31,10 +33,15 @@ from sklearn.preprocessing import scale
 
 from sklearn_ec import ExpandClusterRegressor, _training
 from sklearn_ec._activations import ACTIVATIONS
+from sklearn_ec._linearization import Linearization
+from sklearn_ec._preprocessing import standardize
+from sklearn_ec._training import Trainer
+from sklearn_ec._types import Network
 from sklearn_ec.datasets import RecoveryProblem, load_deep_suite, load_reference_suite
-from sklearn_ec.metrics import max_cosine_distance
+from sklearn_ec.metrics import _layers, max_cosine_distance
 
 EXACT = 1e-10
+RANK_TOLERANCE = 1e-13
 
 
 def make_problems(suite, activation, n_seeds, rho):
@@ -95,6 +102,7 @@ def recover(problem, activation, options):
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(problem.X, problem.y)
     seconds = time.perf_counter() - start
+    smallest, largest = singular_values(problem, activation)[[-1, 0]]
     distance = max_cosine_distance(problem.teacher, model, activation)
     return {
         "name": problem.name,
@@ -102,6 +110,7 @@ def recover(problem, activation, options):
         "recovered_sizes": model.layer_sizes_,
         "exact": bool(model.layer_sizes_ == sizes and distance <= EXACT),
         "distance": distance,
+        "determined": bool(smallest > RANK_TOLERANCE * largest),
         "loss": model.loss_,
         "recovered": model.recovered_,
         "reason": model.certificate_.reason,
@@ -117,17 +126,38 @@ def recover(problem, activation, options):
     }
 
 
+def singular_values(problem, activation):
+    """Singular values of the teacher's own Jacobian at all rows, in decreasing order."""
+    y = problem.y.reshape(len(problem.y), -1)
+    rows, coordinates = standardize(problem.X, y, np.ones(len(y)))
+    weights, biases = _layers(problem.teacher)
+    weights, biases = list(weights), list(biases)
+    biases[0] = biases[0] + coordinates.x_mean @ weights[0]
+    weights[0] = coordinates.x_scale[:, None] * weights[0]
+    if coordinates.basis is not None:
+        weights[0] = coordinates.basis.T @ weights[0]
+    weights[-1] = weights[-1] / coordinates.y_scale
+    biases[-1] = (biases[-1] - coordinates.y_mean) / coordinates.y_scale
+    layers = zip(weights, biases, strict=True)
+    network = Network(tuple(np.column_stack([w.T, b]) for w, b in layers))
+    trainer = Trainer(rows, rows, activation, "cpu", has_skip=False)
+    return Linearization(trainer.task, network).singular_values.numpy()
+
+
 def run(problems, activation, options, path, jobs):
     tasks = {problem.name: delayed(recover)(problem, activation, options) for problem in problems}
     results = {}
     for result in run_resumable(tasks, path, jobs):
         results[result["name"]] = result
         verdict = "exact" if result["exact"] else "MISSED"
+        reason = result["reason"]
+        if not result["determined"]:
+            reason = f"the data do not determine the teacher; {reason}"
         sizes = "-".join(map(str, result["recovered_sizes"]))
         print(
             f"{len(results):4d}/{len(tasks)} {result['name']:32s} {verdict:6s} "
             f"{sizes:>5s} distance {result['distance']:.0e} "
-            f"loss {result['loss']:.0e} {result['seconds']:6.1f} s  {result['reason']}",
+            f"loss {result['loss']:.0e} {result['seconds']:6.1f} s  {reason}",
             flush=True,
         )
     return [results[name] for name in tasks]
@@ -136,8 +166,8 @@ def run(problems, activation, options, path, jobs):
 def print_table(results):
     """Results by cell, by activation where there are several, and in total."""
     print(
-        f"\n{'cell':32s} exact  flag right  students at zero  worst distance  worst loss"
-        "  mean seconds"
+        f"\n{'cell':32s} exact  determined  flag right  students at zero  worst distance"
+        "  worst loss  mean seconds"
     )
     for name, rows in grouped(results, lambda name: name.rsplit("-s", 1)[0]):
         print(_row(name, rows))
@@ -156,9 +186,10 @@ def grouped(results, key):
 
 def _row(name, rows):
     exact = [row["exact"] for row in rows]
+    determined = sum(row["determined"] for row in rows)
     right = sum(row["exact"] == row["recovered"] for row in rows)
     return (
-        f"{name:32s} {sum(exact):2d}/{len(rows):<3d} {right:4d}/{len(rows):<4d}"
+        f"{name:32s} {sum(exact):2d}/{len(rows):<3d} {determined:7d} {right:9d}/{len(rows):<4d}"
         f" {np.mean([row['converged_share'] for row in rows]):15.0%}"
         f" {max(row['distance'] for row in rows):12.0e} {max(row['loss'] for row in rows):12.0e}"
         f" {np.mean([row['seconds'] for row in rows]):10.1f}"
