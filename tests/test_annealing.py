@@ -7,9 +7,10 @@ import pytest
 from numpy.testing import assert_allclose
 
 from sklearn_ec._activations import get_activation
-from sklearn_ec._annealing import Annealer, Removal, prune, removal_candidates, without_neurons
+from sklearn_ec._annealing import Annealer
 from sklearn_ec._certificate import certify, relative_error
 from sklearn_ec._preprocessing import standardize
+from sklearn_ec._pruning import Removal, prune, removal_candidates, without_neurons
 from sklearn_ec._reconstruction import network_outputs, read_features, with_skip
 from sklearn_ec._training import Trainer
 from sklearn_ec._types import Network, Samples

@@ -18,7 +18,7 @@ from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, scale
 
-from sklearn_ec import ExpandClusterRegressor, _annealing, _training
+from sklearn_ec import ExpandClusterRegressor, _pruning, _training
 from sklearn_ec._activations import ACTIVATIONS
 from sklearn_ec.datasets import make_teacher
 from sklearn_ec.metrics import max_cosine_distance, relative_rmse
@@ -452,8 +452,8 @@ def test_reclustering_a_deep_fit_changes_nothing_at_the_same_thresholds(deep_mod
 @pytest.mark.parametrize("sizes", [(4,), (2, 2, 2)])
 def test_a_wrong_depth_is_never_certified(deep_problem, sizes, monkeypatch):
     _, X, y = deep_problem
-    monkeypatch.setattr(_annealing, "POLISH_STEPS", 60)
-    monkeypatch.setattr(_annealing, "MAX_REGROWTHS", 1)
+    monkeypatch.setattr(_pruning, "POLISH_STEPS", 60)
+    monkeypatch.setattr(_pruning, "MAX_REGROWTHS", 1)
     model = ExpandClusterRegressor(
         2, hidden_layer_sizes=sizes, activation="tanh", n_students=3, max_iter=40, random_state=0
     )
