@@ -2,10 +2,11 @@
 
     python benchmarks/certificate.py --jobs 2
 
-Runs of eight kinds, small networks so that they take seconds. A True is wrong if the network's
-outputs on new inputs differ from the true ones, or if the data come from a network with this
-activation and the recovered one is not exact (right width, cosine distances up to 1e-10). A False
-is wrong if the recovered network is exact and the data are free of noise.
+Runs of nine kinds, small networks so that most take seconds. A True is wrong if the network's
+outputs on new inputs differ from the true ones, if the data come from a network with this
+activation and the recovered one is not exact (right width, cosine distances up to 1e-10), or if the
+assumed number of layers is wrong. A False is wrong if the recovered network is exact and the data
+are free of noise.
 """
 
 import argparse
@@ -29,13 +30,15 @@ SAME_FUNCTION = 1e-6
 RUNS = {
     "exact": 110,
     "wrong activation": 25,
-    "wrong depth": 20,
+    "too shallow": 20,
+    "too deep": 10,
     "noise": 25,
     "too few rows": 40,
     "duplicated rows": 25,
     "nearly equal neurons": 40,
     "no network": 15,
 }
+WRONG_DEPTHS = ("too shallow", "too deep")
 # Not equivalent to each other: no width of one represents the other.
 RIVALS = {
     "tanh": ["erf", "softplus", "g"],
@@ -54,7 +57,7 @@ FUNCTIONS = [
 
 
 def make_run(kind, seed):
-    """Inputs, outputs, fresh inputs, their outputs, teacher (or None), activation, width."""
+    """Inputs, outputs, fresh inputs, their outputs, teacher (or None), activation, sizes."""
     rng = np.random.default_rng(seed)
     activation = list(ACTIVATIONS)[seed % len(ACTIVATIONS)]
     n_inputs, width = int(rng.integers(2, 5)), int(rng.integers(2, 5))
@@ -62,7 +65,7 @@ def make_run(kind, seed):
     sizes = width
     if kind == "wrong activation":
         activation = list(RIVALS)[seed % len(RIVALS)]
-    if kind == "wrong depth":
+    if kind == "too shallow":
         sizes = (width, int(rng.integers(2, 4)))
     family = ("reference", "rough")[seed // len(ACTIVATIONS) % 2]
     teacher = make_teacher(n_inputs, sizes, n_outputs, activation, family=family, random_state=seed)
@@ -86,17 +89,18 @@ def make_run(kind, seed):
         X, y = np.repeat(X, 8, axis=0), np.repeat(y, 8, axis=0)
     if kind == "wrong activation":
         activation, teacher = rng.choice(RIVALS[activation]), None
-    if kind == "wrong depth":
+    if kind in WRONG_DEPTHS:
         teacher = None
     assumed = max(1, width + int(rng.choice([0, 0, 0, -1, 2])))
-    return X, y, fresh, fresh_y, teacher, str(activation), assumed
+    sizes = (assumed, 2) if kind == "too deep" else (assumed,)
+    return X, y, fresh, fresh_y, teacher, str(activation), sizes
 
 
 def calibrate(kind, seed):
     torch.set_num_threads(1)
-    X, y, fresh, fresh_y, teacher, activation, width = make_run(kind, seed)
+    X, y, fresh, fresh_y, teacher, activation, sizes = make_run(kind, seed)
     model = ExpandClusterRegressor(
-        4, hidden_layer_sizes=width, activation=activation, n_students=5, random_state=seed
+        4, hidden_layer_sizes=sizes, activation=activation, n_students=5, random_state=seed
     )
     start = time.perf_counter()
     with warnings.catch_warnings():
@@ -107,7 +111,7 @@ def calibrate(kind, seed):
         distance = max_cosine_distance(teacher, model, activation)
     error = relative_rmse(fresh_y, model.predict(fresh))
     exact = bool(distance <= EXACT)
-    right = error <= SAME_FUNCTION and (exact or teacher is None)
+    right = error <= SAME_FUNCTION and (exact or teacher is None) and kind not in WRONG_DEPTHS
     return {
         "name": f"{kind}-{seed}",
         "kind": kind,
