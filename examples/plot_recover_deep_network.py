@@ -47,8 +47,9 @@ for layer in range(len(model.layer_sizes_)):
 # One dendrogram per layer
 # ------------------------
 # The students' neurons of the second layer are expressed on the first layer's recovered neurons
-# before they are clustered.
+# before they are clustered. Only students at zero loss, and those that were pruned to the network,
+# vote; the others would add noise.
 figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
 for layer, (record, ax) in enumerate(zip(model.dendrogram_, axes, strict=True)):
     record.plot(ax)
-    ax.set_title(f"hidden layer {layer}: {ax.get_title()}", fontsize="medium")
+    ax.set_title(f"hidden layer {layer}: {len(record.cut_heights)} clusters kept")

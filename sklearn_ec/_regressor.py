@@ -104,8 +104,9 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         Bias vectors, shape (fan_out,) each.
     dendrogram_ : list of Dendrogram
         Per hidden layer the linkage tree over the students' neurons, with its cut. Above the first
-        layer, incoming vectors are expressed on the neurons kept in the layers below, and neurons
-        that these do not explain are left out. The list ends with a layer without kept clusters.
+        layer, incoming vectors are expressed on the neurons kept in the layers below (on those of
+        the reconstructed network once it is certified), and neurons that these do not explain are
+        left out. Without a certificate, the list ends with a layer without kept clusters.
     cluster_report_ : list of dict
         Per cluster its ``layer``, ``size`` (neurons), ``n_students`` (distinct), ``median_angle``
         (radians), ``height`` of its last merge, ``persistence`` (height of the next merge over that
@@ -507,13 +508,19 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
             warnings.warn(self._explain_failure(), ConvergenceWarning, stacklevel=3)
 
     def _cluster(self, annealer: Annealer) -> list[np.ndarray]:
-        """The collapsed hidden layers, from the inputs up to a layer without any cluster."""
+        """The collapsed hidden layers, from the inputs up to a layer without any cluster.
+
+        Incoming vectors above the first layer are expressed on the collapsed neurons below, or on
+        those of the network once it is certified.
+        """
+        certified = next(iter(self._ensemble.certified.values()), None)
         self.dendrogram_: list[Dendrogram] = []
         self.cluster_report_: list[dict[str, Any]] = []
         collapsed: list[np.ndarray] = []
         for layer in range(len(self._search.widths)):
-            kept = self._cluster_layer(layer, collapsed, annealer.trainer)
-            if not len(kept):
+            lower = list(certified.network.layers[:layer]) if certified else collapsed
+            kept = self._cluster_layer(layer, lower, annealer.trainer)
+            if not (len(kept) or certified):
                 break
             collapsed.append(kept)
         return collapsed
