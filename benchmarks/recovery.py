@@ -55,16 +55,16 @@ def make_problems(suite, activation, n_seeds, rho):
 def mlp_problems(activation, seed):
     """MLPRegressors trained on real data, probed at their training rows.
 
-    Columns are standardized, those of digits divided by 16 instead: a pixel that is lit in one row
-    of 1,797 would be 42 standard deviations away and saturate tanh for good. Constant columns are
-    dropped, since no data determine their weights.
+    Columns are standardized. Pixels of the digits that are lit in less than a tenth of the rows are
+    dropped, constant ones among them: with a pixel that is lit in a single row, 12 neurons have 12
+    weights and 10 equations, and a ReLU neuron that is inactive on the few rows of a pixel has no
+    equation for its weight.
     """
     loaders = {"diabetes": load_diabetes, "digits": load_digits, "linnerud": load_linnerud}
     problems = []
     for data, load in loaders.items():
         X, y = load(return_X_y=True)
-        X = X[:, X.std(axis=0) > 0]
-        X = X / 16.0 if data == "digits" else scale(X)
+        X = scale(X[:, (X != 0).mean(axis=0) >= 0.1])
         y = np.eye(10)[y] if data == "digits" else scale(y)
         for width in (4, 6, 8, 12):
             mlp = MLPRegressor(
