@@ -9,15 +9,19 @@ scaled Jacobian, ``recovered`` demands all of
 3. the weights are determined: ``e ≤ 10⁻³ σ_min``. To first order the weights of an exact network
    differ by at most ``e / σ_min`` from these;
 4. no other network nearby fits as well: ``e c_i ≤ 0.1 σ_i²`` along the weakest directions, with
-   ``c_i`` the root mean square of the second derivative of the residuals along ``v_i``.
+   ``c_i`` the root mean square of the second derivative of the residuals along ``v_i``;
+5. every neuron bends: over the rows, ``s(z)`` differs from any affine function of ``z``.
 
-The last is the Newton-Kantorovich condition ``h = ‖J⁺‖² L e ≤ 1/2``, under which exactly one exact
-network lies nearby, with the curvature measured direction by direction instead of a bound ``L``
-over all of them. A network with a spare neuron fails it: two copies at a distance δ have a
-singular value of ``δ c`` and an error of ``δ² c / 2`` that nothing else can absorb, so
-``e c ≥ σ² / 2``. Measured on networks of 8 neurons over 2 inputs, where neurons are nearly
-polynomial and σ_min is 3e-8 to 5e-5, ``σ² / (e c)`` is at least 26 with the right neurons and at
-most 0.1 with a duplicate, a group that cancels or an idle neuron added.
+The fifth catches layers that are there for nothing: over a single hidden layer of ReLU neurons, a
+second one can pass sums of their nonnegative activations on unchanged.
+
+The fourth is the Newton-Kantorovich condition ``h = ‖J⁺‖² L e ≤ 1/2``, under which exactly one
+exact network lies nearby, with the curvature measured direction by direction instead of a bound
+``L`` over all of them. A network with a spare neuron fails it: two copies at a distance δ have a
+singular value of ``δ c`` and an error of ``δ² c / 2`` that nothing else can absorb, so ``e c ≥ σ² /
+2``. Measured on networks of 8 neurons over 2 inputs, where neurons are nearly polynomial and σ_min
+is 3e-8 to 5e-5, ``σ² / (e c)`` is at least 26 with the right neurons and at most 0.1 with a
+duplicate, a group that cancels or an idle neuron added.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ import numpy as np
 
 from ._activations import Activation
 from ._linearization import Linearization
-from ._reconstruction import network_outputs
+from ._reconstruction import network_outputs, read_features
 from ._training import Trainer
 from ._types import Network, Samples
 
@@ -38,6 +42,8 @@ MIN_EQUATIONS_PER_PARAMETER = 2.0
 MAX_WEIGHT_ERROR = 1e-3
 MIN_ISOLATION = 10.0
 N_WEAK_DIRECTIONS = 10
+# Least deviation of a neuron's activation from an affine function, relative to its spread.
+MIN_BEND = 1e-9
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,8 @@ def certify(
             f"{n_equations} equations are too few for {network.n_parameters} parameters: "
             f"give at least {MIN_EQUATIONS_PER_PARAMETER:g} times as many"
         )
+    elif not least_bend(network, trainer.samples, trainer.activation) >= MIN_BEND:
+        reason = "a neuron is a linear function on the data: assume fewer layers or neurons"
     else:
         weight_error, isolation = _determinacy(network, trainer, max(error, y_rounding))
         if not weight_error <= MAX_WEIGHT_ERROR:
@@ -109,6 +117,20 @@ def _determinacy(network: Network, trainer: Trainer, error: float) -> tuple[floa
     with np.errstate(divide="ignore", invalid="ignore"):
         isolation = np.min(weakest**2 / (error * curvatures))
         return float(error / weakest[-1]), float(isolation)
+
+
+def least_bend(network: Network, samples: Samples, activation: Activation) -> float:
+    """How far the straightest neuron's activation is from an affine function of its input."""
+    bends: list[float] = [np.inf]
+    for depth in range(len(network.widths)):
+        features = read_features(network.layers[:depth], samples.X, activation, False)
+        for z in (features @ network.layers[depth].T).T:
+            h = activation.function(z)
+            line = np.column_stack([z, np.ones_like(z)])
+            rest = h - line @ np.linalg.lstsq(line, h, rcond=None)[0]
+            spread = np.linalg.norm(h - h.mean())
+            bends.append(float(np.linalg.norm(rest) / spread) if spread > 0 else 0.0)
+    return float(min(bends))
 
 
 def relative_error(network: Network, samples: Samples, activation: Activation) -> float:

@@ -146,7 +146,8 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
        the network's scaled Jacobian;
     4. no other network nearby fits as well: ``e * c <= 0.1 * s**2`` for each of the 10 weakest
        singular directions, with the curvature ``c`` of the residuals along it (the
-       Newton-Kantorovich condition). A network with a spare neuron fails here.
+       Newton-Kantorovich condition). A network with a spare neuron fails here;
+    5. no neuron is a linear function on the data, as those of a superfluous layer can be.
 
     X and y are standardized internally; the affine maps are folded back into the first and the
     last layer exactly. Repeated rows are merged, their weights added up.

@@ -411,3 +411,19 @@ def test_annealer_without_pruning_keeps_the_width():
     candidate = Annealer(trainer, held_out, EPS, prune=False).finish(spare)
     assert candidate.network.widths == spare.widths
     assert candidate.network.layers[0].shape == spare.layers[0].shape
+
+
+def test_certificate_refuses_a_layer_that_passes_activations_on():
+    """A second ReLU layer over a single one: sums of nonnegative activations have no kink."""
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(4, 4))
+    through = np.array([[1.0, 0.5, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.7, 0.0]])
+    network = Network((hidden, through, np.array([[1.0, -1.0, 0.2]])))
+    parts = []
+    for n in (600, 60):
+        X = rng.normal(size=(n, 3))
+        y = network_outputs(network, X, get_activation("relu"))
+        parts.append(Samples(X, y, np.ones(n)))
+    certificate = certify(network, Trainer(*parts, "relu", "cpu", False), parts[1], EPS)
+    assert not certificate.passed
+    assert "linear function on the data" in certificate.reason
