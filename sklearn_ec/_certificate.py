@@ -44,6 +44,7 @@ MIN_ISOLATION = 10.0
 N_WEAK_DIRECTIONS = 10
 # Least deviation of a neuron's activation from an affine function, relative to its spread.
 MIN_BEND = 1e-9
+TINY = np.finfo(np.float64).tiny
 
 
 @dataclass(frozen=True)
@@ -121,16 +122,15 @@ def _determinacy(network: Network, trainer: Trainer, error: float) -> tuple[floa
 
 def least_bend(network: Network, samples: Samples, activation: Activation) -> float:
     """How far the straightest neuron's activation is from an affine function of its input."""
-    bends: list[float] = [np.inf]
-    for depth in range(len(network.widths)):
-        features = read_features(network.layers[:depth], samples.X, activation, False)
-        for z in (features @ network.layers[depth].T).T:
-            h = activation.function(z)
-            line = np.column_stack([z, np.ones_like(z)])
-            rest = h - line @ np.linalg.lstsq(line, h, rcond=None)[0]
-            spread = np.linalg.norm(h - h.mean())
-            bends.append(float(np.linalg.norm(rest) / spread) if spread > 0 else 0.0)
-    return float(min(bends))
+    bends = []
+    for depth, layer in enumerate(network.layers[:-1]):
+        z = read_features(network.layers[:depth], samples.X, activation, False) @ layer.T
+        h = activation.function(z)
+        z, h = z - z.mean(axis=0), h - h.mean(axis=0)
+        slopes = (z * h).sum(axis=0) / np.maximum((z * z).sum(axis=0), TINY)
+        spreads = np.maximum(np.linalg.norm(h, axis=0), TINY)
+        bends.append(np.linalg.norm(h - slopes * z, axis=0) / spreads)
+    return float(np.concatenate(bends).min())
 
 
 def relative_error(network: Network, samples: Samples, activation: Activation) -> float:

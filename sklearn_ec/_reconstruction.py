@@ -175,9 +175,9 @@ def closest_subset(terms: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Mask of the columns of ``terms`` whose sum comes closest to ``target``.
 
     Where the columns are linearly independent, least squares is rounded, which is right for targets
-    near the sum of a subset. Otherwise the sums
-    of all subsets of one half of the columns are matched with those of the other half, up to
-    ``MAX_ENUMERATED_NEURONS`` columns; beyond that the bounded relaxation is rounded.
+    near the sum of a subset. Otherwise the sums of all subsets of one half of the columns are
+    matched with those of the other half, up to ``MAX_ENUMERATED_NEURONS`` columns; beyond that the
+    bounded relaxation is rounded.
     """
     n_columns = terms.shape[1]
     if terms.size == 0:
