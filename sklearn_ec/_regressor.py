@@ -116,6 +116,10 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
     student_losses_ : ndarray of shape (n_students,)
         Twice as long where deep students were trained twice. Relative mean squared error of every
         student; nan where training failed.
+    student_loss_curves_ : ndarray of shape (n_students, n_epochs + 1)
+        Relative mean squared error of every student after the warm-up and after each epoch of 10
+        Levenberg steps (before training and after each epoch of 100 minibatches with
+        ``solver="adam"``); nan where a student was not trained any more.
     n_agreeing_ : int
         Number of voting and annealed students that hold every neuron of the reconstructed network,
         up to an angle of 0.01 between incoming vectors.
@@ -572,6 +576,7 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self.certificate_ = candidate.certificate
         self.recovered_ = candidate.certificate.passed
         self.student_losses_ = self._ensemble.students.losses
+        self.student_loss_curves_ = self._ensemble.students.loss_curves
         self.n_iter_ = self._ensemble.students.n_iter
 
     def _explain_failure(self) -> str:
