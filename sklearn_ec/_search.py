@@ -63,7 +63,7 @@ class Trial:
     def score(self) -> float:
         """The loss on held-out rows; the training loss where this is clearly that of exact data.
 
-        The held-out loss is a poor judge of ReLU students: between two rows, kinks may lie anywhere.
+        The held-out loss misjudges ReLU students: between two rows, kinks may lie anywhere.
         """
         return self.loss if self.loss < CLEAR_LOSS else self.held_out_loss
 
