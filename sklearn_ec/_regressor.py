@@ -356,7 +356,7 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         Returns
         -------
         sklearn.neural_network.MLPRegressor
-            A regressor with the same predictions.
+            A regressor with the same predictions. ``partial_fit`` trains it on, from these weights.
 
         Raises
         ------

@@ -43,6 +43,22 @@ def test_mlp_regressor_computes_the_same(name, n_outputs):
     assert mlp.hidden_layer_sizes == (4, 3)
 
 
+@pytest.mark.parametrize("solver", ["adam", "sgd"])
+@pytest.mark.parametrize("n_outputs", [1, 2])
+def test_mlp_regressor_trains_on(n_outputs, solver):
+    teacher = make_teacher(3, 4, n_outputs, "tanh", random_state=0)
+    mlp = to_mlp_regressor(teacher.weights_, teacher.biases_, "tanh")
+    mlp.set_params(solver=solver, learning_rate_init=1e-3, alpha=0.0, random_state=0)
+    X = np.random.default_rng(0).normal(size=(200, 3))
+    y = teacher.predict(X)
+    mlp.partial_fit(X, y)
+    assert_allclose(mlp.predict(X), y, atol=1e-10)  # it is at the minimum
+    mlp.partial_fit(X, y + 1.0)
+    assert 0 < np.min(mlp.predict(X) - y)
+    assert len(mlp.loss_curve_) == 2
+    assert mlp.t_ == 400
+
+
 def test_mlp_regressor_names_what_it_lacks():
     teacher = make_teacher(3, 4, activation="gelu", random_state=0)
     with pytest.raises(ValueError, match="no activation 'gelu'.*use to_torch"):
