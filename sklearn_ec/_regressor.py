@@ -6,6 +6,7 @@ import math
 import warnings
 from dataclasses import replace
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from ._clustering import average_linkage, cluster_labels, cluster_report, find_c
 from ._ensemble import Ensemble, train_ensemble
 from ._expansion import WidthSearch, find_width
 from ._export import to_mlp_regressor, to_sequential
+from ._onnx import to_onnx
 from ._preprocessing import prepare
 from ._reconstruction import canonical_form, collapse, incoming_vectors
 from ._students import layer_shapes
@@ -379,6 +381,44 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         if hasattr(self, "feature_names_in_"):
             mlp.feature_names_in_ = self.feature_names_in_
         return mlp
+
+    def to_onnx(self, path=None):
+        """Return the reconstructed network as an ONNX model, and write it to a file.
+
+        Parameters
+        ----------
+        path : str or path-like, default=None
+            File to write, usually ``*.onnx``; None writes none.
+
+        Returns
+        -------
+        onnx.ModelProto
+            A model in float64 with the input ``X`` of shape (n_samples, n_features) and the output
+            ``y`` of shape (n_samples, n_outputs), for any number of samples (opset 17). It consists
+            of operators that onnxruntime implements in float64.
+
+        Raises
+        ------
+        ImportError
+            If onnx is missing: ``pip install sklearn_ec[export]``.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sklearn_ec import ExpandClusterRegressor
+        >>> X = np.random.default_rng(0).uniform(-2, 2, size=(200, 2))
+        >>> model = ExpandClusterRegressor(
+        ...     hidden_layer_sizes=1, activation="tanh", n_students=3, random_state=0
+        ... ).fit(X, np.tanh(X @ [1.0, -0.5] + 0.3))
+        >>> onnx_model = model.to_onnx()
+        >>> [node.op_type for node in onnx_model.graph.node]
+        ['Gemm', 'Tanh', 'Gemm']
+        """
+        check_is_fitted(self)
+        model = to_onnx(self.weights_, self.biases_, self.activation)
+        if path is not None:
+            Path(path).write_bytes(model.SerializeToString())
+        return model
 
     def _assumed_widths(self) -> tuple[int, ...] | None:
         """The given widths, None for ``"auto"``."""
