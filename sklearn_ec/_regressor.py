@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin, _fit_context, clone
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
@@ -23,6 +23,7 @@ from ._ensemble import Ensemble, train_ensemble
 from ._expansion import WidthSearch, find_width
 from ._export import to_mlp_regressor, to_sequential
 from ._onnx import to_onnx
+from ._persistence import load_estimator, save_estimator
 from ._preprocessing import prepare
 from ._reconstruction import canonical_form, collapse, incoming_vectors
 from ._students import layer_shapes
@@ -312,6 +313,9 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         ------
         ValueError
             If a threshold is out of range; the estimator stays as it was.
+        NotFittedError
+            If the estimator has no students: those of :meth:`load` and
+            :func:`~sklearn_ec.scaling.fold_scalers` have none.
 
         Warns
         -----
@@ -319,6 +323,11 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
             If the network is not certified, as in ``fit``.
         """
         check_is_fitted(self)
+        if not hasattr(self, "_ensemble"):
+            raise NotFittedError(
+                "recluster needs the training rows and students, which save and fold_scalers do "
+                "not keep: use the estimator that was fitted, or fit this one."
+            )
         new = {"gamma": gamma, "beta": beta, "cut": cut}
         new = {name: value for name, value in new.items() if value is not None}
         clone(self).set_params(**new)._validate_params()
@@ -419,6 +428,78 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         if path is not None:
             Path(path).write_bytes(model.SerializeToString())
         return model
+
+    def save(self, path):
+        """Write the fitted estimator to a file, without pickle.
+
+        The file is in the safetensors format: arrays as tensors, all else as JSON in its header,
+        with a format version and a checksum. It holds the parameters and the learned attributes,
+        but neither training rows nor students, so that a loaded estimator cannot ``recluster``. It
+        is written to a temporary file first, then moved to its place.
+
+        Parameters
+        ----------
+        path : str or path-like
+            File to write, usually ``*.safetensors``.
+
+        Raises
+        ------
+        ImportError
+            If safetensors is missing: ``pip install sklearn_ec[export]``.
+        TypeError
+            If a parameter or attribute is of a type that the file cannot hold.
+
+        See Also
+        --------
+        ExpandClusterRegressor.load : The way back.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from sklearn_ec import ExpandClusterRegressor
+        >>> X = np.random.default_rng(0).uniform(-2, 2, size=(200, 2))
+        >>> model = ExpandClusterRegressor(
+        ...     hidden_layer_sizes=1, activation="tanh", n_students=3, random_state=0
+        ... ).fit(X, np.tanh(X @ [1.0, -0.5] + 0.3))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.save(f"{folder}/network.safetensors")
+        ...     loaded = ExpandClusterRegressor.load(f"{folder}/network.safetensors")
+        >>> loaded.recovered_, bool((loaded.predict(X) == model.predict(X)).all())
+        (True, True)
+        """
+        check_is_fitted(self)
+        save_estimator(self, path)
+
+    @classmethod
+    def load(cls, path):
+        """Read a fitted estimator from a file that ``save`` wrote. No code from it is run.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file.
+
+        Returns
+        -------
+        ExpandClusterRegressor
+            An estimator with the parameters and learned attributes of the saved one. It predicts,
+            plots and exports; ``recluster`` needs the students, which are not saved.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ImportError
+            If safetensors is missing: ``pip install sklearn_ec[export]``.
+        ValueError
+            If the file is damaged, of another origin or of a later format version.
+
+        See Also
+        --------
+        ExpandClusterRegressor.save : Write the file; has an example.
+        """
+        return load_estimator(cls, path)
 
     def _assumed_widths(self) -> tuple[int, ...] | None:
         """The given widths, None for ``"auto"``."""
