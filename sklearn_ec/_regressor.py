@@ -455,7 +455,7 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
         Examples
         --------
-        >>> import tempfile
+        >>> import os, tempfile
         >>> import numpy as np
         >>> from sklearn_ec import ExpandClusterRegressor
         >>> X = np.random.default_rng(0).uniform(-2, 2, size=(200, 2))
@@ -464,9 +464,8 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         ... ).fit(X, np.tanh(X @ [1.0, -0.5] + 0.3))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     model.save(f"{folder}/network.safetensors")
-        ...     loaded = ExpandClusterRegressor.load(f"{folder}/network.safetensors")
-        >>> loaded.recovered_, bool((loaded.predict(X) == model.predict(X)).all())
-        (True, True)
+        ...     os.listdir(folder)
+        ['network.safetensors']
         """
         check_is_fitted(self)
         save_estimator(self, path)
@@ -497,7 +496,22 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
         See Also
         --------
-        ExpandClusterRegressor.save : Write the file; has an example.
+        ExpandClusterRegressor.save : Write the file.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from sklearn_ec import ExpandClusterRegressor
+        >>> X = np.random.default_rng(0).uniform(-2, 2, size=(200, 2))
+        >>> model = ExpandClusterRegressor(
+        ...     hidden_layer_sizes=1, activation="tanh", n_students=3, random_state=0
+        ... ).fit(X, np.tanh(X @ [1.0, -0.5] + 0.3))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.save(f"{folder}/network.safetensors")
+        ...     loaded = ExpandClusterRegressor.load(f"{folder}/network.safetensors")
+        >>> loaded.recovered_, bool((loaded.predict(X) == model.predict(X)).all())
+        (True, True)
         """
         return load_estimator(cls, path)
 
