@@ -21,7 +21,7 @@ from ._levenberg import BatchedLevenberg, LeastSquaresTask
 from ._linearization import Linearization, stacked
 from ._students import StackedStudents, initial_weights
 from ._sweeps import Layers
-from ._types import Network, Samples, Students
+from ._types import Network, Samples, Students, stacked_curves
 
 WARM_UP_STEPS = 1000
 WARM_UP_BATCH = 256
@@ -127,6 +127,28 @@ class LevenbergNet(_StudentNet):
         return {"loss": self.solver_.losses.nanmean(), "y_pred": None}
 
 
+class LossRecorder(Callback):
+    """Record the loss of every student before training and after each epoch."""
+
+    def __init__(self, task: LeastSquaresTask):
+        self.task = task
+
+    def on_train_begin(self, net: Any, **kwargs: Any) -> None:
+        self.losses_ = [self._losses(net)]
+
+    def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
+        self.losses_.append(self._losses(net))
+
+    def _losses(self, net: Any) -> np.ndarray:
+        with torch.no_grad():
+            return self.task.losses(net.module_.weights).cpu().numpy()
+
+    @property
+    def curves(self) -> np.ndarray:
+        """Losses, shape (n_students, n_epochs + 1)."""
+        return np.stack(self.losses_, axis=1)
+
+
 class TrainingMonitor(Callback):
     """Remember the best student on held-out rows, and stop training when more is of no use.
 
@@ -217,7 +239,9 @@ class Trainer:
         losses = self.task.losses(layers)
         trained = torch.zeros(len(seeds), dtype=torch.bool)
         monitors, n_iter = [], 0
+        curves = list(losses.cpu().numpy()[:, None])
         for group in self._groups(losses, layers):
+            recorder = LossRecorder(self.task)
             monitor = TrainingMonitor(self.held_out_task, group, tol, is_recovered)
             net = LevenbergNet(
                 StackedStudents(tuple(layer[group] for layer in layers), self.activation),
@@ -225,13 +249,15 @@ class Trainer:
                 tol=tol,
                 device=self.device,
                 max_epochs=max(1, math.ceil(max_iter / LEVENBERG_STEPS_PER_EPOCH)),
-                callbacks=[monitor],
+                callbacks=[recorder, monitor],
             )
             self._fit(net, self.task, monitor)
             solver = net.solver_
             for layer, trained_layer in zip(layers, solver.layers, strict=True):
                 layer[group] = trained_layer
             losses[group], trained[group.cpu()] = solver.losses, True
+            for student, curve in zip(group.tolist(), recorder.curves, strict=True):
+                curves[student] = curve
             monitors.append(monitor)
             n_iter = max(n_iter, len(net.history) * LEVENBERG_STEPS_PER_EPOCH)
             if monitor.succeeded_:
@@ -244,6 +270,7 @@ class Trainer:
             n_iter=n_iter,
             best=best.best_network_,
             best_held_out_loss=float(best.best_losses_.min()),
+            loss_curves=stacked_curves(curves),
         )
 
     def train_with_adam(
@@ -255,7 +282,8 @@ class Trainer:
         that the Levenberg solver is measured against.
         """
         students = self._initial_students(seeds, widths)
-        layers = self._adam(students, self.task, seeds, max_iter).weights
+        recorder = LossRecorder(self.task)
+        layers = self._adam(students, self.task, seeds, max_iter, [recorder]).weights
         losses = self.task.losses(layers)
         held_out = self.held_out_task.losses(layers).nan_to_num(math.inf)
         best = int(held_out.argmin())
@@ -266,6 +294,7 @@ class Trainer:
             n_iter=max_iter,
             best=_to_network(layers, best),
             best_held_out_loss=float(held_out[best]),
+            loss_curves=recorder.curves,
         )
 
     def _groups(self, losses: Tensor, layers: Layers) -> tuple[Tensor, ...]:
@@ -276,12 +305,17 @@ class Trainer:
         return order.split(max(MIN_GROUP, int(limit)))
 
     def polish(
-        self, network: Network, max_iter: int, target: float = math.inf, enough: float = 0.0
+        self,
+        network: Network,
+        max_iter: int,
+        target: float = math.inf,
+        enough: float = 0.0,
+        progress: float = POLISH_PROGRESS,
     ) -> tuple[Network, float]:
         """Levenberg on a single network, down to rounding or to a loss that is ``enough``.
 
-        The descent is given up where it stalls, or where twice the present rate would not reach the
-        ``target`` loss.
+        The descent is given up where 20 steps leave more than the share ``progress`` of the loss,
+        or where twice the present rate would not reach the ``target`` loss.
         """
         layers = stacked(network, self.device)
         solver = BatchedLevenberg(self.task, layers, tol=enough, damping=POLISH_DAMPING)
@@ -289,7 +323,7 @@ class Trainer:
             before = float(solver.losses[0])
             solver.run(POLISH_WINDOW)
             loss = float(solver.losses[0])
-            if solver.finished.all() or loss > POLISH_PROGRESS * before:
+            if solver.finished.all() or loss > progress * before:
                 break
             if target < loss * (loss / before) ** (2 * n_windows):
                 break
@@ -310,6 +344,12 @@ class Trainer:
             network, loss = _to_network(layers, 0), refined_loss
         return network, loss
 
+    def standard_errors(self, network: Network, noise_level: np.ndarray) -> list[np.ndarray]:
+        """Standard errors of a network's weights, in the layout of its layers."""
+        linearization = Linearization(self.task, network)
+        noise = torch.from_numpy(noise_level).to(self.device)
+        return [part.cpu().numpy() for part in linearization.standard_errors(noise)]
+
     def _warm_up(self, seeds: np.ndarray, widths: tuple[int, ...]) -> StackedStudents:
         """Initial students after a short training with Adam in single precision."""
         module = self._initial_students(seeds, widths).float()
@@ -325,9 +365,20 @@ class Trainer:
         return StackedStudents(tensors, self.activation)
 
     def _adam(
-        self, module: StackedStudents, task: LeastSquaresTask, seeds: np.ndarray, n_epochs: int
+        self,
+        module: StackedStudents,
+        task: LeastSquaresTask,
+        seeds: np.ndarray,
+        n_epochs: int,
+        callbacks: list[Callback] | None = None,
     ) -> StackedStudents:
-        net = AdamNet(module, seed=int(seeds[0]), device=self.device, max_epochs=n_epochs)
+        net = AdamNet(
+            module,
+            seed=int(seeds[0]),
+            device=self.device,
+            max_epochs=n_epochs,
+            callbacks=callbacks,
+        )
         self._fit(net, task)
         return module
 

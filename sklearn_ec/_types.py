@@ -12,6 +12,7 @@ Students have the same layout with one more axis in front. scikit-learn's transp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,9 +79,16 @@ class Students:
     n_iter: int
     best: Network  # the best state of any student on the held-out rows, at any time
     best_held_out_loss: float
+    # (n_students, n_epochs + 1), loss before the first and after each epoch; nan after the last
+    loss_curves: np.ndarray
 
     def __len__(self) -> int:
         return len(self.losses)
+
+    @property
+    def n_failed(self) -> int:
+        """Number of students whose training diverged."""
+        return int(np.sum(~np.isfinite(self.losses)))
 
     def joined(self, others: Students) -> Students:
         """These students and further ones behind them."""
@@ -93,6 +101,7 @@ class Students:
             n_iter=max(students.n_iter for students in both),
             best=best.best,
             best_held_out_loss=best.best_held_out_loss,
+            loss_curves=stacked_curves([*self.loss_curves, *others.loss_curves]),
         )
 
     def network(self, student: int) -> Network:
@@ -118,6 +127,14 @@ class Students:
             return converged
         ranked = self.by_loss()
         return np.sort(ranked[: max(MIN_VOTERS, -(-len(ranked) // 2))])
+
+
+def stacked_curves(curves: Sequence[np.ndarray]) -> np.ndarray:
+    """Curves of different lengths as the rows of one array, padded with nan."""
+    stacked = np.full((len(curves), max(map(len, curves))), np.nan)
+    for row, curve in zip(stacked, curves, strict=True):
+        row[: len(curve)] = curve
+    return stacked
 
 
 @dataclass(frozen=True)

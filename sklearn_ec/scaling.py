@@ -29,6 +29,7 @@ __all__ = ["fold_scalers"]
 # to the spread of y, and distances in the coordinates that the estimator standardizes to itself.
 INVARIANT_ATTRIBUTES = (
     "_single_output",
+    "activation_",
     "certificate_",
     "cluster_report_",
     "dendrogram_",
@@ -39,7 +40,10 @@ INVARIANT_ATTRIBUTES = (
     "n_iter_",
     "n_outputs_",
     "recovered_",
+    "search_report_",
+    "student_loss_curves_",
     "student_losses_",
+    "width_agreement_",
 )
 
 
@@ -72,10 +76,10 @@ def fold_scalers(model: Any) -> ExpandClusterRegressor:
     ExpandClusterRegressor
         A fitted copy. ``weights_`` and ``biases_`` are in the canonical form of ``fit``: order,
         signs and lengths may differ from those of the scaled network. All that is measured in the
-        internal standardized coordinates or relative to the spread of y carries over:
-        ``dendrogram_``, ``cluster_report_``, ``student_losses_``, ``loss_``, ``certificate_``,
-        ``recovered_``, ``n_agreeing_``. Other learned attributes are left out, and so are the
-        training rows and students: ``recluster`` the estimator inside ``model``, then fold again.
+        internal standardized coordinates or relative to the spread of y carries over, as
+        ``dendrogram_``, ``cluster_report_``, ``student_losses_``, ``loss_`` and ``certificate_``;
+        ``noise_level_`` is scaled. The training rows and students are left out, so that there are
+        no ``standard_errors_``: ``recluster`` the estimator inside ``model``, then fold again.
 
     Raises
     ------
@@ -149,6 +153,7 @@ def _fold_targets(model: TransformedTargetRegressor) -> ExpandClusterRegressor:
     scaling = _scaling(model.transformer_, "the transformer of the targets")
     network.weights_[-1] = network.weights_[-1] * scaling.scale
     network.biases_[-1] = network.biases_[-1] * scaling.scale + scaling.offset
+    network.noise_level_ = network.noise_level_ * scaling.scale
     network.weights_, network.biases_ = _canonical(network)
     network._single_output = model._training_dim == 1
     return network
@@ -158,13 +163,14 @@ def _invariant_copy(model: ExpandClusterRegressor) -> ExpandClusterRegressor:
     network = clone(model)
     learned = vars(model).items()
     vars(network).update({name: value for name, value in learned if name in INVARIANT_ATTRIBUTES})
+    network.noise_level_ = model.noise_level_
     network.weights_ = [weight.copy() for weight in model.weights_]
     network.biases_ = [bias.copy() for bias in model.biases_]
     return network
 
 
 def _canonical(network: ExpandClusterRegressor) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    return canonical_form(network.weights_, network.biases_, get_activation(network.activation))
+    return canonical_form(network.weights_, network.biases_, get_activation(network.activation_))
 
 
 def _scaling(scaler: Any, place: str) -> Scaling:

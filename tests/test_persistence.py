@@ -173,8 +173,11 @@ def test_new_attributes_of_plain_type_need_no_change(tanh_model, tmp_path):
 
 
 def test_loaded_estimators_cannot_recluster(saved):
+    loaded = ExpandClusterRegressor.load(saved)
     with pytest.raises(NotFittedError, match="recluster needs the training rows and students"):
-        ExpandClusterRegressor.load(saved).recluster(gamma=0.9)
+        loaded.recluster(gamma=0.9)
+    with pytest.raises(NotFittedError, match="standard_errors_ needs the training rows"):
+        loaded.standard_errors_  # noqa: B018
 
 
 def test_a_loaded_estimator_can_be_cloned_pickled_and_fitted(tanh_problem, saved):

@@ -139,12 +139,21 @@ def test_feature_names_are_those_of_the_pipeline(problem):
 
 
 def test_what_a_copy_leaves_out(fitted):
-    fitted[-1].noise_level_ = 0.1  # in units of the scaled targets
+    fitted[-1].later_ = 0.1  # unknown attributes may depend on the scales
     network = fold_scalers(fitted)
-    del fitted[-1].noise_level_
-    assert not hasattr(network, "noise_level_")
+    del fitted[-1].later_
+    assert set(vars(fitted[-1])) - set(vars(network)) == {"_assumed", "_ensemble", "_problem"}
+    assert not hasattr(network, "later_")
+    assert not hasattr(network, "standard_errors_")
     with pytest.raises(NotFittedError, match="recluster needs the training rows"):
         network.recluster()
+
+
+def test_noise_level_is_in_units_of_the_targets(problem):
+    _, X, y = problem
+    model = TransformedTargetRegressor(make_model(), transformer=StandardScaler()).fit(X, y)
+    model.regressor_.noise_level_ = np.array([0.1])
+    assert_allclose(fold_scalers(model).noise_level_, 0.1 * np.std(y))
 
 
 def test_exports_of_a_folded_network(problem, fitted, tmp_path):

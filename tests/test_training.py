@@ -71,6 +71,26 @@ def test_students_reach_the_loss_they_report(trainer, rows, widths, shapes):
     assert students.n_iter <= 40
 
 
+@pytest.mark.parametrize("solver", ["levenberg", "adam"])
+def test_loss_curves_end_at_the_losses(trainer, solver):
+    if solver == "adam":
+        students = trainer.train_with_adam(SEEDS, (8,), max_iter=2)
+    else:
+        students = trainer.train(SEEDS, (8,), max_iter=20, tol=0.0)
+    assert students.loss_curves.shape == (6, 3)
+    assert_array_equal(students.loss_curves[:, -1], students.losses)
+    assert (students.loss_curves[:, -1] < students.loss_curves[:, 0]).all()
+
+
+def test_joined_students_keep_their_loss_curves(trainer):
+    short = trainer.train(SEEDS, (4,), max_iter=10, tol=0.0)
+    long = trainer.train(SEEDS[:2], (4,), max_iter=30, tol=0.0)
+    curves = short.joined(long).loss_curves
+    assert_array_equal(curves[:6, :2], short.loss_curves)
+    assert np.isnan(curves[:6, 2:]).all()
+    assert_array_equal(curves[6:], long.loss_curves)
+
+
 def test_deep_students_of_even_linear_activations_reach_the_loss_they_report(rows):
     trainer = Trainer(*rows, "softplus", "cpu", has_skip=True)
     students = trainer.train(SEEDS, (8, 6), max_iter=40, tol=1e-20)
