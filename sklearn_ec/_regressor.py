@@ -6,11 +6,12 @@ import math
 import warnings
 from dataclasses import replace
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin, _fit_context, clone
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
@@ -21,6 +22,8 @@ from ._ensemble import Ensemble, train_ensemble
 from ._export import to_mlp_regressor, to_sequential
 from ._layers import Thresholds, cluster_layers
 from ._noise import noise_level, standard_errors
+from ._onnx import to_onnx
+from ._persistence import load_estimator, save_estimator
 from ._preprocessing import prepare
 from ._reconstruction import canonical_form
 from ._search import Search, Trial
@@ -303,8 +306,14 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         list of ndarray
             Per layer an array of shape (fan_in + 1, fan_out) in the units of ``weights_``, the
             standard errors of the biases in the last row.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator has no training rows: those of :meth:`load` and
+            :func:`~sklearn_ec.scaling.fold_scalers` have none.
         """
-        check_is_fitted(self)
+        self._check_has_training_rows("standard_errors_")
         return standard_errors(
             self.weights_,
             self.biases_,
@@ -337,13 +346,16 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         ------
         ValueError
             If a threshold is out of range; the estimator stays as it was.
+        NotFittedError
+            If the estimator has no students: those of :meth:`load` and
+            :func:`~sklearn_ec.scaling.fold_scalers` have none.
 
         Warns
         -----
         ConvergenceWarning
             If the network is not certified, as in ``fit``.
         """
-        check_is_fitted(self)
+        self._check_has_training_rows("recluster")
         new = {"gamma": gamma, "beta": beta, "cut": cut}
         new = {name: value for name, value in new.items() if value is not None}
         clone(self).set_params(**new)._validate_params()
@@ -383,7 +395,7 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         Returns
         -------
         sklearn.neural_network.MLPRegressor
-            A regressor with the same predictions.
+            A regressor with the same predictions. ``partial_fit`` trains it on, from these weights.
 
         Raises
         ------
@@ -406,6 +418,131 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         if hasattr(self, "feature_names_in_"):
             mlp.feature_names_in_ = self.feature_names_in_
         return mlp
+
+    def to_onnx(self, path=None):
+        """Return the reconstructed network as an ONNX model, and write it to a file.
+
+        Parameters
+        ----------
+        path : str or path-like, default=None
+            File to write, usually ``*.onnx``; None writes none.
+
+        Returns
+        -------
+        onnx.ModelProto
+            A model in float64 with the input ``X`` of shape (n_samples, n_features) and the output
+            ``y`` of shape (n_samples, n_outputs), for any number of samples (opset 17). It consists
+            of operators that onnxruntime implements in float64.
+
+        Raises
+        ------
+        ImportError
+            If onnx is missing: ``pip install sklearn_ec[export]``.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sklearn_ec import ExpandClusterRegressor
+        >>> X = np.random.default_rng(0).uniform(-2, 2, size=(200, 2))
+        >>> model = ExpandClusterRegressor(
+        ...     hidden_layer_sizes=1, activation="tanh", n_students=3, random_state=0
+        ... ).fit(X, np.tanh(X @ [1.0, -0.5] + 0.3))
+        >>> onnx_model = model.to_onnx()
+        >>> [node.op_type for node in onnx_model.graph.node]
+        ['Gemm', 'Tanh', 'Gemm']
+        """
+        check_is_fitted(self)
+        model = to_onnx(self.weights_, self.biases_, self.activation_)
+        if path is not None:
+            Path(path).write_bytes(model.SerializeToString())
+        return model
+
+    def save(self, path):
+        """Write the fitted estimator to a file, without pickle.
+
+        The file is in the safetensors format: arrays as tensors, all else as JSON in its header,
+        with a format version and a checksum. It holds the parameters and the learned attributes,
+        but neither training rows nor students, so that a loaded estimator cannot ``recluster`` and
+        has no ``standard_errors_``. It is written to a temporary file first, then moved to its
+        place.
+
+        Parameters
+        ----------
+        path : str or path-like
+            File to write, usually ``*.safetensors``.
+
+        Raises
+        ------
+        ImportError
+            If safetensors is missing: ``pip install sklearn_ec[export]``.
+        TypeError
+            If a parameter or attribute is of a type that the file cannot hold.
+
+        See Also
+        --------
+        ExpandClusterRegressor.load : The way back.
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> import numpy as np
+        >>> from sklearn_ec import ExpandClusterRegressor
+        >>> X = np.random.default_rng(0).uniform(-2, 2, size=(200, 2))
+        >>> model = ExpandClusterRegressor(
+        ...     hidden_layer_sizes=1, activation="tanh", n_students=3, random_state=0
+        ... ).fit(X, np.tanh(X @ [1.0, -0.5] + 0.3))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.save(f"{folder}/network.safetensors")
+        ...     os.listdir(folder)
+        ['network.safetensors']
+        """
+        check_is_fitted(self)
+        save_estimator(self, path)
+
+    @classmethod
+    def load(cls, path):
+        """Read a fitted estimator from a file that ``save`` wrote. No code from it is run.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file.
+
+        Returns
+        -------
+        ExpandClusterRegressor
+            An estimator with the parameters and learned attributes of the saved one. It predicts,
+            plots and exports; ``recluster`` needs the students, which are not saved.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ImportError
+            If safetensors is missing: ``pip install sklearn_ec[export]``.
+        ValueError
+            If the file is damaged, of another origin or of a later format version.
+
+        See Also
+        --------
+        ExpandClusterRegressor.save : Write the file.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from sklearn_ec import ExpandClusterRegressor
+        >>> X = np.random.default_rng(0).uniform(-2, 2, size=(200, 2))
+        >>> model = ExpandClusterRegressor(
+        ...     hidden_layer_sizes=1, activation="tanh", n_students=3, random_state=0
+        ... ).fit(X, np.tanh(X @ [1.0, -0.5] + 0.3))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.save(f"{folder}/network.safetensors")
+        ...     loaded = ExpandClusterRegressor.load(f"{folder}/network.safetensors")
+        >>> loaded.recovered_, bool((loaded.predict(X) == model.predict(X)).all())
+        (True, True)
+        """
+        return load_estimator(cls, path)
 
     def _assumed_widths(self) -> tuple[int, ...] | None:
         """The given widths, None for ``"auto"``."""
@@ -449,6 +586,14 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         y = np.asarray(y, dtype=np.float64).reshape(len(X), -1)
         self.n_outputs_ = y.shape[1]
         return X, y, sample_weight
+
+    def _check_has_training_rows(self, purpose: str) -> None:
+        check_is_fitted(self)
+        if not hasattr(self, "_problem"):
+            raise NotFittedError(
+                f"{purpose} needs the training rows and students, which save and fold_scalers do "
+                "not keep: use the estimator that was fitted, or fit this one."
+            )
 
     def _annealer(self, activation: str) -> Annealer:
         problem = self._problem
