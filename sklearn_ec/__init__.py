@@ -1,7 +1,7 @@
 """Recover a neural network from its inputs and outputs."""
 
-from . import datasets, metrics
+from . import datasets, inspection, metrics
 from ._regressor import ExpandClusterRegressor
 from ._version import __version__
 
-__all__ = ["ExpandClusterRegressor", "__version__", "datasets", "metrics"]
+__all__ = ["ExpandClusterRegressor", "__version__", "datasets", "inspection", "metrics"]

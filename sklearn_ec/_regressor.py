@@ -17,7 +17,13 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from ._activations import ACTIVATIONS, get_activation
 from ._annealing import Annealer, Candidate
-from ._clustering import average_linkage, cluster_labels, cluster_report, find_clusters
+from ._clustering import (
+    average_linkage,
+    cluster_indices,
+    cluster_labels,
+    cluster_report,
+    find_clusters,
+)
 from ._ensemble import Ensemble, train_ensemble
 from ._expansion import WidthSearch, find_width
 from ._export import to_mlp_regressor, to_sequential
@@ -548,7 +554,10 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         )
         self.cluster_report_ += cluster_report(clusters, layer)
         labels, heights = cluster_labels(clusters, len(vectors))
-        self.dendrogram_.append(Dendrogram(tree, owners, neurons, labels, heights))
+        indices, statuses = cluster_indices(clusters, len(vectors))
+        self.dendrogram_.append(
+            Dendrogram(tree, owners, neurons, labels, heights, vectors, indices, statuses)
+        )
         return collapse(clusters, vectors, owners, self._ensemble.students.losses)
 
     def _best_candidate(self, annealer: Annealer, collapsed: list[np.ndarray]) -> Candidate:
