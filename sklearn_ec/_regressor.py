@@ -24,12 +24,14 @@ from ._clustering import (
     cluster_report,
     find_clusters,
 )
+from ._documentation import page_template, published_url
 from ._ensemble import Ensemble, train_ensemble
 from ._expansion import WidthSearch, find_width
 from ._export import to_mlp_regressor, to_sequential
 from ._preprocessing import prepare
 from ._reconstruction import canonical_form, collapse, incoming_vectors
 from ._students import layer_shapes
+from ._summary import summary_text
 from ._training import Trainer
 from ._types import Dendrogram, Students
 
@@ -202,6 +204,9 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
+    # Where the HTML representation links to.
+    _doc_link_module = "sklearn_ec"
+    _doc_link_template = page_template(published_url())
 
     def __init__(
         self,
@@ -332,6 +337,28 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         clone(self).set_params(**new)._validate_params()
         self.set_params(**new)._reconstruct(self._annealer())
         return self
+
+    def summary(self):
+        """Print a short table: verdict, layers, clusters, students and what was measured.
+
+        Each hidden layer has its neurons in the reconstructed network and the clusters by status,
+        see ``cluster_report_``. Where the network is not certified, the second line says why.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sklearn_ec import ExpandClusterRegressor
+        >>> X = np.random.default_rng(0).uniform(-2, 2, size=(200, 2))
+        >>> model = ExpandClusterRegressor(
+        ...     hidden_layer_sizes=1, activation="tanh", n_students=3, random_state=0
+        ... ).fit(X, np.tanh(X @ [1.0, -0.5] + 0.3))
+        >>> model.summary()  # doctest: +ELLIPSIS
+        ExpandClusterRegressor, activation tanh
+        certified
+        ...
+        """
+        check_is_fitted(self)
+        print(summary_text(self))
 
     def to_torch(self):
         """Return the reconstructed network as a torch module.
