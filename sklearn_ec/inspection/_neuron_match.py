@@ -133,7 +133,7 @@ class NeuronMatchDisplay(Display):
             marker=marker,
             color=color,
             s=40,
-            label=f"{label} ({len(x)})",
+            label=f"{label} ({len(x)})" if len(x) else None,
             zorder=3,
         )
 
