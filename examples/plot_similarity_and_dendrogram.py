@@ -11,8 +11,8 @@ students' neurons, in its dendrogram, and in the clusters cut from it.
 # Students at zero loss
 # ---------------------
 # A random network with four neurons answers 600 queries. Twenty students with 16 neurons each are
-# trained; ``prune=False`` lets the clusters decide alone, so that students are trained until 60 % of
-# them are at zero loss.
+# trained; ``prune=False`` lets the clusters decide alone, so that students are trained until 60 %
+# of them are at zero loss.
 import numpy as np
 
 from sklearn_ec import ExpandClusterRegressor
@@ -36,9 +36,10 @@ StudentLossDisplay.from_estimator(model)
 # The matrix of distances
 # -----------------------
 # Between all neurons of the students at zero loss, in the order of the dendrogram. The four bright
-# blocks are the neurons of the network, which the students share; a student may hold several copies.
-# The scale is logarithmic: within a block vectors differ by little more than rounding. Everything
-# else is what students need to fill their width: neurons that cancel each other or do nothing.
+# blocks are the neurons of the network, which the students share; a student may hold several
+# copies. The scale is logarithmic: within a block vectors differ by little more than rounding.
+# Everything else is what students need to fill their width: neurons that cancel each other or do
+# nothing.
 SimilarityDisplay.from_estimator(model)
 
 # %%
