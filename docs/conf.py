@@ -38,11 +38,17 @@ sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "auto_examples",
     "show_memory": False,
+    "capture_repr": ("_repr_html_",),  # estimators, but not "<DendrogramDisplay object at 0x...>"
 }
 
 html_theme = "pydata_sphinx_theme"
 html_title = "sklearn_ec"
 html_baseurl = published_url()
+# Pages of their own have no section to navigate.
+html_sidebars = {
+    page: []
+    for page in ("install", "quickstart", "benchmarks", "comparison", "contributing", "changelog")
+}
 html_show_sourcelink = False
 
 # In the gallery, estimators link to their page in this documentation.

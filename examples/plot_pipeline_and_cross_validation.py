@@ -4,7 +4,7 @@ In a pipeline, cross-validated
 
 The estimator is an ordinary scikit-learn regressor: it stands at the end of a pipeline, and
 cross-validation scores it on rows that it has not seen. Where a network is behind the data, the
-error on these rows is rounding, in every fold, and every fold finds the same network.
+error on these rows is rounding, in every fold.
 """
 
 # %%

@@ -148,7 +148,7 @@ class DendrogramDisplay(Display):
         clusters = tree.clusters[len(tree.order) :]
         colors = [tree.colors[cluster] for cluster in clusters]
         # Where there are many, the long stems of lone neurons would hide all else.
-        thin = np.clip(500 / len(tree.order), 0.1, 1.0)
+        thin = np.clip(200 / len(tree.order), 0.1, 1.0)
         self.lines_ = LineCollection(
             list(tree.segments()),
             colors=colors,
