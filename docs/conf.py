@@ -1,6 +1,7 @@
 """Sphinx configuration: ``sphinx-build -W docs docs/_build``."""
 
 import sklearn_ec
+from sklearn_ec._documentation import ESTIMATOR_PAGE, published_url
 
 project = "sklearn_ec"
 copyright = "sklearn_ec developers"
@@ -21,16 +22,34 @@ nitpicky = False
 
 autosummary_generate = True
 numpydoc_show_class_members = False
-numpydoc_validation_checks = {"GL06", "GL08", "PR01", "PR02", "PR03", "RT01", "SS01"}
+# Everything but: an extended summary (ES01), examples of every method (EX01), "See Also" (SA01), a
+# verb up front (SS05) and nameless return values (RT02).
+numpydoc_validation_checks = {"all", "ES01", "EX01", "SA01", "SS05", "RT02"}
 # Records: their parameters are their documented attributes.
-numpydoc_validation_exclude = {r"\.NeuronMatch$", r"\.Teacher$", r"\.RecoveryProblem$"}
+numpydoc_validation_exclude = {
+    r"\.Certificate$",
+    r"\.Dendrogram$",
+    r"\.NeuronMatch$",
+    r"\.Teacher$",
+    r"\.RecoveryProblem$",
+}
 
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "auto_examples",
     "show_memory": False,
+    "capture_repr": ("_repr_html_",),  # estimators, but not "<DendrogramDisplay object at 0x...>"
 }
 
 html_theme = "pydata_sphinx_theme"
 html_title = "sklearn_ec"
+html_baseurl = published_url()
+# Pages of their own have no section to navigate.
+html_sidebars = {
+    page: []
+    for page in ("install", "quickstart", "benchmarks", "comparison", "contributing", "changelog")
+}
 html_show_sourcelink = False
+
+# In the gallery, estimators link to their page in this documentation.
+sklearn_ec.ExpandClusterRegressor._doc_link_template = f"../{ESTIMATOR_PAGE}"

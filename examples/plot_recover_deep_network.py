@@ -18,6 +18,7 @@ from sklearn.neural_network import MLPRegressor
 from sklearn.preprocessing import scale
 
 from sklearn_ec import ExpandClusterRegressor
+from sklearn_ec.inspection import DendrogramDisplay
 from sklearn_ec.metrics import match_neurons
 
 X, target = load_diabetes(return_X_y=True)
@@ -50,6 +51,6 @@ for layer in range(len(model.layer_sizes_)):
 # before they are clustered. Only students at zero loss, and those that were pruned to the network,
 # vote; the others would add noise.
 figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-for layer, (record, ax) in enumerate(zip(model.dendrogram_, axes, strict=True)):
-    record.plot(ax)
-    ax.set_title(f"hidden layer {layer}: {len(record.cut_heights)} clusters kept")
+for layer, ax in enumerate(axes):
+    DendrogramDisplay.from_estimator(model, layer=layer, ax=ax)
+    ax.set_title(f"hidden layer {layer}")

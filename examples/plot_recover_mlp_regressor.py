@@ -19,6 +19,7 @@ from sklearn.neural_network import MLPRegressor
 from sklearn.preprocessing import scale
 
 from sklearn_ec import ExpandClusterRegressor
+from sklearn_ec.inspection import DendrogramDisplay, NeuronMatchDisplay, StudentLossDisplay
 from sklearn_ec.metrics import match_neurons, max_cosine_distance
 
 X, target = load_diabetes(return_X_y=True)
@@ -71,6 +72,20 @@ for i, j, sign, distance in zip(
 # as soon as one student, pruned, is certified; where few students are at zero loss by then, the
 # next best are pruned as well, so that at least three vote. The title says how many of them hold
 # every neuron of the recovered network.
-ax = model.dendrogram_[0].plot()
-ax.figure.savefig("recovered_mlp_dendrogram.png", dpi=120)
+display = DendrogramDisplay.from_estimator(model)
+display.figure_.savefig("recovered_mlp_dendrogram.png", dpi=120)
 print("\nThe dendrogram is in recovered_mlp_dendrogram.png")
+
+# %%
+# The neurons
+# -----------
+# Each recovered neuron next to its partner in the secret network: rounding is all that is left
+# between them.
+NeuronMatchDisplay.from_estimator(model, secret)
+
+# %%
+# The students
+# ------------
+# A few dozen steps of Levenberg take students from a rough fit to zero loss. Training ends for all
+# of them once enough are there, or once pruning the best one gave the network.
+StudentLossDisplay.from_estimator(model)

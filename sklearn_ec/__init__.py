@@ -1,6 +1,6 @@
 """Recover a neural network from its inputs and outputs."""
 
-from . import datasets, metrics, probabilities, scaling
+from . import datasets, inspection, metrics, probabilities, scaling
 from ._regressor import ExpandClusterRegressor
 from ._version import __version__
 
@@ -8,6 +8,7 @@ __all__ = [
     "ExpandClusterRegressor",
     "__version__",
     "datasets",
+    "inspection",
     "metrics",
     "probabilities",
     "scaling",

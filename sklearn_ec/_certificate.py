@@ -49,15 +49,39 @@ TINY = np.finfo(np.float64).tiny
 
 @dataclass(frozen=True)
 class Certificate:
-    """What was measured, and the verdict."""
+    """What was measured of a network, and the verdict.
 
-    error: float  # relative root mean squared error on the training rows
+    Attributes
+    ----------
+    error : float
+        Relative root mean squared error on the training rows.
+    held_out_error : float
+        The same on rows kept out of training.
+    rounding : float
+        Errors up to here are rounding.
+    n_equations : int
+        Number of training rows times number of outputs.
+    n_parameters : int
+        Number of weights and biases.
+    weight_error : float
+        First-order bound on the relative error of the weights, the error over the smallest singular
+        value of the scaled Jacobian; nan where the errors are above rounding.
+    isolation : float
+        How far the nearest other solution is out of reach, the least of ``σ_i² / (e c_i)`` over the
+        weakest directions; nan where the errors are above rounding.
+    passed : bool
+        Whether the network is certified.
+    reason : str
+        Why it is not; empty if it is.
+    """
+
+    error: float
     held_out_error: float
-    rounding: float  # errors up to here are rounding
+    rounding: float
     n_equations: int
     n_parameters: int
-    weight_error: float  # e / σ_min; nan where the errors are above rounding
-    isolation: float  # least σ_i² / (e c_i); nan where the errors are above rounding
+    weight_error: float
+    isolation: float
     passed: bool
     reason: str
 

@@ -248,3 +248,11 @@ def cluster_labels(clusters: list[Cluster], n_leaves: int) -> tuple[np.ndarray, 
     for label, cluster in enumerate(kept):
         labels[cluster.leaves] = label
     return labels, np.array([cluster.height for cluster in kept])
+
+
+def cluster_indices(clusters: list[Cluster], n_leaves: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cluster of every leaf, kept or not (-1 for leaves that stayed alone), and all statuses."""
+    indices = np.full(n_leaves, -1)
+    for index, cluster in enumerate(clusters):
+        indices[cluster.leaves] = index
+    return indices, np.array([cluster.status for cluster in clusters], dtype=str)

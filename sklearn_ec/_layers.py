@@ -8,7 +8,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ._clustering import average_linkage, cluster_labels, cluster_report, find_clusters
+from ._clustering import (
+    average_linkage,
+    cluster_indices,
+    cluster_labels,
+    cluster_report,
+    find_clusters,
+)
 from ._ensemble import Ensemble
 from ._reconstruction import collapse, incoming_vectors
 from ._training import Trainer
@@ -76,5 +82,8 @@ def _cluster_layer(
     )
     layers.report += cluster_report(clusters, len(lower))
     labels, heights = cluster_labels(clusters, len(vectors))
-    layers.dendrograms.append(Dendrogram(tree, owners, neurons, labels, heights))
+    indices, statuses = cluster_indices(clusters, len(vectors))
+    layers.dendrograms.append(
+        Dendrogram(tree, owners, neurons, labels, heights, vectors, indices, statuses)
+    )
     return collapse(clusters, vectors, owners, ensemble.students.losses)

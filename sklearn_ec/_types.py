@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -152,8 +151,16 @@ class Dendrogram:
         Index of every leaf's neuron within its student.
     labels : ndarray of shape (n_leaves,)
         Kept cluster of every leaf, -1 for none.
-    cut_heights : ndarray of shape (n_clusters,)
+    cut_heights : ndarray of shape (n_kept,)
         Height of every kept cluster's subtree.
+    vectors : ndarray of shape (n_leaves, fan_in + 1)
+        Incoming weight vector ``[w; b]`` of every leaf in standardized coordinates, of unit length
+        for homogeneous activations. They take ``8 * (fan_in + 1)`` bytes per leaf.
+    clusters : ndarray of shape (n_leaves,)
+        Cluster of every leaf as an index into ``statuses``, -1 for leaves that stayed alone.
+    statuses : ndarray of shape (n_clusters,)
+        Why every cluster is kept or not, in the order of the layer's entries in
+        ``cluster_report_``: "kept", "small", "unaligned" or "unstable".
     n_students : int
         Number of students, those without leaves included.
     n_agreeing : int
@@ -165,22 +172,8 @@ class Dendrogram:
     neurons: np.ndarray
     labels: np.ndarray
     cut_heights: np.ndarray
+    vectors: np.ndarray
+    clusters: np.ndarray
+    statuses: np.ndarray
     n_students: int = 0
     n_agreeing: int = 0
-
-    def plot(self, ax: Any = None) -> Any:
-        """Draw the tree on a logarithmic axis, one color per kept cluster (needs matplotlib).
-
-        Parameters
-        ----------
-        ax : matplotlib Axes, default=None
-            Axes to draw on; a new figure if None.
-
-        Returns
-        -------
-        matplotlib Axes
-            The axes drawn on.
-        """
-        from ._displays import plot_dendrogram
-
-        return plot_dendrogram(self, ax)

@@ -7,6 +7,7 @@ from sklearn_ec._clustering import (
     ROUNDING_HEIGHT,
     Cluster,
     average_linkage,
+    cluster_indices,
     cluster_labels,
     cluster_report,
     cut_tree,
@@ -362,10 +363,14 @@ def test_labels_count_kept_clusters_only():
     clusters = [cluster([1, 4, 5], "kept"), cluster([0, 2], "small"), cluster([3, 6], "kept")]
     labels, heights = cluster_labels(clusters, 8)
     assert labels.tolist() == [-1, 0, -1, 1, 0, 0, 1, -1]
+    indices, statuses = cluster_indices(clusters, 8)
+    assert indices.tolist() == [1, 0, 1, 2, 0, 0, 2, -1]
+    assert statuses.tolist() == ["kept", "small", "kept"]
     np.testing.assert_allclose(heights, [0.3, 0.2])
     labels, heights = cluster_labels([], 3)
     assert labels.tolist() == [-1, -1, -1]
     assert heights.shape == (0,)
+    assert cluster_indices([], 3)[1].shape == (0,)
 
 
 def test_linkage_of_one_vector_is_empty():

@@ -121,6 +121,10 @@ def test_learned_attributes(tanh_problem, fitted):
     assert record.linkage.shape == (n_leaves - 1, 4)
     assert len(record.students) == len(record.neurons) == n_leaves
     assert len(record.cut_heights) == record.labels.max() + 1
+    assert record.vectors.shape == (n_leaves, 4)
+    assert record.statuses.tolist() == [entry["status"] for entry in fitted.cluster_report_]
+    sizes = [entry["size"] for entry in fitted.cluster_report_]
+    assert np.bincount(record.clusters[record.clusters >= 0]).tolist() == sizes
     outputs = np.tanh(X @ fitted.weights_[0] + fitted.biases_[0]) @ fitted.weights_[1]
     assert_allclose(fitted.predict(X), outputs[:, 0] + fitted.biases_[1], rtol=1e-15)
 
@@ -136,7 +140,7 @@ def test_further_students_confirm_an_early_network(tanh_problem, monkeypatch):
     assert [cluster["n_students"] for cluster in model.cluster_report_] == [3] * 4
     assert len(np.unique(model.dendrogram_[0].students)) == 3
     assert len(model.dendrogram_[0].students) == 3 * 4  # exact widths, not the students'
-    assert "3 of 6 students agree" in model.dendrogram_[0].plot().get_title()
+    assert (model.dendrogram_[0].n_agreeing, model.dendrogram_[0].n_students) == (3, 6)
 
 
 def test_no_student_agrees_on_a_network_that_none_holds(tanh_problem):

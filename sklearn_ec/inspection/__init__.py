@@ -1,0 +1,20 @@
+"""Look at a fitted estimator: plots in scikit-learn's manner, and the records they draw."""
+
+from sklearn_ec._certificate import Certificate
+from sklearn_ec._types import Dendrogram
+
+from ._alignment import AlignmentDisplay
+from ._dendrogram import DendrogramDisplay
+from ._neuron_match import NeuronMatchDisplay
+from ._similarity import SimilarityDisplay
+from ._student_loss import StudentLossDisplay
+
+__all__ = [
+    "AlignmentDisplay",
+    "Certificate",
+    "Dendrogram",
+    "DendrogramDisplay",
+    "NeuronMatchDisplay",
+    "SimilarityDisplay",
+    "StudentLossDisplay",
+]

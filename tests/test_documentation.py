@@ -1,0 +1,24 @@
+"""Links to the documentation."""
+
+from sklearn_ec import ExpandClusterRegressor
+from sklearn_ec._documentation import documentation_among, page_template
+
+
+def test_html_representation_links_to_the_published_documentation(monkeypatch):
+    monkeypatch.setattr(
+        ExpandClusterRegressor, "_doc_link_template", page_template("https://docs.test/stable/")
+    )
+    page = "https://docs.test/stable/generated/sklearn_ec.ExpandClusterRegressor.html"
+    assert page in ExpandClusterRegressor()._repr_html_()
+
+
+def test_html_representation_has_no_link_without_published_documentation(monkeypatch):
+    monkeypatch.setattr(ExpandClusterRegressor, "_doc_link_template", page_template(""))
+    assert ExpandClusterRegressor()._get_doc_link() == ""
+    assert "<a " not in ExpandClusterRegressor()._repr_html_()
+
+
+def test_documentation_url_comes_from_the_metadata():
+    urls = ["Source, https://code.test/repo", "Documentation, https://docs.test/stable"]
+    assert documentation_among(urls) == "https://docs.test/stable"
+    assert documentation_among(urls[:1]) == ""

@@ -1,0 +1,46 @@
+"""The printed summary of a fitted estimator."""
+
+import pytest
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+
+from sklearn_ec import ExpandClusterRegressor
+
+
+def make_model(**parameters):
+    return ExpandClusterRegressor(
+        2, hidden_layer_sizes=4, activation="tanh", random_state=0, **parameters
+    )
+
+
+def summary_lines(model, capsys):
+    model.summary()
+    return capsys.readouterr().out.splitlines()
+
+
+def test_prints_the_verdict_the_layers_and_the_measurements(tanh_problem, capsys):
+    _, X, y = tanh_problem
+    lines = summary_lines(make_model(n_students=4).fit(X, y), capsys)
+    assert lines[0] == "ExpandClusterRegressor, activation tanh"
+    assert lines[1] == "certified"
+    assert lines[3] == "layer  neurons  clusters kept  small  unaligned  unstable"
+    assert lines[4].split()[:3] == ["0", "4", "4"]
+    assert [line.split()[0] for line in lines[6:]] == [
+        "students",
+        "relative",
+        "equations",
+        "weights",
+    ]
+
+
+def test_says_why_a_network_is_refused(tanh_problem, short_warm_up, capsys):
+    _, X, y = tanh_problem
+    with pytest.warns(ConvergenceWarning, match="not certified"):
+        model = make_model(n_students=2, max_iter=10, prune=False).fit(X, y)
+    lines = summary_lines(model, capsys)
+    assert lines[1] == f"not certified: {model.certificate_.reason}"
+    assert lines[-1].startswith("equations")  # the weights were not judged
+
+
+def test_a_fitted_estimator_is_needed():
+    with pytest.raises(NotFittedError):
+        make_model().summary()
