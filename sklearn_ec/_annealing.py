@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 
+from ._cache import CACHE_VERSION, Store, digest
 from ._certificate import Certificate, certify
 from ._pruning import CAP_FACTOR, CAP_FLOOR, POLISH_STEPS, prune, regrow
 from ._reconstruction import linear_pairs, resolve_signs, solve_readout, with_skip
@@ -30,13 +33,30 @@ class Candidate:
 
 
 class Annealer:
-    """Finishes networks: polish, prune, resolve signs, certify."""
+    """Finishes networks: polish, prune, resolve signs, certify. A store remembers the results."""
 
-    def __init__(self, trainer: Trainer, held_out: Samples, y_rounding: float, prune: bool):
+    def __init__(
+        self,
+        trainer: Trainer,
+        held_out: Samples,
+        y_rounding: float,
+        prune: bool,
+        store: Store | None = None,
+    ):
         self.trainer = trainer
         self.held_out = held_out
         self.y_rounding = y_rounding
         self.prune = prune
+        self.store = store
+
+    def identity(self) -> dict[str, Any]:
+        """What results depend on."""
+        return {name: part for name, part in vars(self).items() if name not in ("store", "key")}
+
+    @cached_property
+    def key(self) -> str:
+        """Digest of the problem and of how it is solved."""
+        return digest([CACHE_VERSION, self])
 
     def solve_readout(self, hidden: Sequence[np.ndarray]) -> Network:
         """The network with these hidden layers, with skip terms where signs are open."""
@@ -48,6 +68,12 @@ class Annealer:
 
         A ``persistent`` attempt grows a deep network again that pruning left in a local minimum.
         """
+        if self.store is None:
+            return self._finish(network, persistent)
+        key = digest(["finish", self.key, network, persistent])
+        return self.store.recall(key, partial(self._finish, network, persistent))[0]
+
+    def _finish(self, network: Network, persistent: bool) -> Candidate:
         if self.prune and self.trainer.has_skip:
             network = with_skip(network)
         n_steps = FIRST_POLISH_STEPS if self.prune else POLISH_STEPS

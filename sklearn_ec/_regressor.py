@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import time
 import warnings
 from dataclasses import replace
 from numbers import Integral, Real
@@ -12,16 +14,19 @@ import numpy as np
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin, _fit_context, clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from ._activations import ACTIVATIONS, get_activation
 from ._annealing import Annealer, Candidate
+from ._cache import open_store
 from ._clustering import average_linkage, cluster_labels, cluster_report, find_clusters
-from ._ensemble import Ensemble, train_ensemble
+from ._ensemble import Ensemble, Recipe
 from ._expansion import WidthSearch, find_width
 from ._export import to_mlp_regressor, to_sequential
+from ._groups import GroupTrainer, Interrupted
 from ._preprocessing import prepare
+from ._progress import CallbackSupportMixin, Stage, begin_fit, end_fit, print_network
 from ._reconstruction import canonical_form, collapse, incoming_vectors
 from ._students import layer_shapes
 from ._training import Trainer
@@ -31,7 +36,7 @@ N_PROBES = 5
 MAX_SEED = np.iinfo(np.int32).max
 
 
-class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
+class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixin, BaseEstimator):
     """Recover a neural network from samples of its input-output mapping.
 
     Expand-and-Cluster [1]_: train students that are ``rho`` times wider than the sought network,
@@ -56,9 +61,11 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         0.01), "softplus", "gelu", "silu", "elu", "erf" or "g", the paper's
         ``sigmoid(4x) + softplus(x)``.
     n_students : int, default=20
-        Number of students. The search for the width probes each width with 5; where it finds none
-        that fits the data, the best of these are the students. Where fewer than 3 deep students
-        converged and none gave the network, as many again are trained.
+        Largest number of students. They are trained in groups of 10, one group after the other,
+        until one of them, pruned, is certified or 60 % of a group have converged (without pruning,
+        all groups are trained). The search for the width probes each width with 5; where it finds
+        none that fits the data, the best of these are the students. Where fewer than 3 deep
+        students converged and none gave the network, as many again are trained.
     gamma : float, default=0.5
         Least fraction of the voting students that must share a cluster, in (0, 1]. Students whose
         loss reached ``tol`` vote. If these are fewer than 3, some of the best students are annealed
@@ -83,11 +90,26 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         clusters decide alone.
     device : str, default="auto"
         Device to train on, as in torch: "cpu", "cuda", ...; "auto" is CUDA where there is one.
+    memory : str, path or object with the joblib.Memory interface, default=None
+        Where trained students are kept. A further fit to the same data with the same settings loads
+        them, whatever its ``gamma``, ``beta``, ``cut`` and ``n_students``; a fit that was killed
+        goes on from its last checkpoint (at most a second, or 10 Levenberg steps, earlier). Needs
+        a fixed ``random_state``. See :ref:`cache`.
+    n_jobs : int, default=None
+        Number of groups of students that are trained at a time, as in joblib: None is 1 unless in
+        a ``joblib.parallel_config`` context, -1 all processors. The result does not depend on it.
+    working_memory : float, default=None
+        Memory in MiB that the training may take for temporary arrays: so many students take a step
+        at a time as fit in, with the same result up to rounding. None is scikit-learn's setting
+        ``working_memory`` (1024 by default) on the CPU, and 80 % of the free memory on a GPU.
+    warm_start : bool, default=False
+        Whether a further ``fit`` to the same data keeps the students that it has, so that with a
+        larger ``n_students`` only new ones are trained. The seed of the first fit is kept, too.
     random_state : int, RandomState instance or None, default=None
         Seeds the students' initial weights, the minibatches of the warm-up and the choice of
         held-out rows.
     verbose : int, default=0
-        Print one line per stage if positive.
+        Print one line per group of students and one for the network if positive.
 
     Attributes
     ----------
@@ -113,13 +135,15 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         of the last one) and ``status``: "kept", "small" (fewer than ``gamma`` of the voting
         students), "unaligned" (median angle above ``beta``) or "unstable" (local cut, persistence
         below 3).
-    student_losses_ : ndarray of shape (n_students,)
-        Twice as long where deep students were trained twice. Relative mean squared error of every
-        student; nan where training failed.
-    student_loss_curves_ : ndarray of shape (n_students, n_epochs + 1)
+    student_losses_ : ndarray of shape (n_trained_students,)
+        Relative mean squared error of every student that was trained; nan where training failed.
+    student_loss_curves_ : ndarray of shape (n_trained_students, n_epochs + 1)
         Relative mean squared error of every student after the warm-up and after each epoch of 10
         Levenberg steps (before training and after each epoch of 100 minibatches with
         ``solver="adam"``); nan where a student was not trained any more.
+    n_reused_students_ : int
+        How many of them were not trained by this fit, but come from ``memory`` or, with
+        ``warm_start``, from the fit before.
     n_agreeing_ : int
         Number of voting and annealed students that hold every neuron of the reconstructed network,
         up to an angle of 0.01 between incoming vectors.
@@ -193,6 +217,10 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         "tol": [Interval(Real, 0, None, closed="left")],
         "prune": ["boolean"],
         "device": [str],
+        "memory": [str, os.PathLike, HasMethods("cache"), None],
+        "n_jobs": [Integral, None],
+        "working_memory": [Interval(Real, 0, None, closed="neither"), None],
+        "warm_start": ["boolean"],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
@@ -212,6 +240,10 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         tol=1e-20,
         prune=True,
         device="auto",
+        memory=None,
+        n_jobs=None,
+        working_memory=None,
+        warm_start=False,
         random_state=None,
         verbose=0,
     ):
@@ -227,6 +259,10 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self.tol = tol
         self.prune = prune
         self.device = device
+        self.memory = memory
+        self.n_jobs = n_jobs
+        self.working_memory = working_memory
+        self.warm_start = warm_start
         self.random_state = random_state
         self.verbose = verbose
 
@@ -256,17 +292,29 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         Warns
         -----
         ConvergenceWarning
-            If the network is not certified, with what was measured and what to change.
+            If the network is not certified, with what was measured and what to change. If training
+            was interrupted (Ctrl-C): the network is then the best one so far.
+        UserWarning
+            If ``memory`` is set without a fixed ``random_state``: nothing can be found again.
+        EfficiencyWarning
+            If the working memory is too small for a group of students.
         """
         widths = self._assumed_widths()
         X, y, sample_weight = self._validate(X, y, sample_weight)
-        rng = np.random.default_rng(check_random_state(self.random_state).randint(MAX_SEED))
+        progress = begin_fit(self, X, y)
+        rng = np.random.default_rng(self._draw_seed())
         self._problem = prepare(X, y, sample_weight, rng)
         annealer = self._annealer()
-        self._search = WidthSearch(widths) if widths else self._find_width(annealer, rng)
-        self._ensemble = self._train_students(annealer, rng)
-        self._ensemble.confirm(annealer)
-        self._reconstruct(annealer)
+        self._ensemble = None
+        try:
+            search = WidthSearch(widths) if widths else self._find_width(annealer, rng)
+            ensemble = self._train_students(annealer, search, rng)
+            self._search, self._ensemble = search, ensemble
+            self._ensemble.confirm(annealer)
+            self._reconstruct(annealer)
+        except KeyboardInterrupt as interrupt:
+            self._settle(annealer, interrupt)
+        end_fit(progress, self, X, y)
         return self
 
     def predict(self, X):
@@ -435,8 +483,24 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
             self.activation,
             self.device,
             has_skip=get_activation(self.activation).has_linear_flip,
+            working_memory=self.working_memory,
         )
-        return Annealer(trainer, problem.held_out, problem.coordinates.y_rounding, self.prune)
+        y_rounding = problem.coordinates.y_rounding
+        store = open_store(self.memory)
+        return Annealer(trainer, problem.held_out, y_rounding, self.prune, store)
+
+    def _draw_seed(self) -> int:
+        """The seed of this fit; with ``warm_start`` that of the first one."""
+        if self.memory is not None and self.random_state is None:
+            warnings.warn(
+                "memory is set, but random_state is None: every fit draws new students and finds "
+                "nothing again. Set random_state to an integer.",
+                stacklevel=3,
+            )
+        if not (self.warm_start and hasattr(self, "_seed")):
+            self._seed = int(check_random_state(self.random_state).randint(MAX_SEED))
+            self._known_groups: dict[str, Ensemble] = {}
+        return self._seed
 
     def _find_width(self, annealer: Annealer, rng: np.random.Generator) -> WidthSearch:
         def train_probes(width: int) -> tuple[Students, int | None]:
@@ -454,16 +518,18 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
         return find_width(train_probes, n_parameters, self._problem.train.n_equations)
 
-    def _train_students(self, annealer: Annealer, rng: np.random.Generator) -> Ensemble:
+    def _train_students(
+        self, annealer: Annealer, search: WidthSearch, rng: np.random.Generator
+    ) -> Ensemble:
         """The students of the assumed width; its probes where the search for it failed."""
-        if self._search.students is not None:
-            ensemble = Ensemble(self._search.students, self.tol)
+        if search.students is not None:
+            ensemble = Ensemble(search.students, self.tol)
         else:
             seeds = rng.integers(MAX_SEED, size=self.n_students)
-            ensemble = self._train(annealer, seeds, self._search.widths)
-            if len(self._search.widths) > 1 and ensemble.is_promising:
+            ensemble = self._train(annealer, seeds, search.widths)
+            if len(search.widths) > 1 and ensemble.is_promising:
                 seeds = rng.integers(MAX_SEED, size=self.n_students)
-                ensemble = ensemble.joined(self._train(annealer, seeds, self._search.widths))
+                ensemble = ensemble.joined(self._train(annealer, seeds, search.widths))
         losses = ensemble.students.losses
         n_failed = int(np.sum(~np.isfinite(losses)))
         if n_failed == len(losses):
@@ -480,27 +546,50 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         return ensemble
 
     def _train(self, annealer: Annealer, seeds: np.ndarray, widths: tuple[int, ...]) -> Ensemble:
-        ensemble = train_ensemble(
-            annealer,
-            seeds,
-            self._student_widths(widths),
-            solver=self.solver,
-            max_iter=self.max_iter,
-            tol=self.tol,
-        )
-        self._report(ensemble.students, widths)
+        recipe = Recipe(self._student_widths(widths), self.solver, self.max_iter, self.tol)
+        stage = Stage(self, widths, len(seeds), recipe.max_epochs)
+        known = self._known_groups if self.warm_start else None
+        trainer = GroupTrainer(annealer, recipe, stage, n_jobs=self.n_jobs, known=known)
+        try:
+            ensemble = trainer.train(seeds)
+        except Interrupted as interrupt:
+            self._keep_best(interrupt.ensemble, widths)
+            raise
+        stage.end()
+        self._keep_best(ensemble, widths)
         return ensemble
+
+    def _keep_best(self, ensemble: Ensemble, widths: tuple[int, ...]) -> None:
+        """Remember the students to use should the fit be interrupted."""
+        loss = ensemble.students.best_held_out_loss
+        if self._ensemble is None or loss < self._ensemble.students.best_held_out_loss:
+            self._ensemble, self._search = ensemble, WidthSearch(widths)
 
     def _student_widths(self, widths: tuple[int, ...]) -> tuple[int, ...]:
         factors = np.broadcast_to(self.rho, len(widths)).tolist()
         return tuple(math.ceil(f * width) for f, width in zip(factors, widths, strict=True))
 
-    def _reconstruct(self, annealer: Annealer) -> None:
+    def _settle(self, annealer: Annealer, interrupt: KeyboardInterrupt) -> None:
+        """Take the best network so far, where there is one."""
+        if self._ensemble is None:
+            raise interrupt
+        self._reconstruct(annealer, interrupted=True)
+        warnings.warn(
+            f"The fit was interrupted with {len(self._ensemble.students)} students: the network is "
+            "the best one so far. recluster() finishes it from these students.",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+
+    def _reconstruct(self, annealer: Annealer, interrupted: bool = False) -> None:
         """Everything that depends on the thresholds: cluster, collapse, finish, set attributes."""
+        start = time.perf_counter()
         collapsed = self._cluster(annealer)
         ensemble = self._ensemble
         if ensemble.certified:
             candidate = next(iter(ensemble.certified.values()))
+        elif interrupted:
+            candidate = annealer.judge_as_is(ensemble.students.best)
         else:
             candidate = self._best_candidate(annealer, collapsed)
         self._set_network(candidate)
@@ -509,7 +598,9 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
             self.dendrogram_[index] = replace(
                 record, n_students=len(ensemble.students), n_agreeing=self.n_agreeing_
             )
-        if not self.recovered_:
+        if self.verbose:
+            print_network(self, time.perf_counter() - start)
+        if not (self.recovered_ or interrupted):
             warnings.warn(self._explain_failure(), ConvergenceWarning, stacklevel=3)
 
     def _cluster(self, annealer: Annealer) -> list[np.ndarray]:
@@ -578,6 +669,7 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self.student_losses_ = self._ensemble.students.losses
         self.student_loss_curves_ = self._ensemble.students.loss_curves
         self.n_iter_ = self._ensemble.students.n_iter
+        self.n_reused_students_ = self._ensemble.n_reused
 
     def _explain_failure(self) -> str:
         losses = self.student_losses_
@@ -594,12 +686,3 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
             "If the data are free of noise, raise rho, n_students or max_iter, give more rows or "
             "try another activation; noisy data cannot be recovered exactly."
         )
-
-    def _report(self, students: Students, widths: tuple[int, ...]) -> None:
-        if self.verbose:
-            n_converged = np.sum(students.losses <= self.tol)
-            print(
-                f"[ExpandClusterRegressor] hidden layers {widths}: {n_converged} of "
-                f"{len(students)} students converged after {students.n_iter} steps, best loss "
-                f"{np.nanmin(students.losses):.1e}"
-            )
