@@ -82,14 +82,12 @@ class Store:
         """The result under a key, and whether it had to be computed. An exception is no result."""
         fresh = []
 
-        def compute_now() -> Any:
+        def compute_now() -> bytes:
             fresh.append(True)
-            return compute()
+            return pickle.dumps(compute())  # bytes, since arrays might come back as maps of a file
 
-        # Results are modified later on, and pickled: they must not be maps of a file.
-        options = {"mmap_mode": None} if isinstance(self.memory, joblib.Memory) else {}
-        remember = self.memory.cache(computed, ignore=["compute"], **options)
-        return remember(key, compute_now), bool(fresh)
+        remember = self.memory.cache(computed, ignore=["compute"])
+        return pickle.loads(remember(key, compute_now)), bool(fresh)
 
     def recall_once(
         self, key: str, compute: Callable[[FileCheckpoint | None], Any]
