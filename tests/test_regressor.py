@@ -261,9 +261,10 @@ def test_verbose_prints_one_line_per_stage(tanh_problem, capsys):
     _, X, y = tanh_problem
     make_model(verbose=1).fit(X, y)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1
+    assert len(lines) == 2
     pattern = r"hidden layers \(4,\): \d of 5 students converged after \d+ steps, best loss"
     assert re.search(pattern, lines[0])
+    assert "network (4,): certified, loss" in lines[1]
 
 
 # What must not be certified
@@ -320,7 +321,9 @@ def test_constant_target_is_predicted(tanh_problem):
 def test_noisy_data_of_unknown_width_end_in_a_sensible_regressor(activation):
     X, y = make_friedman1(400, noise=1, random_state=0)
     model = ExpandClusterRegressor(activation=activation, n_students=5, random_state=0)
-    assert_not_recovered(model, X[:300], y[:300], "taken as noisy: widths .* chosen by the error on held-out rows")
+    assert_not_recovered(
+        model, X[:300], y[:300], "taken as noisy: widths .* chosen by the error on held-out rows"
+    )
     assert model.score(X[300:], y[300:]) > 0.7
 
 
