@@ -86,6 +86,6 @@ NeuronMatchDisplay.from_estimator(model, secret)
 # %%
 # The students
 # ------------
-# A few dozen steps of Levenberg take students from a rough fit to zero loss. Training ends for all of
-# them once enough are there, or once pruning the best one gave the network.
+# A few dozen steps of Levenberg take students from a rough fit to zero loss. Training ends for all
+# of them once enough are there, or once pruning the best one gave the network.
 StudentLossDisplay.from_estimator(model)
