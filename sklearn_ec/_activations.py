@@ -179,6 +179,10 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
+# logistic(z) = (1 + tanh(z / 2)) / 2: networks of either compute the same functions.
+DISTINCT_ACTIVATIONS = tuple(name for name in ACTIVATIONS if name != "logistic")
+
+
 def get_activation(activation: Any) -> Activation:
     """Look up an activation by name, with an error that lists the names."""
     if not isinstance(activation, str) or activation not in ACTIVATIONS:

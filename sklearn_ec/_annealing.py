@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ._certificate import Certificate, certify
-from ._pruning import CAP_FACTOR, CAP_FLOOR, POLISH_STEPS, prune, regrow
+from ._noise import one_standard_error_bound, smallest_network, squared_errors
+from ._pruning import FINE_PROGRESS, POLISH_STEPS, Cap, ExactCap, NoiseCap, prune, regrow
 from ._reconstruction import linear_pairs, resolve_signs, solve_readout, with_skip
 from ._training import Trainer
 from ._types import Network, Samples
@@ -56,24 +57,43 @@ class Annealer:
             network, loss = prune(network, loss, self.trainer)
             if persistent and len(network.widths) > 1:
                 network, loss = regrow(network, loss, self.trainer)
-        network, loss = self._without_skip(network, loss)
+        network, loss = self._without_skip(network, loss, ExactCap(loss))
         if loss < REFINEMENT_LOSS:
             network, loss = self.trainer.refine(network, loss)
         return self._judge(network)
+
+    def denoise(self, network: Network) -> Candidate:
+        """The smallest network that fits noisy data about as well, see :mod:`sklearn_ec._noise`."""
+        trainer = self.trainer
+        if trainer.has_skip:
+            network = with_skip(network)
+        network, loss = trainer.polish(network, POLISH_STEPS)
+        network, loss = smallest_network(network, loss, trainer, self.held_out)
+        cap = NoiseCap(network, loss, trainer.samples.n_equations)
+        network, loss = self._without_skip(network, loss, cap)
+        return self._judge(trainer.polish(network, POLISH_STEPS, progress=FINE_PROGRESS)[0])
 
     def judge_as_is(self, network: Network) -> Candidate:
         """Certify a network without changing the function that it computes."""
         return self._judge(linear_pairs(network, self.trainer.activation))
 
+    def most_parsimonious(self, candidates: Sequence[Candidate]) -> Candidate:
+        """The smallest network whose held-out error is within one standard error of the lowest."""
+        activation = self.trainer.activation
+        errors = [squared_errors(c.network, self.held_out, activation) for c in candidates]
+        bound = one_standard_error_bound(errors)
+        good = [c for c, e in zip(candidates, errors, strict=True) if e.mean() <= bound]
+        return min(good, key=lambda c: (c.network.n_parameters, c.certificate.error))
+
     def _judge(self, network: Network) -> Candidate:
         return Candidate(network, certify(network, self.trainer, self.held_out, self.y_rounding))
 
-    def _without_skip(self, network: Network, loss: float) -> tuple[Network, float]:
+    def _without_skip(self, network: Network, loss: float, cap: Cap) -> tuple[Network, float]:
         """Absorb the skip terms in the signs of the neurons, else in additional neurons."""
         if not network.has_skip:
             return network, loss
         activation = self.trainer.activation
         flipped = self.trainer.polish(resolve_signs(network, activation), POLISH_STEPS)
-        if flipped[1] <= max(CAP_FACTOR * loss, CAP_FLOOR):
+        if flipped[1] <= cap.allowed(flipped[0]):
             return flipped
         return self.trainer.polish(linear_pairs(network, activation), POLISH_STEPS)

@@ -85,6 +85,11 @@ class Certificate:
     passed: bool
     reason: str
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether the errors are at rounding level."""
+        return max(self.error, self.held_out_error) <= self.rounding
+
 
 def certify(
     network: Network, trainer: Trainer, held_out: Samples, y_rounding: float

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ._annealing import ANNEALING_LOSS, Annealer, Candidate
+from ._noise import reached_noise_floor
 from ._reconstruction import count_agreeing
 from ._training import Trainer
 from ._types import MIN_VOTERS, Network, Students
 
 MAX_ANNEALED = 3
+MAX_DENOISED = 5
 
 
 @dataclass
@@ -25,7 +27,8 @@ class Ensemble:
     students: Students
     tol: float
     certified: dict[int, Candidate] = field(default_factory=dict)
-    annealed: dict[int, Candidate] | None = None  # the best ones, once the clusters have failed
+    annealed: dict[int, Candidate] = field(default_factory=dict)  # those that were not certified
+    denoised: dict[int, Candidate] = field(default_factory=dict)  # where nothing was certified
 
     @property
     def is_promising(self) -> bool:
@@ -41,50 +44,85 @@ class Ensemble:
         """These students and further ones behind them."""
         certified = {len(self.students) + s: c for s, c in others.certified.items()}
         students = self.students.joined(others.students)
-        return Ensemble(students, self.tol, {**self.certified, **certified})
+        return Ensemble(students, self.tol, self.certified | certified)
 
-    def confirm(self, annealer: Annealer) -> None:
+    def settle(self, annealer: Annealer) -> None:
+        """Anneal what the clustering and the choice of the network need, once training is over."""
+        if annealer.prune and not self.certified:
+            if reached_noise_floor(self.students, annealer.trainer.samples):
+                self._denoise(annealer)
+            if not self._agree_on_widths():
+                self._anneal_best(annealer)
+            if not (self.certified or self.denoised or self._is_exact()):
+                self._denoise(annealer)
+        if self.certified:
+            self._confirm(annealer)
+
+    def _agree_on_widths(self) -> bool:
+        """Whether most of the denoised students have the same widths."""
+        widths = [candidate.network.widths for candidate in self.denoised.values()]
+        return any(widths.count(w) > len(widths) / 2 for w in set(widths))
+
+    def _is_exact(self) -> bool:
+        """Whether a student or an annealed one fits the data to rounding."""
+        certificates = [candidate.certificate for candidate in self.annealed.values()]
+        return len(self.students.converged(self.tol)) > 0 or any(c.is_exact for c in certificates)
+
+    def anneal_first(self, annealer: Annealer) -> None:
+        """Anneal the best student."""
+        for student in self.students.by_loss()[:1]:
+            self._anneal(int(student), annealer, persistent=False)
+
+    def _confirm(self, annealer: Annealer) -> None:
         """Where one student gave the network and few converged, anneal more of them to vote."""
-        if not self.certified:
-            return
         voters = self.voters()
-        others = [student for student in self.students.by_loss() if student not in voters]
+        others = [int(student) for student in self.students.by_loss() if student not in voters]
         for student in others[: max(0, MIN_VOTERS - len(voters))]:
             if self.students.losses[student] < ANNEALING_LOSS:
-                candidate = annealer.finish(self.students.network(student), persistent=False)
-                if candidate.certificate.passed:
-                    self.certified[int(student)] = candidate
+                self._anneal(student, annealer, persistent=False)
+
+    def _anneal_best(self, annealer: Annealer) -> None:
+        """Anneal the best students, up to the first certified one."""
+        best = self.students.by_loss()[:MAX_ANNEALED]
+        for student in best[self.students.losses[best] < ANNEALING_LOSS]:
+            self._anneal(int(student), annealer, persistent=True)
+            if self.certified:
+                break
+
+    def _anneal(self, student: int, annealer: Annealer, persistent: bool) -> None:
+        candidate = annealer.finish(self.students.network(student), persistent)
+        kept = self.certified if candidate.certificate.passed else self.annealed
+        kept[student] = candidate
+
+    def _denoise(self, annealer: Annealer) -> None:
+        """Find the smallest networks that fit the data as well as the best students do."""
+        for student in self.students.by_loss()[:MAX_DENOISED]:
+            self.denoised[int(student)] = annealer.denoise(self.students.network(student))
 
     def voters(self) -> dict[int, Network]:
         """The students whose neurons are clustered.
 
         Once a network is certified these are the annealed students that were certified, and the
-        converged ones; else as :meth:`Students.voters` says.
+        converged ones. On noisy data they are the denoised students; else as
+        :meth:`Students.voters` says.
         """
+        if self.denoised and not self.certified:
+            return {s: self.denoised[s].network for s in sorted(self.denoised)}
         students, tol = self.students, self.tol
         trained = students.converged(tol) if self.certified else students.voters(tol)
         voters = {int(student): students.network(student) for student in trained}
         voters.update({s: candidate.network for s, candidate in self.certified.items()})
         return dict(sorted(voters.items()))
 
-    def anneal_best(self, annealer: Annealer) -> list[Candidate]:
-        """Finished best students, up to the first certified one; they are kept."""
-        if self.annealed is None:
-            self.annealed = {}
-            best = self.students.by_loss()[:MAX_ANNEALED]
-            for student in best[self.students.losses[best] < ANNEALING_LOSS]:
-                candidate = annealer.finish(self.students.network(student))
-                self.annealed[int(student)] = candidate
-                if candidate.certificate.passed:
-                    break
-        return list(self.annealed.values())
-
     def n_agreeing(self, network: Network, trainer: Trainer) -> int:
         """How many students hold every neuron of a network, as trained or annealed."""
-        annealed = (self.annealed or {}).items()
-        passed = {s: c.network for s, c in annealed if c.certificate.passed}
-        voters = list((self.voters() | passed).values())
+        voters = list(self.voters().values())
         return count_agreeing(network, voters, trainer.samples, trainer.activation)
+
+    def width_agreement(self, network: Network) -> tuple[int, int]:
+        """How many pruned students have the widths of a network, and how many there are."""
+        pruned = (self.certified | self.denoised).values()
+        return sum(c.network.widths == network.widths for c in pruned), len(pruned)
 
 
 def train_ensemble(
@@ -95,8 +133,12 @@ def train_ensemble(
     solver: str,
     max_iter: int,
     tol: float,
+    anneal: bool = True,
 ) -> Ensemble:
-    """Train students until enough converged or annealing one of them gives the network."""
+    """Train students until enough converged or annealing one of them gives the network.
+
+    Without ``anneal``, none is annealed.
+    """
     trainer = annealer.trainer
     if solver == "adam":
         students = trainer.train_with_adam(seeds, student_widths, max_iter=max_iter)
@@ -115,6 +157,6 @@ def train_ensemble(
         student_widths,
         max_iter=max_iter,
         tol=tol,
-        is_recovered=is_recovered if annealer.prune else None,
+        is_recovered=is_recovered if annealer.prune and anneal else None,
     )
     return Ensemble(students, tol, certified)

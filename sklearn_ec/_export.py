@@ -56,7 +56,7 @@ def to_sequential(
 def to_mlp_regressor(
     weights: list[np.ndarray], biases: list[np.ndarray], activation: str
 ) -> MLPRegressor:
-    """A fitted MLPRegressor with these weights."""
+    """A fitted MLPRegressor with these weights, from which ``partial_fit`` goes on."""
     if activation not in MLP_ACTIVATIONS:
         raise ValueError(
             f"MLPRegressor has no activation {activation!r}, only {', '.join(MLP_ACTIVATIONS)}: "
@@ -70,4 +70,13 @@ def to_mlp_regressor(
     mlp.n_outputs_ = len(biases[-1])
     mlp.n_layers_ = len(weights) + 1
     mlp.out_activation_ = "identity"
+    _start_training_record(mlp)
     return mlp
+
+
+def _start_training_record(mlp: MLPRegressor) -> None:
+    """What ``partial_fit`` sets in its first call, together with random weights."""
+    mlp.t_ = mlp.n_iter_ = mlp._no_improvement_count = 0
+    mlp.loss_curve_ = []
+    mlp.best_loss_ = np.inf
+    mlp.validation_scores_ = mlp.best_validation_score_ = None

@@ -60,6 +60,32 @@ class Linearization:
             squares += self.task.curvature(layers, steps, rows).square().sum(dim=(1, 2))
         return (squares / self.task.n_equations).sqrt()
 
+    def standard_errors(self, noise_level: Tensor) -> list[Tensor]:
+        """Standard error of every weight, in the shapes of the layers.
+
+        ``noise_level`` holds the standard deviation of the noise of each output. The Jacobian's
+        pseudo-inverse carries the noise over to the weights, to first order. Homogeneous neurons
+        keep the length of their incoming vectors.
+        """
+        kept = self.singular_values > RCOND * self.singular_values[0]
+        spread = (self.directions[kept] / self.singular_values[kept, None]).mT
+        gram = self._noise_gram(spread, noise_level)
+        if self.task.activation.homogeneous:
+            spread = _at_fixed_lengths(spread, self.layers)
+        covariance = spread @ gram @ spread.mT
+        flat = covariance.diagonal().clamp_min(0.0).sqrt()
+        return [part[0] for part in split_parameters(flat[None], self.layers)]
+
+    def _noise_gram(self, spread: Tensor, noise_level: Tensor) -> Tensor:
+        """Covariance of the noise along the left singular vectors, per number of equations."""
+        gram = spread.new_zeros(spread.shape[1], spread.shape[1])
+        for rows in self.task.chunks(spread.shape[0] * len(noise_level)):
+            left = self.task.jacobian(self.layers, rows) @ spread
+            noise = noise_level.repeat_interleave(len(left) // len(noise_level))
+            left = left * noise[:, None]
+            gram += left.mT @ left
+        return gram / self.task.n_equations**2
+
     def _triangle(self, scale: Tensor) -> Tensor:
         """Triangular factor of the scaled Jacobian with the residuals in the last column."""
         n_columns = len(scale) + 1
@@ -75,6 +101,21 @@ class Linearization:
             pins = torch.cat([pins, pins.new_zeros(len(pins), 1)], dim=1)
             triangle = torch.cat([triangle, pins])
         return triangle
+
+
+def _at_fixed_lengths(changes: Tensor, layers: Layers) -> Tensor:
+    """Changes of the parameters, one per column, moved along the free scales of the neurons.
+
+    Afterwards no incoming vector of a hidden layer changes its length.
+    """
+    scales = _scale_directions(layers)
+    lengths = torch.zeros_like(scales)
+    start = index = 0
+    for layer in layers[:-1]:
+        for neuron in layer[0]:
+            lengths[index, start : start + len(neuron)] = neuron
+            start, index = start + len(neuron), index + 1
+    return changes - scales.mT @ torch.linalg.solve(lengths @ scales.mT, lengths @ changes)
 
 
 def stacked(network: Network, device: torch.device | str) -> Layers:

@@ -38,6 +38,11 @@ class Coordinates:
             scaled = scaled @ self.basis
         return scaled, (y - self.y_mean) / self.y_scale
 
+    def original_rows(self, X: np.ndarray) -> np.ndarray:
+        """The user's columns of standardized inputs."""
+        scaled = X if self.basis is None else X @ self.basis.T
+        return scaled * self.x_scale + self.x_mean
+
     def to_original(self, network: Network) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Weights ``(fan_in, fan_out)`` and biases of a network without skip terms, exactly.
 

@@ -12,6 +12,7 @@ size of a neuron's contribution does not.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +20,12 @@ import numpy as np
 from ._activations import Activation
 from ._linearization import stacked
 from ._reconstruction import read_features, solve_layer, solve_readout
-from ._training import Trainer
+from ._training import POLISH_PROGRESS, Trainer
 from ._types import Network, Samples
 
 POLISH_STEPS = 1000
+# On noisy data, polishing goes on while 20 steps lower the loss by this share.
+FINE_PROGRESS = 0.9999
 # A removal stands while the loss is at most this factor above the lowest loss so far.
 CAP_FACTOR = 10.0
 # Losses below this are rounding, equally good.
@@ -50,13 +53,67 @@ class Removal:
     cost: float
 
 
-def prune(network: Network, loss: float, trainer: Trainer) -> tuple[Network, float]:
-    """Remove neurons, in groups of up to a quarter of a layer, as long as the loss allows it.
+class ExactCap:
+    """The loss allowed after a removal where the data are exact: ten times the lowest so far."""
 
-    Groups are tried before single neurons, the cheapest over all layers first. A layer rests once
-    no single neuron could be removed, until other layers are smaller than they were then.
+    progress = POLISH_PROGRESS
+    margin = CAP_FACTOR  # groups need not be polished further than this below what is allowed
+
+    def __init__(self, loss: float):
+        self.value = max(CAP_FACTOR * loss, CAP_FLOOR)
+
+    def allowed(self, network: Network) -> float:
+        return self.value
+
+    def update(self, network: Network, loss: float) -> None:
+        self.value = min(self.value, max(CAP_FACTOR * loss, CAP_FLOOR))
+
+
+class NoiseCap:
+    """The loss allowed after a removal where the data are noisy.
+
+    The Bayesian information criterion ``N ln(loss) + P ln(N)``, with ``N`` equations and ``P``
+    parameters, must not rise above the lowest so far.
     """
-    cap = max(CAP_FACTOR * loss, CAP_FLOOR)
+
+    progress = FINE_PROGRESS
+    margin = 1.0
+
+    def __init__(self, network: Network, loss: float, n_equations: int):
+        self.n_equations = n_equations
+        self.lowest = self._criterion(network, loss)
+
+    def allowed(self, network: Network) -> float:
+        price = network.n_parameters * math.log(self.n_equations)
+        return math.exp((self.lowest - price) / self.n_equations)
+
+    def update(self, network: Network, loss: float) -> None:
+        self.lowest = min(self.lowest, self._criterion(network, loss))
+
+    def _criterion(self, network: Network, loss: float) -> float:
+        fit = self.n_equations * math.log(max(loss, TINY))
+        return fit + network.n_parameters * math.log(self.n_equations)
+
+
+Cap = ExactCap | NoiseCap
+
+
+def prune(network: Network, loss: float, trainer: Trainer) -> tuple[Network, float]:
+    """Remove neurons as long as the loss allows it, on data without noise."""
+    *_, last = pruning_path(network, loss, trainer, ExactCap(loss))
+    return trainer.polish(last[0], POLISH_STEPS) if len(network.widths) > 1 else last
+
+
+def pruning_path(
+    network: Network, loss: float, trainer: Trainer, cap: Cap
+) -> Iterator[tuple[Network, float]]:
+    """Smaller and smaller networks and their losses, the given one first.
+
+    Groups of up to a quarter of a layer are tried before single neurons, the cheapest over all
+    layers first. A layer rests once no single neuron could be removed, until other layers are
+    smaller than they were then.
+    """
+    yield network, loss
     groups = list(network.widths)
     resting: dict[int, int] = {}  # layer: number of neurons in the network when it came to rest
     while True:
@@ -68,12 +125,13 @@ def prune(network: Network, loss: float, trainer: Trainer) -> tuple[Network, flo
             if width > 1 and resting.get(layer, math.inf) > n_neurons
         ]
         if not removals:
-            return trainer.polish(network, POLISH_STEPS) if len(groups) > 1 else (network, loss)
+            return
         for candidates in sorted(removals, key=lambda c: (len(c[0].neurons) == 1, c[0].cost)):
             smaller = _try_removals(network, trainer, candidates, cap)
             if smaller is not None:
                 network, loss = smaller
-                cap = min(cap, max(CAP_FACTOR * loss, CAP_FLOOR))
+                cap.update(network, loss)
+                yield network, loss
                 break
             layer = candidates[0].layer
             if groups[layer] == 1:
@@ -82,24 +140,48 @@ def prune(network: Network, loss: float, trainer: Trainer) -> tuple[Network, flo
 
 
 def _try_removals(
-    network: Network, trainer: Trainer, candidates: list[Removal], cap: float
+    network: Network, trainer: Trainer, candidates: list[Removal], cap: Cap
 ) -> tuple[Network, float] | None:
     """The first removal that stands, polished.
 
     Deep networks with many spare neurons are polished only as far as the loss was before: their
-    steps cost most, and they reach the rest of the way with fewer neurons.
+    steps cost most, and they reach the rest of the way with fewer neurons. On noisy data, no
+    network with spare neurons needs more than what is allowed.
     """
     for removal in candidates:
-        is_rough = len(network.widths) > 1 and len(removal.neurons) > 1
+        smaller = without_neurons(network, trainer, removal)
+        allowed = cap.allowed(smaller)
+        is_costly = len(network.widths) > 1 or isinstance(cap, NoiseCap)
+        is_rough = is_costly and len(removal.neurons) > 1
         smaller, loss = trainer.polish(
-            without_neurons(network, trainer, removal),
+            smaller,
             POLISH_STEPS,
-            target=cap,
-            enough=cap / CAP_FACTOR if is_rough else 0.0,
+            target=allowed,
+            enough=allowed / cap.margin if is_rough else 0.0,
+            progress=cap.progress,
         )
-        if loss <= cap:
+        if loss <= allowed:
             return smaller, loss
     return None
+
+
+def cheapest_removal(
+    network: Network, loss: float, trainer: Trainer
+) -> tuple[Network, float] | None:
+    """The best polished network with one neuron less; None where each layer has but one."""
+    removals = [
+        removal
+        for layer, width in enumerate(network.widths)
+        if width > 1
+        for removal in removal_candidates(network, trainer, layer, 1)
+    ]
+    polished = [
+        trainer.polish(
+            without_neurons(network, trainer, removal), POLISH_STEPS, progress=FINE_PROGRESS
+        )
+        for removal in sorted(removals, key=lambda removal: removal.cost)[:SINGLE_TRIES]
+    ]
+    return min(polished, key=lambda candidate: candidate[1], default=None)
 
 
 def regrow(network: Network, loss: float, trainer: Trainer) -> tuple[Network, float]:

@@ -6,36 +6,33 @@ import math
 import warnings
 from dataclasses import replace
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin, _fit_context, clone
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from ._activations import ACTIVATIONS, get_activation
+from ._activations import ACTIVATIONS, DISTINCT_ACTIVATIONS, get_activation
 from ._annealing import Annealer, Candidate
-from ._clustering import (
-    average_linkage,
-    cluster_indices,
-    cluster_labels,
-    cluster_report,
-    find_clusters,
-)
 from ._documentation import page_template, published_url
 from ._ensemble import Ensemble, train_ensemble
-from ._expansion import WidthSearch, find_width
 from ._export import to_mlp_regressor, to_sequential
+from ._layers import Thresholds, cluster_layers
+from ._noise import noise_level, standard_errors
+from ._onnx import to_onnx
+from ._persistence import load_estimator, save_estimator
 from ._preprocessing import prepare
-from ._reconstruction import canonical_form, collapse, incoming_vectors
+from ._reconstruction import canonical_form
+from ._search import Search, Trial
 from ._students import layer_shapes
 from ._summary import summary_text
 from ._training import Trainer
-from ._types import Dendrogram, Students
+from ._types import Students
 
-N_PROBES = 5
 MAX_SEED = np.iinfo(np.int32).max
 
 
@@ -191,7 +188,7 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
             Interval(Integral, 1, None, closed="left"),
             StrOptions({"auto"}),
         ],
-        "activation": [StrOptions(set(ACTIVATIONS))],
+        "activation": [StrOptions({*ACTIVATIONS, "auto"})],
         "n_students": [Interval(Integral, 1, None, closed="left")],
         "gamma": [Interval(Real, 0, 1, closed="right")],
         "beta": [Interval(Real, 0, math.pi, closed="both")],
@@ -273,11 +270,10 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         X, y, sample_weight = self._validate(X, y, sample_weight)
         rng = np.random.default_rng(check_random_state(self.random_state).randint(MAX_SEED))
         self._problem = prepare(X, y, sample_weight, rng)
-        annealer = self._annealer()
-        self._search = WidthSearch(widths) if widths else self._find_width(annealer, rng)
-        self._ensemble = self._train_students(annealer, rng)
-        self._ensemble.confirm(annealer)
-        self._reconstruct(annealer)
+        trial = self._search(widths, rng)
+        trial.ensemble.settle(trial.annealer)
+        self._keep(trial)
+        self._reconstruct(trial.annealer)
         return self
 
     def predict(self, X):
@@ -295,12 +291,42 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         """
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=np.float64)
-        function = get_activation(self.activation).function
+        function = get_activation(self.activation_).function
         values = X
         for weights, bias in zip(self.weights_[:-1], self.biases_[:-1], strict=True):
             values = function(values @ weights + bias)
         outputs = values @ self.weights_[-1] + self.biases_[-1]
         return outputs[:, 0] if self._single_output else outputs
+
+    @property
+    def standard_errors_(self) -> list[np.ndarray]:
+        """Standard errors of the reconstructed network's weights, computed on access.
+
+        To first order in noise of standard deviation ``noise_level_`` (Gauss-Newton matrix),
+        independent from row to row and from output to output. Homogeneous activations: at the unit
+        length of the incoming vectors.
+
+        Returns
+        -------
+        list of ndarray
+            Per layer an array of shape (fan_in + 1, fan_out) in the units of ``weights_``, the
+            standard errors of the biases in the last row.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator has no training rows: those of :meth:`load` and
+            :func:`~sklearn_ec.scaling.fold_scalers` have none.
+        """
+        self._check_has_training_rows("standard_errors_")
+        return standard_errors(
+            self.weights_,
+            self.biases_,
+            self.noise_level_,
+            self._problem,
+            self.activation_,
+            self.device,
+        )
 
     def recluster(self, gamma=None, beta=None, cut=None):
         """Cut the fitted students' dendrogram anew and reconstruct the network, without training.
@@ -325,17 +351,20 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         ------
         ValueError
             If a threshold is out of range; the estimator stays as it was.
+        NotFittedError
+            If the estimator has no students: those of :meth:`load` and
+            :func:`~sklearn_ec.scaling.fold_scalers` have none.
 
         Warns
         -----
         ConvergenceWarning
             If the network is not certified, as in ``fit``.
         """
-        check_is_fitted(self)
+        self._check_has_training_rows("recluster")
         new = {"gamma": gamma, "beta": beta, "cut": cut}
         new = {name: value for name, value in new.items() if value is not None}
         clone(self).set_params(**new)._validate_params()
-        self.set_params(**new)._reconstruct(self._annealer())
+        self.set_params(**new)._reconstruct(self._annealer(self.activation_))
         return self
 
     def summary(self):
@@ -385,7 +414,7 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         )
         """
         check_is_fitted(self)
-        return to_sequential(self.weights_, self.biases_, self.activation)
+        return to_sequential(self.weights_, self.biases_, self.activation_)
 
     def to_mlp_regressor(self):
         """Return the reconstructed network as a fitted ``MLPRegressor``.
@@ -393,7 +422,7 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         Returns
         -------
         sklearn.neural_network.MLPRegressor
-            A regressor with the same predictions.
+            A regressor with the same predictions. ``partial_fit`` trains it on, from these weights.
 
         Raises
         ------
@@ -412,10 +441,135 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         True
         """
         check_is_fitted(self)
-        mlp = to_mlp_regressor(self.weights_, self.biases_, self.activation)
+        mlp = to_mlp_regressor(self.weights_, self.biases_, self.activation_)
         if hasattr(self, "feature_names_in_"):
             mlp.feature_names_in_ = self.feature_names_in_
         return mlp
+
+    def to_onnx(self, path=None):
+        """Return the reconstructed network as an ONNX model, and write it to a file.
+
+        Parameters
+        ----------
+        path : str or path-like, default=None
+            File to write, usually ``*.onnx``; None writes none.
+
+        Returns
+        -------
+        onnx.ModelProto
+            A model in float64 with the input ``X`` of shape (n_samples, n_features) and the output
+            ``y`` of shape (n_samples, n_outputs), for any number of samples (opset 17). It consists
+            of operators that onnxruntime implements in float64.
+
+        Raises
+        ------
+        ImportError
+            If onnx is missing: ``pip install sklearn_ec[export]``.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sklearn_ec import ExpandClusterRegressor
+        >>> X = np.random.default_rng(0).uniform(-2, 2, size=(200, 2))
+        >>> model = ExpandClusterRegressor(
+        ...     hidden_layer_sizes=1, activation="tanh", n_students=3, random_state=0
+        ... ).fit(X, np.tanh(X @ [1.0, -0.5] + 0.3))
+        >>> onnx_model = model.to_onnx()
+        >>> [node.op_type for node in onnx_model.graph.node]
+        ['Gemm', 'Tanh', 'Gemm']
+        """
+        check_is_fitted(self)
+        model = to_onnx(self.weights_, self.biases_, self.activation_)
+        if path is not None:
+            Path(path).write_bytes(model.SerializeToString())
+        return model
+
+    def save(self, path):
+        """Write the fitted estimator to a file, without pickle.
+
+        The file is in the safetensors format: arrays as tensors, all else as JSON in its header,
+        with a format version and a checksum. It holds the parameters and the learned attributes,
+        but neither training rows nor students, so that a loaded estimator cannot ``recluster`` and
+        has no ``standard_errors_``. It is written to a temporary file first, then moved to its
+        place.
+
+        Parameters
+        ----------
+        path : str or path-like
+            File to write, usually ``*.safetensors``.
+
+        Raises
+        ------
+        ImportError
+            If safetensors is missing: ``pip install sklearn_ec[export]``.
+        TypeError
+            If a parameter or attribute is of a type that the file cannot hold.
+
+        See Also
+        --------
+        ExpandClusterRegressor.load : The way back.
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> import numpy as np
+        >>> from sklearn_ec import ExpandClusterRegressor
+        >>> X = np.random.default_rng(0).uniform(-2, 2, size=(200, 2))
+        >>> model = ExpandClusterRegressor(
+        ...     hidden_layer_sizes=1, activation="tanh", n_students=3, random_state=0
+        ... ).fit(X, np.tanh(X @ [1.0, -0.5] + 0.3))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.save(f"{folder}/network.safetensors")
+        ...     os.listdir(folder)
+        ['network.safetensors']
+        """
+        check_is_fitted(self)
+        save_estimator(self, path)
+
+    @classmethod
+    def load(cls, path):
+        """Read a fitted estimator from a file that ``save`` wrote. No code from it is run.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file.
+
+        Returns
+        -------
+        ExpandClusterRegressor
+            An estimator with the parameters and learned attributes of the saved one. It predicts,
+            plots and exports; ``recluster`` needs the students, which are not saved.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ImportError
+            If safetensors is missing: ``pip install sklearn_ec[export]``.
+        ValueError
+            If the file is damaged, of another origin or of a later format version.
+
+        See Also
+        --------
+        ExpandClusterRegressor.save : Write the file.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from sklearn_ec import ExpandClusterRegressor
+        >>> X = np.random.default_rng(0).uniform(-2, 2, size=(200, 2))
+        >>> model = ExpandClusterRegressor(
+        ...     hidden_layer_sizes=1, activation="tanh", n_students=3, random_state=0
+        ... ).fit(X, np.tanh(X @ [1.0, -0.5] + 0.3))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.save(f"{folder}/network.safetensors")
+        ...     loaded = ExpandClusterRegressor.load(f"{folder}/network.safetensors")
+        >>> loaded.recovered_, bool((loaded.predict(X) == model.predict(X)).all())
+        (True, True)
+        """
+        return load_estimator(cls, path)
 
     def _assumed_widths(self) -> tuple[int, ...] | None:
         """The given widths, None for ``"auto"``."""
@@ -460,69 +614,70 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self.n_outputs_ = y.shape[1]
         return X, y, sample_weight
 
-    def _annealer(self) -> Annealer:
+    def _check_has_training_rows(self, purpose: str) -> None:
+        check_is_fitted(self)
+        if not hasattr(self, "_problem"):
+            raise NotFittedError(
+                f"{purpose} needs the training rows and students, which save and fold_scalers do "
+                "not keep: use the estimator that was fitted, or fit this one."
+            )
+
+    def _annealer(self, activation: str) -> Annealer:
         problem = self._problem
         trainer = Trainer(
             problem.train,
             problem.held_out,
-            self.activation,
+            activation,
             self.device,
-            has_skip=get_activation(self.activation).has_linear_flip,
+            has_skip=get_activation(activation).has_linear_flip,
         )
         return Annealer(trainer, problem.held_out, problem.coordinates.y_rounding, self.prune)
 
-    def _find_width(self, annealer: Annealer, rng: np.random.Generator) -> WidthSearch:
-        def train_probes(width: int) -> tuple[Students, int | None]:
-            seeds = rng.integers(MAX_SEED, size=min(N_PROBES, self.n_students))
-            ensemble = self._train(annealer, seeds, (width,))
-            if ensemble.certified:
-                network = next(iter(ensemble.certified.values())).network
-                return ensemble.students, network.widths[0]
-            most_converged = np.mean(ensemble.students.losses <= self.tol) >= 0.5
-            return ensemble.students, width if most_converged else None
+    def _search(self, widths: tuple[int, ...] | None, rng: np.random.Generator) -> Trial:
+        """Students of the given or of the best widths and activation."""
 
-        def n_parameters(width: int) -> int:
-            n_inputs, widths = self._problem.train.X.shape[1], self._student_widths((width,))
+        def train(
+            annealer: Annealer, widths: tuple[int, ...], n_students: int, n_steps: int | None = None
+        ) -> Ensemble:
+            ensemble = train_ensemble(
+                annealer,
+                rng.integers(MAX_SEED, size=n_students),
+                self._student_widths(widths),
+                solver=self.solver,
+                max_iter=min(n_steps or self.max_iter, self.max_iter),
+                tol=self.tol,
+                anneal=n_steps is None,
+            )
+            self._report(ensemble.students, widths)
+            return ensemble
+
+        def n_parameters(widths: tuple[int, ...]) -> int:
+            n_inputs, widths = self._problem.train.X.shape[1], self._student_widths(widths)
             return sum(map(math.prod, layer_shapes(n_inputs, widths, self.n_outputs_, False)))
 
-        return find_width(train_probes, n_parameters, self._problem.train.n_equations)
+        names = DISTINCT_ACTIVATIONS if self.activation == "auto" else (self.activation,)
+        annealers = {name: self._annealer(name) for name in names}
+        search = Search(annealers, train, n_parameters, self.n_students)
+        trial = search.run() if widths is None else search.run_given(widths)
+        self.search_report_ = [trial.report() for trial in search.trials]
+        return trial
 
-    def _train_students(self, annealer: Annealer, rng: np.random.Generator) -> Ensemble:
-        """The students of the assumed width; its probes where the search for it failed."""
-        if self._search.students is not None:
-            ensemble = Ensemble(self._search.students, self.tol)
-        else:
-            seeds = rng.integers(MAX_SEED, size=self.n_students)
-            ensemble = self._train(annealer, seeds, self._search.widths)
-            if len(self._search.widths) > 1 and ensemble.is_promising:
-                seeds = rng.integers(MAX_SEED, size=self.n_students)
-                ensemble = ensemble.joined(self._train(annealer, seeds, self._search.widths))
-        losses = ensemble.students.losses
-        n_failed = int(np.sum(~np.isfinite(losses)))
-        if n_failed == len(losses):
+    def _keep(self, trial: Trial) -> None:
+        """Keep what the reconstruction needs of a trial."""
+        self.activation_ = trial.activation
+        self._assumed, self._ensemble = trial.widths, trial.ensemble
+        n_failed = trial.ensemble.students.n_failed
+        if n_failed == len(trial.ensemble.students):
             raise ValueError(
                 f"The training of all {n_failed} students diverged: check the scale of y, "
                 "remove outliers from it, or choose another activation."
             )
         if n_failed:
             warnings.warn(
-                f"{n_failed} of {len(losses)} students diverged and were dropped.",
+                f"{n_failed} of {len(trial.ensemble.students)} students diverged and were dropped.",
                 ConvergenceWarning,
                 stacklevel=3,
             )
-        return ensemble
-
-    def _train(self, annealer: Annealer, seeds: np.ndarray, widths: tuple[int, ...]) -> Ensemble:
-        ensemble = train_ensemble(
-            annealer,
-            seeds,
-            self._student_widths(widths),
-            solver=self.solver,
-            max_iter=self.max_iter,
-            tol=self.tol,
-        )
-        self._report(ensemble.students, widths)
-        return ensemble
 
     def _student_widths(self, widths: tuple[int, ...]) -> tuple[int, ...]:
         factors = np.broadcast_to(self.rho, len(widths)).tolist()
@@ -530,85 +685,46 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
     def _reconstruct(self, annealer: Annealer) -> None:
         """Everything that depends on the thresholds: cluster, collapse, finish, set attributes."""
-        collapsed = self._cluster(annealer)
         ensemble = self._ensemble
+        thresholds = Thresholds(self.gamma, self.beta, self.cut)
+        layers = cluster_layers(ensemble, annealer.trainer, len(self._assumed), thresholds)
         if ensemble.certified:
             candidate = next(iter(ensemble.certified.values()))
         else:
-            candidate = self._best_candidate(annealer, collapsed)
+            candidate = self._best_candidate(annealer, layers.collapsed)
         self._set_network(candidate)
+        self.cluster_report_ = layers.report
         self.n_agreeing_ = ensemble.n_agreeing(candidate.network, annealer.trainer)
-        for index, record in enumerate(self.dendrogram_):
-            self.dendrogram_[index] = replace(
-                record, n_students=len(ensemble.students), n_agreeing=self.n_agreeing_
-            )
+        self.dendrogram_ = [
+            replace(record, n_students=len(ensemble.students), n_agreeing=self.n_agreeing_)
+            for record in layers.dendrograms
+        ]
         if not self.recovered_:
             warnings.warn(self._explain_failure(), ConvergenceWarning, stacklevel=3)
 
-    def _cluster(self, annealer: Annealer) -> list[np.ndarray]:
-        """The collapsed hidden layers, from the inputs up to a layer without any cluster.
-
-        Incoming vectors above the first layer are expressed on the collapsed neurons below, or on
-        those of the network once it is certified.
-        """
-        certified = next(iter(self._ensemble.certified.values()), None)
-        self.dendrogram_: list[Dendrogram] = []
-        self.cluster_report_: list[dict[str, Any]] = []
-        collapsed: list[np.ndarray] = []
-        for layer in range(len(self._search.widths)):
-            lower = list(certified.network.layers[:layer]) if certified else collapsed
-            kept = self._cluster_layer(layer, lower, annealer.trainer)
-            if not (len(kept) or certified):
-                break
-            collapsed.append(kept)
-        return collapsed
-
-    def _cluster_layer(self, layer: int, lower: list[np.ndarray], trainer: Trainer) -> np.ndarray:
-        """One incoming vector per kept cluster of a layer, in the basis of those below."""
-        activation, voters = trainer.activation, self._ensemble.voters()
-        vectors, owners, neurons = incoming_vectors(voters, lower, trainer.samples, activation)
-        if not len(vectors):  # nothing that the layers below explain
-            return vectors
-        tree = average_linkage(vectors, activation.has_sign_flip)
-        clusters = find_clusters(
-            vectors,
-            tree,
-            owners,
-            min_students=math.ceil(self.gamma * len(voters) - 1e-9),
-            beta=self.beta,
-            cut=self.cut,
-            has_sign_flip=activation.has_sign_flip,
-        )
-        self.cluster_report_ += cluster_report(clusters, layer)
-        labels, heights = cluster_labels(clusters, len(vectors))
-        indices, statuses = cluster_indices(clusters, len(vectors))
-        self.dendrogram_.append(
-            Dendrogram(tree, owners, neurons, labels, heights, vectors, indices, statuses)
-        )
-        return collapse(clusters, vectors, owners, self._ensemble.students.losses)
-
     def _best_candidate(self, annealer: Annealer, collapsed: list[np.ndarray]) -> Candidate:
-        """The first certified network of the clusters and the best students, else the best.
-
-        Without a certificate, the lowest error on held-out rows decides.
-        """
-        candidates = []
-        if len(collapsed) == len(self._search.widths):
-            candidates.append(annealer.finish(annealer.solve_readout(collapsed)))
-        if self.prune and not (candidates and candidates[0].certificate.passed):
-            candidates.extend(self._ensemble.anneal_best(annealer))
-        for candidate in candidates:
-            if candidate.certificate.passed:
-                return candidate
-        candidates.append(annealer.judge_as_is(self._ensemble.students.best))
-        return min(candidates, key=lambda candidate: candidate.certificate.held_out_error)
+        """The network of the clusters where it is certified, else the most parsimonious one."""
+        ensemble = self._ensemble
+        candidates = [*ensemble.annealed.values(), *ensemble.denoised.values()]
+        if len(collapsed) == len(self._assumed):
+            finish = annealer.denoise if ensemble.denoised else annealer.finish
+            clustered = finish(annealer.solve_readout(collapsed))
+            if clustered.certificate.passed:
+                return clustered
+            candidates.append(clustered)
+        candidates.append(annealer.judge_as_is(ensemble.students.best))
+        return annealer.most_parsimonious(candidates)
 
     def _set_network(self, candidate: Candidate) -> None:
         weights, biases = self._problem.coordinates.to_original(candidate.network)
-        activation = get_activation(self.activation)
+        activation = get_activation(self.activation_)
         self.weights_, self.biases_ = canonical_form(weights, biases, activation)
         self.layer_sizes_ = candidate.network.widths
         self.loss_ = candidate.certificate.error**2
+        self.noise_level_ = self._problem.coordinates.y_scale * noise_level(
+            candidate.network, self._problem.train, activation
+        )
+        self.width_agreement_ = self._ensemble.width_agreement(candidate.network)
         self.certificate_ = candidate.certificate
         self.recovered_ = candidate.certificate.passed
         self.student_losses_ = self._ensemble.students.losses
@@ -623,9 +739,12 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
             f"{np.sum(losses <= self.tol)} of {len(losses)} students reached the target loss "
             f"{self.tol:g} (best {np.nanmin(losses):.1e}), {n_kept} clusters were kept. "
         )
-        if self._search.problem:
-            message += f"The search for the width ended at {self._search.widths[0]}: "
-            message += f"{self._search.problem}. "
+        if self._ensemble.denoised:
+            agreeing, n_pruned = self.width_agreement_
+            message += (
+                f"The data are taken as noisy: widths {self.layer_sizes_} were chosen by the error "
+                f"on held-out rows, {agreeing} of {n_pruned} pruned students agree on them. "
+            )
         return message + (
             "If the data are free of noise, raise rho, n_students or max_iter, give more rows or "
             "try another activation; noisy data cannot be recovered exactly."

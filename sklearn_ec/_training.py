@@ -305,12 +305,17 @@ class Trainer:
         return order.split(max(MIN_GROUP, int(limit)))
 
     def polish(
-        self, network: Network, max_iter: int, target: float = math.inf, enough: float = 0.0
+        self,
+        network: Network,
+        max_iter: int,
+        target: float = math.inf,
+        enough: float = 0.0,
+        progress: float = POLISH_PROGRESS,
     ) -> tuple[Network, float]:
         """Levenberg on a single network, down to rounding or to a loss that is ``enough``.
 
-        The descent is given up where it stalls, or where twice the present rate would not reach the
-        ``target`` loss.
+        The descent is given up where 20 steps leave more than the share ``progress`` of the loss,
+        or where twice the present rate would not reach the ``target`` loss.
         """
         layers = stacked(network, self.device)
         solver = BatchedLevenberg(self.task, layers, tol=enough, damping=POLISH_DAMPING)
@@ -318,7 +323,7 @@ class Trainer:
             before = float(solver.losses[0])
             solver.run(POLISH_WINDOW)
             loss = float(solver.losses[0])
-            if solver.finished.all() or loss > POLISH_PROGRESS * before:
+            if solver.finished.all() or loss > progress * before:
                 break
             if target < loss * (loss / before) ** (2 * n_windows):
                 break
@@ -338,6 +343,12 @@ class Trainer:
                 break
             network, loss = _to_network(layers, 0), refined_loss
         return network, loss
+
+    def standard_errors(self, network: Network, noise_level: np.ndarray) -> list[np.ndarray]:
+        """Standard errors of a network's weights, in the layout of its layers."""
+        linearization = Linearization(self.task, network)
+        noise = torch.from_numpy(noise_level).to(self.device)
+        return [part.cpu().numpy() for part in linearization.standard_errors(noise)]
 
     def _warm_up(self, seeds: np.ndarray, widths: tuple[int, ...]) -> StackedStudents:
         """Initial students after a short training with Adam in single precision."""

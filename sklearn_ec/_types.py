@@ -84,6 +84,11 @@ class Students:
     def __len__(self) -> int:
         return len(self.losses)
 
+    @property
+    def n_failed(self) -> int:
+        """Number of students whose training diverged."""
+        return int(np.sum(~np.isfinite(self.losses)))
+
     def joined(self, others: Students) -> Students:
         """These students and further ones behind them."""
         both = (self, others)

@@ -4,7 +4,7 @@ import matplotlib
 import numpy as np
 import pytest
 
-from sklearn_ec import _training
+from sklearn_ec import ExpandClusterRegressor, _training
 from sklearn_ec.datasets import load_reference_suite, make_teacher
 
 matplotlib.use("agg")
@@ -22,6 +22,15 @@ def tanh_problem():
     teacher = make_teacher(3, 4, activation="tanh", random_state=0)
     X = np.random.default_rng(0).uniform(-2, 2, size=(600, 3))
     return teacher, X, teacher.predict(X)
+
+
+@pytest.fixture(scope="session")
+def tanh_model(tanh_problem):
+    """The network of ``tanh_problem``, recovered. Tests leave it as it is."""
+    _, X, y = tanh_problem
+    return ExpandClusterRegressor(
+        hidden_layer_sizes=4, activation="tanh", n_students=4, random_state=0
+    ).fit(X, y)
 
 
 @pytest.fixture(scope="session")

@@ -279,3 +279,12 @@ def test_match_of_many_neurons_has_no_labels():
     network = ([np.eye(50), np.ones((50, 1))], [np.zeros(50), np.zeros(1)])
     display = NeuronMatchDisplay(match_neurons(network, network, "relu")).plot()
     assert display.ax_.get_xlabel() == "true neuron"
+
+
+@pytest.mark.parametrize("display", DISPLAYS)
+def test_loaded_estimators_can_be_drawn(display, fitted, tmp_path):
+    fitted.save(tmp_path / "network.safetensors")
+    loaded = ExpandClusterRegressor.load(tmp_path / "network.safetensors")
+    assert display.from_estimator(loaded).ax_.get_title() == (
+        display.from_estimator(fitted).ax_.get_title()
+    )

@@ -43,21 +43,38 @@ def test_mlp_regressor_computes_the_same(name, n_outputs):
     assert mlp.hidden_layer_sizes == (4, 3)
 
 
+@pytest.mark.parametrize("solver", ["adam", "sgd"])
+@pytest.mark.parametrize("n_outputs", [1, 2])
+def test_mlp_regressor_trains_on(n_outputs, solver):
+    teacher = make_teacher(3, 4, n_outputs, "tanh", random_state=0)
+    mlp = to_mlp_regressor(teacher.weights_, teacher.biases_, "tanh")
+    mlp.set_params(solver=solver, learning_rate_init=1e-3, alpha=0.0, random_state=0)
+    X = np.random.default_rng(0).normal(size=(200, 3))
+    y = teacher.predict(X)
+    mlp.partial_fit(X, y)
+    assert_allclose(mlp.predict(X), y, atol=1e-10)  # it is at the minimum
+    mlp.partial_fit(X, y + 1.0)
+    assert np.min(mlp.predict(X) - y) > 0
+    assert len(mlp.loss_curve_) == 2
+    assert mlp.t_ == 400
+
+
 def test_mlp_regressor_names_what_it_lacks():
     teacher = make_teacher(3, 4, activation="gelu", random_state=0)
     with pytest.raises(ValueError, match="no activation 'gelu'.*use to_torch"):
         to_mlp_regressor(teacher.weights_, teacher.biases_, "gelu")
 
 
-def test_exports_of_a_fitted_estimator(tanh_problem):
-    _, X, y = tanh_problem
-    model = ExpandClusterRegressor(
-        hidden_layer_sizes=4, activation="tanh", n_students=4, random_state=0
-    )
-    for export in (model.to_torch, model.to_mlp_regressor):
+def test_exports_need_a_fit():
+    model = ExpandClusterRegressor()
+    for export in (model.to_torch, model.to_mlp_regressor, model.to_onnx):
         with pytest.raises(NotFittedError):
             export()
-    model.fit(X, y)
+
+
+def test_exports_of_a_fitted_estimator(tanh_problem, tanh_model):
+    _, X, _ = tanh_problem
+    model = tanh_model
     expected = model.predict(X)
     assert_allclose(model.to_mlp_regressor().predict(X), expected, rtol=0, atol=1e-12)
     network = model.to_torch()

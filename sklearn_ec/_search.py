@@ -1,0 +1,255 @@
+"""Which depth, width and activation hold the network? Probe students, cheapest first.
+
+The search climbs from a single hidden layer: a shape is probed by a few students that are trained
+for a few steps with every activation in question, then the next deeper and the next wider shape,
+and it moves on while this lowers the loss on held-out rows. Depth and activation show at once: on
+tanh teachers, tanh students of the right depth reach 1e-9 to 1e-18 within 30 steps, those of a
+wrong activation 1e-8, those of one layer too few 1e-4. The width needs only to be large enough,
+pruning finds the exact one. Promising probes are annealed, and the first certified network ends the
+search.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ._annealing import ANNEALING_LOSS, Annealer
+from ._ensemble import Ensemble
+from ._noise import reached_noise_floor
+
+MAX_DEPTH = 3
+# First assumed width by depth; halved while students would hold more parameters than equations.
+START_WIDTHS = {1: 8, 2: 4, 3: 4}
+MAX_STUDENT_PARAMETERS = 5000
+N_PROBES = 5
+PROBE_STEPS = 30
+# The search moves on to a shape that lowers the loss on held-out rows below this share.
+PROGRESS = 0.5
+# A probe is annealed at once where its loss is below this share of those of other shapes ...
+LARGE_PROGRESS = 1e-2
+# ... or below this: noise-free students of the right kind get there.
+CLEAR_LOSS = 1e-10
+# Activations probed beyond two hidden layers, and probes annealed per round.
+N_FINALISTS = 3
+
+Shape = tuple[int, ...]
+
+
+@dataclass
+class Trial:
+    """Students of one activation and one assumed shape."""
+
+    activation: str
+    widths: Shape
+    annealer: Annealer
+    ensemble: Ensemble
+    seconds: float
+    tried: bool = False  # whether its best student was annealed
+
+    @property
+    def held_out_loss(self) -> float:
+        return self.ensemble.students.best_held_out_loss
+
+    @property
+    def loss(self) -> float:
+        return float(np.nanmin(self.ensemble.students.losses, initial=np.inf))
+
+    @property
+    def score(self) -> float:
+        """The loss on held-out rows; the training loss where this is clearly that of exact data.
+
+        The held-out loss misjudges ReLU students: between two rows, kinks may lie anywhere.
+        """
+        return self.loss if self.loss < CLEAR_LOSS else self.held_out_loss
+
+    @property
+    def certified(self) -> bool:
+        return bool(self.ensemble.certified)
+
+    def report(self) -> dict[str, Any]:
+        students = self.ensemble.students
+        losses = students.losses
+        return {
+            "depth": len(self.widths),
+            "width": self.widths[0],
+            "activation": self.activation,
+            "n_students": len(losses),
+            "converged": float(np.mean(losses <= self.ensemble.tol)),
+            "loss": self.loss,
+            "held_out_loss": students.best_held_out_loss,
+            "certified": self.certified,
+            "seconds": self.seconds,
+        }
+
+
+class Search:
+    """Find students that hold the network.
+
+    Parameters
+    ----------
+    annealers : dict
+        One annealer for each activation in question.
+    train : callable
+        Trains students: ``train(annealer, widths, n_students, n_steps)``; without a number of steps
+        to the end, with questions to the annealer.
+    n_parameters : callable
+        Maps assumed widths to the number of parameters of one student.
+    n_students : int
+        Number of students of the final trial.
+    """
+
+    def __init__(
+        self,
+        annealers: dict[str, Annealer],
+        train: Callable[..., Ensemble],
+        n_parameters: Callable[[Shape], int],
+        n_students: int,
+    ):
+        self.annealers = annealers
+        self.train = train
+        self.n_parameters = n_parameters
+        self.n_students = n_students
+        self.trials: list[Trial] = []
+
+    def run(self) -> Trial:
+        """The certified trial, else the most parsimonious one that does about best."""
+        first = self._first_shape()
+        self._probe(first)
+        shape: Shape | None = first
+        while shape is not None and self._certified() is None:
+            shape = self._climb(shape)
+        return self._certified() or self._train_to_the_end(self._most_parsimonious())
+
+    def run_given(self, widths: Shape) -> Trial:
+        """The trial of given widths, with the best activation of those in question."""
+        if len(self.annealers) > 1:
+            self._probe(widths)
+            self._anneal_promising()
+            return self._certified() or self._train_to_the_end(self._most_parsimonious())
+        ((activation, annealer),) = self.annealers.items()
+        start = time.perf_counter()
+        ensemble = self.train(annealer, widths, self.n_students)
+        if len(widths) > 1 and ensemble.is_promising:
+            ensemble = ensemble.joined(self.train(annealer, widths, self.n_students))
+        seconds = time.perf_counter() - start
+        self.trials.append(Trial(activation, widths, annealer, ensemble, seconds))
+        return self.trials[0]
+
+    def _first_shape(self) -> Shape:
+        width = START_WIDTHS[1]
+        while width > 1 and not self._fits((width,)):
+            width //= 2
+        return (width,)
+
+    def _fits(self, shape: Shape) -> bool:
+        n_equations = next(iter(self.annealers.values())).trainer.samples.n_equations
+        return self.n_parameters(shape) <= min(n_equations, MAX_STUDENT_PARAMETERS)
+
+    def _climb(self, shape: Shape) -> Shape | None:
+        """Probe the neighbors of a shape; the best of them if it is better, None at the top."""
+        for neighbor in self._neighbors(shape):
+            self._probe(neighbor)
+            if self._certified() is not None:
+                return None
+            if not self._improves(shape) and self._is_at_noise_floor(self._best_of(shape)):
+                return None
+        self._anneal_promising()
+        return self._best().widths if self._improves(shape) else None
+
+    def _improves(self, shape: Shape) -> bool:
+        """Whether the best trial is much better than those of a shape."""
+        return self._best().score < PROGRESS * self._best_of(shape).score
+
+    def _neighbors(self, shape: Shape) -> list[Shape]:
+        """One layer more, and twice the width; those that fit and were not probed yet."""
+        depth, width = len(shape), shape[0]
+        neighbors = [tuple(2 * w for w in shape)]
+        if depth < MAX_DEPTH:
+            deeper = START_WIDTHS[depth + 1] * width // START_WIDTHS[depth]
+            neighbors.insert(0, (max(deeper, 1),) * (depth + 1))
+        probed = {trial.widths for trial in self.trials}
+        return [n for n in neighbors if n not in probed and self._fits(n)]
+
+    def _probe(self, shape: Shape) -> None:
+        """Train probes with each activation; anneal those that stand out."""
+        others = min((trial.score for trial in self.trials), default=0.0)
+        stage: list[Trial] = []
+        for activation in self._activations(len(shape)):
+            start = time.perf_counter()
+            annealer = self.annealers[activation]
+            ensemble = self.train(annealer, shape, min(N_PROBES, self.n_students), PROBE_STEPS)
+            seconds = time.perf_counter() - start
+            stage.append(Trial(activation, shape, annealer, ensemble, seconds))
+        self.trials.extend(stage)
+        stage.sort(key=lambda trial: trial.score)
+        for trial in stage:
+            stands_out = trial is stage[0] and trial.score < LARGE_PROGRESS * others
+            if stands_out or trial.score < CLEAR_LOSS:
+                self._anneal(trial)
+            if trial.certified:
+                break
+
+    def _activations(self, depth: int) -> list[str]:
+        """All in question for up to two hidden layers, then the best so far."""
+        if depth <= 2:
+            return list(self.annealers)
+        best: dict[str, float] = {}
+        for trial in self.trials:
+            best[trial.activation] = min(best.get(trial.activation, np.inf), trial.score)
+        return sorted(best, key=best.__getitem__)[:N_FINALISTS]
+
+    def _anneal_promising(self) -> None:
+        """Anneal the best probes, one after the other, up to a certificate."""
+        ranked = sorted(self.trials, key=lambda trial: trial.score)[:N_FINALISTS]
+        for trial in ranked:
+            if not trial.tried and not self._is_at_noise_floor(trial):
+                self._anneal(trial)
+            if trial.certified:
+                break
+
+    def _anneal(self, trial: Trial) -> None:
+        if self._worth_annealing(trial):
+            start = time.perf_counter()
+            trial.tried = True
+            trial.ensemble.anneal_first(trial.annealer)
+            trial.seconds += time.perf_counter() - start
+
+    @staticmethod
+    def _worth_annealing(trial: Trial) -> bool:
+        return trial.annealer.prune and trial.held_out_loss < ANNEALING_LOSS
+
+    @staticmethod
+    def _is_at_noise_floor(trial: Trial) -> bool:
+        return reached_noise_floor(trial.ensemble.students, trial.annealer.trainer.samples)
+
+    def _certified(self) -> Trial | None:
+        return next((trial for trial in self.trials if trial.certified), None)
+
+    def _best(self) -> Trial:
+        return min(self.trials, key=lambda trial: trial.score)
+
+    def _best_of(self, shape: Shape) -> Trial:
+        trials = [trial for trial in self.trials if trial.widths == shape]
+        return min(trials, key=lambda trial: trial.score)
+
+    def _most_parsimonious(self) -> Trial:
+        """The cheapest trial whose loss on held-out rows is near the lowest."""
+        lowest = min(trial.score for trial in self.trials)
+        good = [trial for trial in self.trials if trial.score <= lowest / PROGRESS]
+        return min(good, key=lambda t: (len(t.widths), self.n_parameters(t.widths), t.score))
+
+    def _train_to_the_end(self, trial: Trial) -> Trial:
+        """Join further students to the probes, unless these show that noise sets the limit."""
+        if self._is_at_noise_floor(trial):
+            return trial
+        start = time.perf_counter()
+        n_probes = len(trial.ensemble.students)
+        more = self.train(trial.annealer, trial.widths, max(self.n_students - n_probes, n_probes))
+        trial.ensemble = trial.ensemble.joined(more)
+        trial.seconds += time.perf_counter() - start
+        return trial
