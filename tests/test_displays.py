@@ -249,6 +249,10 @@ def test_losses_of_an_estimator_count_levenberg_steps(fitted):
     display = StudentLossDisplay.from_estimator(fitted)
     assert len(display.lines_) == 4
     assert max(line.get_xdata()[-1] for line in display.lines_) == fitted.n_iter_
+    labels = [text.get_text() for text in display.ax_.get_legend().get_texts()]
+    n_converged = np.sum(fitted.student_losses_ <= fitted.tol)
+    assert ("converged" in labels, "not converged" in labels) == (n_converged > 0, n_converged < 4)
+    assert labels[-1] == "target 1e-20"
 
 
 def test_match_shows_distances_missing_and_excess_neurons(fitted, tanh_problem):
