@@ -48,22 +48,21 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
     ----------
     rho : float or tuple of float, default=4
         Expansion factor: students have ``ceil(rho * width)`` neurons in each hidden layer. A tuple
-        holds one factor per hidden layer. At least 1.
+        holds one factor per given hidden layer. At least 1.
     hidden_layer_sizes : int, tuple of int or "auto", default="auto"
-        Widths assumed for the hidden layers of the sought network. ``"auto"`` assumes one hidden
-        layer and doubles its width from 1 until students fit the data exactly. It gives up where
-        students would hold more parameters than there are equations, ``n_samples * n_outputs``, or
-        where two doublings in a row did not lower the loss on held-out rows by a tenth; the best
-        width on these rows is taken then. The recovered widths may differ from the assumed ones,
-        see ``layer_sizes_``; the number of hidden layers does not.
+        Widths assumed for the hidden layers of the sought network. The recovered widths may differ
+        from the assumed ones, see ``layer_sizes_``; the number of hidden layers does not.
+        ``"auto"`` searches one to three hidden layers, see Notes.
     activation : str, default="relu"
         Activation function of the sought network: "logistic", "tanh", "relu", "leaky_relu" (slope
         0.01), "softplus", "gelu", "silu", "elu", "erf" or "g", the paper's
-        ``sigmoid(4x) + softplus(x)``.
+        ``sigmoid(4x) + softplus(x)``. ``"auto"`` decides between them, see Notes; "logistic" counts
+        as "tanh" then, since networks of either compute the same functions.
     n_students : int, default=20
-        Number of students. The search for the width probes each width with 5; where it finds none
-        that fits the data, the best of these are the students. Where fewer than 3 deep students
-        converged and none gave the network, as many again are trained.
+        Number of students. Searches probe each shape and activation with 5, and train further ones
+        only where these gave no certified network and noise does not set the limit. Where fewer
+        than 3 deep students of given widths converged and none gave the network, as many again are
+        trained.
     gamma : float, default=0.5
         Least fraction of the voting students that must share a cluster, in (0, 1]. Students whose
         loss reached ``tol`` vote. If these are fewer than 3, some of the best students are annealed
@@ -98,6 +97,8 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
     ----------
     layer_sizes_ : tuple of int
         Hidden widths of the reconstructed network.
+    activation_ : str
+        Its activation function.
     weights_ : list of ndarray
         Weight matrices, shape (fan_in, fan_out) each, as ``MLPRegressor.coefs_``. Neurons are
         sorted by decreasing norm of their outgoing weights. Odd activations have the sign that
@@ -128,8 +129,18 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
     n_agreeing_ : int
         Number of voting and annealed students that hold every neuron of the reconstructed network,
         up to an angle of 0.01 between incoming vectors.
+    width_agreement_ : tuple of int
+        How many pruned students have the widths of the reconstructed network, and how many there
+        are.
+    search_report_ : list of dict
+        What was tried, in order: ``depth``, assumed ``width`` of each layer, ``activation``,
+        ``n_students``, share of ``converged`` students, lowest ``loss``, lowest
+        ``held_out_loss``, whether the network was ``certified``, and ``seconds``.
     loss_ : float
         Relative mean squared error of the reconstructed network on the training rows.
+    noise_level_ : ndarray of shape (n_outputs,)
+        Standard deviation of the residuals on the training rows, corrected for the number of
+        parameters, in the units of y.
     recovered_ : bool
         Whether the network is certified to be the one behind the data, see Notes.
     certificate_ : Certificate
@@ -157,6 +168,19 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
        singular directions, with the curvature ``c`` of the residuals along it (the
        Newton-Kantorovich condition). A network with a spare neuron fails here;
     5. no neuron is a linear function on the data, as those of a superfluous layer can be.
+
+    ``hidden_layer_sizes="auto"`` and ``activation="auto"`` probe shapes with 5 students of 30 steps
+    each, starting with one hidden layer of assumed width 8 (less where students would hold more
+    parameters than there are equations); from the best shape so far the search goes on to one layer
+    more and to twice the width, as long as this halves the loss on held-out rows. Promising probes
+    are pruned, and the first certified network ends the search. Without one, the shape of fewest
+    layers and parameters whose loss is within a factor of 2 of the lowest is trained to the end.
+    Assumed widths only need to be large enough. A search takes at most ``max_iter`` steps for
+    students of at most 5,000 parameters; lower ``max_iter`` or ``n_students`` to bound it further.
+
+    Where no network is exact, the data count as noisy: students are pruned as long as the Bayesian
+    information criterion falls, and the smallest network whose error on held-out rows is within one
+    standard error of the lowest is returned, with ``recovered_ = False``.
 
     X and y are standardized internally; the affine maps are folded back into the first and the
     last layer exactly. Repeated rows are merged, their weights added up.

@@ -292,3 +292,11 @@ def test_loaded_estimators_can_be_drawn(display, fitted, tmp_path):
     assert display.from_estimator(loaded).ax_.get_title() == (
         display.from_estimator(fitted).ax_.get_title()
     )
+
+
+def test_the_activation_that_was_found_counts(fitted, tanh_problem, capsys):
+    found = copy.copy(fitted).set_params(activation="auto")
+    SimilarityDisplay.from_estimator(found)
+    NeuronMatchDisplay.from_estimator(found, tanh_problem[0])
+    found.summary()
+    assert "activation tanh" in capsys.readouterr().out
