@@ -6,7 +6,7 @@ no training.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -31,6 +31,7 @@ class Ensemble:
     annealed: dict[int, Candidate] = field(default_factory=dict)  # those that were not certified
     denoised: dict[int, Candidate] = field(default_factory=dict)  # where nothing was certified
     n_reused: int = 0  # students that an earlier fit trained
+    settled: bool = False
 
     @property
     def is_promising(self) -> bool:
@@ -51,10 +52,19 @@ class Ensemble:
 
     def copy(self, n_reused: int) -> Ensemble:
         """The same students, for further networks to be added."""
-        return replace(self, certified=dict(self.certified), n_reused=n_reused)
+        return Ensemble(
+            self.students,
+            self.tol,
+            certified=dict(self.certified),
+            annealed=dict(self.annealed),
+            denoised=dict(self.denoised),
+            n_reused=n_reused,
+        )
 
     def settle(self, annealer: Annealer) -> None:
         """Anneal what the clustering and the choice of the network need, once training is over."""
+        if self.settled:
+            return
         if annealer.prune and not self.certified:
             if reached_noise_floor(self.students, annealer.trainer.samples):
                 self._denoise(annealer)
@@ -64,6 +74,7 @@ class Ensemble:
                 self._denoise(annealer)
         if self.certified:
             self._confirm(annealer)
+        self.settled = True
 
     def _agree_on_widths(self) -> bool:
         """Whether most of the denoised students have the same widths."""

@@ -338,8 +338,8 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         self._ensemble = None
         try:
             trial = self._search(widths, rng)
-            trial.ensemble.settle(trial.annealer)
             self._keep(trial.ensemble, trial.widths, trial.activation)
+            self._ensemble.settle(trial.annealer)
             self._reconstruct(trial.annealer)
         except KeyboardInterrupt as interrupt:
             self._take_best_so_far(interrupt)
@@ -434,7 +434,9 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         new = {"gamma": gamma, "beta": beta, "cut": cut}
         new = {name: value for name, value in new.items() if value is not None}
         clone(self).set_params(**new)._validate_params()
-        self.set_params(**new)._reconstruct(self._annealer(self.activation_))
+        annealer = self._annealer(self.activation_)
+        self._ensemble.settle(annealer)
+        self.set_params(**new)._reconstruct(annealer)
         return self
 
     def summary(self):
