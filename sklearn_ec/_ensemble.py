@@ -89,7 +89,7 @@ class Ensemble:
     def anneal_first(self, annealer: Annealer) -> None:
         """Anneal the best student."""
         for student in self.students.by_loss()[:1]:
-            self._anneal(int(student), annealer, persistent=False)
+            self._anneal(int(student), annealer, persistent=True)
 
     def _confirm(self, annealer: Annealer) -> None:
         """Where one student gave the network and few converged, anneal more of them to vote."""
