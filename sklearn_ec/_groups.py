@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from joblib import effective_n_jobs
+from joblib import cpu_count, effective_n_jobs
+from joblib.parallel import get_active_backend
 from sklearn.utils.parallel import Parallel, delayed
+from threadpoolctl import threadpool_limits
 
 from ._annealing import Annealer
 from ._cache import digest
@@ -98,7 +100,12 @@ class GroupTrainer:
         arguments = [(self.annealer, self.recipe, seeds, key) for key, seeds in groups.items()]
         if n_workers == 1:
             return [obtain_group(*each, on_epoch=self.stage.end_epoch) for each in arguments]
-        return Parallel(n_jobs=self.n_jobs)(delayed(obtain_group)(*each) for each in arguments)
+        # Worker processes know how many threads they may use; threads of this process must be told.
+        backend, _ = get_active_backend()
+        n_threads = max(1, cpu_count() // n_workers) if backend.supports_sharedmem else None
+        return Parallel(n_jobs=self.n_jobs)(
+            delayed(obtain_group)(*each, n_threads=n_threads) for each in arguments
+        )
 
     def _key(self, seeds: np.ndarray) -> str:
         return digest(["students", self.annealer.key, self.recipe, seeds])
@@ -110,11 +117,13 @@ def obtain_group(
     seeds: np.ndarray,
     key: str,
     on_epoch: OnEpoch | None = None,
+    n_threads: int | None = None,
 ) -> Ensemble:
     """One group of students: remembered, continued or trained."""
 
     def train(checkpoint: Checkpoint | None) -> Ensemble:
-        group = train_group(annealer, recipe, seeds, checkpoint, on_epoch)
+        with threadpool_limits(n_threads, user_api="openmp"):
+            group = train_group(annealer, recipe, seeds, checkpoint, on_epoch)
         if group.students.interrupted:
             raise Interrupted(group)
         return group

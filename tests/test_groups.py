@@ -229,6 +229,23 @@ def test_results_do_not_depend_on_workers(problem, monkeypatch, backend, n_jobs)
     assert_same_network(parallel, serial)
 
 
+def test_threads_share_the_processors(problem, groups_of_two, monkeypatch):
+    """Threads of this process do not use all of torch's threads each."""
+    n_threads = []
+
+    def spy(*args):
+        n_threads.append(torch.get_num_threads())
+        return train_group(*args)
+
+    before, train_group = torch.get_num_threads(), _groups.train_group
+    monkeypatch.setattr(_groups, "train_group", spy)
+    monkeypatch.setattr(_groups, "cpu_count", lambda: 2)
+    with joblib.parallel_config(backend="threading", n_jobs=2):
+        make_model(n_students=4).fit(*problem)
+    assert n_threads == [1, 1]
+    assert torch.get_num_threads() == before
+
+
 def test_groups_behind_the_successful_one_are_discarded(problem, groups_of_two, trainings):
     settings = {"prune": True, "tol": 1e-20, "max_iter": 300, "n_students": 8}
     serial = make_model(**settings).fit(*problem)
@@ -466,3 +483,66 @@ def test_fitted_state_needs_no_device(problem, groups_of_two, tmp_path):
         names = {argument for code, argument, _ in operations if code.name == "GLOBAL"}
         packages = {name.split(".")[0].split(" ")[0] for name in names}
         assert packages <= {"sklearn_ec", "numpy", "copy_reg", "__builtin__", "_codecs", "pathlib"}
+
+
+# Progress
+
+
+class Recorder:
+    """A callback that notes what ends, and asks to stop after some of these."""
+
+    def __init__(self, stop_after=None):
+        self.ended = []
+        self.stop_after = stop_after
+
+    def setup(self, estimator, context):
+        pass
+
+    def teardown(self, estimator, context):
+        pass
+
+    def on_fit_task_begin(self, estimator, context):
+        pass
+
+    def on_fit_task_end(self, estimator, context, *, fitted_estimator=None):
+        self.ended.append(context.task_name)
+        return self.ended[-1:] == ["epoch"] and self.ended.count("epoch") == self.stop_after
+
+
+@pytest.fixture
+def callbacks():
+    return pytest.importorskip("sklearn.callback", reason="needs scikit-learn 1.9")
+
+
+def test_callbacks_see_epochs_in_groups_in_stages(callbacks, problem, groups_of_two):
+    recorder = Recorder()
+    make_model(n_students=4).set_callbacks(recorder).fit(*problem)
+    group = ["epoch", "epoch", "epoch", "group of students"]
+    assert recorder.ended == [*group, *group, "students, hidden layers (2,)", "fit"]
+
+
+def test_a_callback_may_end_the_training(callbacks, problem, groups_of_two):
+    model = make_model(n_students=4).set_callbacks(Recorder(stop_after=2))
+    with pytest.warns(ConvergenceWarning, match="interrupted with 2 students"):
+        model.fit(*problem)
+    assert model.n_iter_ == 20
+
+
+def test_bars_nest_in_a_search(callbacks, problem, groups_of_two, capsys):
+    pytest.importorskip("rich", reason="needs rich")
+    search = GridSearchCV(make_model(n_students=2), {"gamma": [0.3, 0.5]}, cv=2)
+    search.set_callbacks(callbacks.ProgressBar()).fit(*problem)
+    printed = capsys.readouterr().out
+    assert "GridSearchCV" in printed
+    assert "ExpandClusterRegressor" in printed
+
+
+def test_lines_tell_the_students_and_the_time_left(problem, groups_of_two, capsys):
+    make_model(n_students=4, verbose=1).fit(*problem)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert "0 of 2 students converged after 30 steps" in lines[0]
+    assert "2 students and at most" in lines[0]
+    assert "0 of 4 students" in lines[1]
+    assert "left" not in lines[1]
+    assert "network (" in lines[2]
