@@ -22,7 +22,7 @@ def summary_text(estimator: Any) -> str:
         verdict = f"not certified: {estimator.certificate_.reason}"
     return "\n".join(
         [
-            f"{type(estimator).__name__}, activation {estimator.activation}",
+            f"{type(estimator).__name__}, activation {estimator.activation_}",
             verdict,
             "",
             *_layer_lines(estimator),

@@ -91,7 +91,7 @@ class NeuronMatchDisplay(Display):
             If the reference is not a network.
         """
         check_is_fitted(estimator)
-        match = match_neurons(reference, estimator, estimator.activation, layer)
+        match = match_neurons(reference, estimator, estimator.activation_, layer)
         return cls(match, layer=layer).plot(ax)
 
     def plot(self, ax: Any = None) -> NeuronMatchDisplay:

@@ -113,7 +113,7 @@ class SimilarityDisplay(Display):
         every = -(-len(record.labels) // max_neurons)
         order = leaves_list(record.linkage) if len(record.linkage) else np.zeros(1, dtype=int)
         shown = order[::every]
-        has_sign_flip = get_activation(estimator.activation).has_sign_flip
+        has_sign_flip = get_activation(estimator.activation_).has_sign_flip
         distances = squareform(pairwise_distances(record.vectors[shown], has_sign_flip))
         return cls(distances, record.labels[shown], every=every, layer=layer).plot(ax)
 
