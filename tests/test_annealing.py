@@ -1,5 +1,6 @@
 """Pruning, the skip term and the certificate on planted networks."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -7,10 +8,20 @@ import pytest
 from numpy.testing import assert_allclose
 
 from sklearn_ec._activations import get_activation
-from sklearn_ec._annealing import Annealer
+from sklearn_ec._annealing import Annealer, Candidate
 from sklearn_ec._certificate import certify, relative_error
+from sklearn_ec._linearization import stacked
 from sklearn_ec._preprocessing import standardize
-from sklearn_ec._pruning import Removal, prune, removal_candidates, without_neurons
+from sklearn_ec._pruning import (
+    ExactCap,
+    NoiseCap,
+    Removal,
+    cheapest_removal,
+    prune,
+    pruning_path,
+    removal_candidates,
+    without_neurons,
+)
 from sklearn_ec._reconstruction import network_outputs, read_features, with_skip
 from sklearn_ec._training import Trainer
 from sklearn_ec._types import Network, Samples
@@ -72,6 +83,16 @@ def with_duplicates(network, noise=0.0, seed=1):
         layers[depth] = np.vstack([layers[depth], layers[depth]])
         layers[depth + 1] = np.hstack([outgoing * share, outgoing * (1 - share), bias])
     return Network(tuple(a + noise * rng.normal(size=a.shape) for a in layers))
+
+
+def with_noise(trainer, held_out, noise, name):
+    """A trainer and held-out rows with noise in their targets."""
+    rng = np.random.default_rng(0)
+    parts = [
+        Samples(part.X, part.y + noise * rng.normal(size=part.y.shape), part.sample_weight)
+        for part in (trainer.samples, held_out)
+    ]
+    return Trainer(*parts, name, "cpu", trainer.has_skip), parts[1]
 
 
 def as_layers(network):
@@ -249,6 +270,121 @@ def test_a_group_of_candidates_is_jointly_superfluous():
     )
     solution = np.linalg.lstsq(design, trainer.samples.y, rcond=1e-14)[0]
     assert_allclose(design @ solution, trainer.samples.y, atol=1e-12)
+
+
+def test_exact_cap_follows_the_lowest_loss():
+    network, _, _ = planted("tanh")
+    cap = ExactCap(1e-8)
+    assert_allclose(cap.allowed(network), 1e-7)
+    cap.update(network, 5e-8)  # above the lowest so far
+    assert_allclose(cap.allowed(network), 1e-7)
+    cap.update(network, 1e-12)
+    assert_allclose(cap.allowed(network), 1e-11)
+    cap.update(network, 1e-32)
+    assert_allclose(cap.allowed(network), 1e-24)  # lower losses are rounding
+
+
+def test_noise_cap_is_the_loss_of_equal_criterion():
+    """``N ln(loss) + P ln(N)`` of the lowest so far: 16 parameters, and 11 with a neuron less."""
+    network, _, _ = planted("tanh")
+    smaller = Network((network.layers[0][1:], network.layers[1][:, 1:]))
+    cap = NoiseCap(network, 1e-4, n_equations=200)
+    assert_allclose(cap.allowed(network), 1e-4)
+    allowed = 1e-4 * 200 ** (5 / 200)
+    assert_allclose(cap.allowed(smaller), allowed)
+    cap.update(smaller, 1.01 * allowed)  # above the lowest so far
+    assert_allclose(cap.allowed(smaller), allowed)
+    cap.update(smaller, 0.5 * allowed)
+    assert_allclose(cap.allowed(smaller), 0.5 * allowed)
+    assert_allclose(cap.allowed(network), 0.5e-4)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-2])
+@pytest.mark.parametrize("activation", ["tanh", "softplus"])
+def test_a_pruning_path_leads_down_below_the_cap(activation, noise):
+    network, trainer, held_out = planted(activation)
+    trainer, _ = with_noise(trainer, held_out, noise, activation)
+    start = with_spare_neurons(network, noise=1e-3)
+    start = with_skip(start) if trainer.has_skip else start
+    start, loss = trainer.polish(start, 100)
+    cap = NoiseCap(start, loss, 400) if noise else ExactCap(loss)
+    path = list(pruning_path(start, loss, trainer, cap))
+    assert path[0] == (start, loss)
+    assert path[-1][0].widths == network.widths
+    neurons = [sum(member.widths) for member, _ in path]
+    assert all(after < before for before, after in itertools.pairwise(neurons))
+    for member, member_loss in path:
+        assert_allclose(float(trainer.task.losses(stacked(member, "cpu"))[0]), member_loss)
+    again = NoiseCap(start, loss, 400) if noise else ExactCap(loss)
+    for member, member_loss in path[1:]:
+        assert member_loss <= again.allowed(member)
+        again.update(member, member_loss)
+
+
+def test_groups_go_before_single_neurons():
+    network, trainer, _ = planted("tanh", width=2)
+    start = with_duplicates(with_duplicates(with_duplicates(network)))
+    path = list(pruning_path(start, 1e-30, trainer, ExactCap(1e-30)))
+    assert [member.widths[0] for member, _ in path][:3] == [16, 12, 9]
+    assert path[-1][0].widths == (2,)
+
+
+def test_the_cheapest_removal_is_the_best_polished_network():
+    """Brute force: remove each neuron, polish, compare."""
+    network, trainer, held_out = planted("tanh", width=4)
+    trainer, _ = with_noise(trainer, held_out, 1e-2, "tanh")
+    losses = []
+    for neuron in range(4):
+        removal = Removal(0, np.array([neuron]), 0.0)
+        losses.append(trainer.polish(without_neurons(network, trainer, removal), 1000)[1])
+    smaller, loss = cheapest_removal(network, 0.0, trainer)
+    assert smaller.widths == (3,)
+    assert_allclose(loss, min(losses), rtol=1e-2)
+
+
+def test_networks_of_single_neurons_lose_none():
+    network, trainer, _ = planted_deep("tanh", (3, 1, 1, 1), n_rows=200)
+    assert cheapest_removal(network, 0.0, trainer) is None
+    assert list(pruning_path(network, 0.0, trainer, ExactCap(0.0))) == [(network, 0.0)]
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu", "softplus"])
+def test_denoise_finds_the_planted_network(activation):
+    network, trainer, held_out = planted(activation)
+    trainer, held_out = with_noise(trainer, held_out, 1e-3, activation)
+    start = with_spare_neurons(network, noise=1e-2)
+    candidate = Annealer(trainer, held_out, EPS, prune=True).denoise(start)
+    assert candidate.network.widths == network.widths
+    assert not candidate.network.has_skip
+    assert not candidate.certificate.passed
+    assert_allclose(candidate.certificate.error, 1e-3, rtol=0.1)
+    distance = max_cosine_distance(as_layers(network), as_layers(candidate.network), activation)
+    assert 1e-12 < distance < 1e-4
+
+
+def test_denoise_finds_the_planted_deep_network():
+    network, trainer, held_out = planted_deep("tanh", (3, 3, 2, 1))
+    trainer, held_out = with_noise(trainer, held_out, 1e-3, "tanh")
+    start = with_duplicates(network, noise=1e-2)
+    candidate = Annealer(trainer, held_out, EPS, prune=True).denoise(start)
+    assert candidate.network.widths == network.widths
+    assert max_cosine_distance(as_layers(network), as_layers(candidate.network), "tanh") < 1e-3
+
+
+def test_the_most_parsimonious_network_is_within_one_standard_error():
+    network, trainer, held_out = planted("tanh")
+    _, held_out = with_noise(trainer, held_out, 1e-2, "tanh")
+    annealer = Annealer(trainer, held_out, EPS, prune=True)
+    wide, wider = with_spare_neurons(network), with_spare_neurons(with_spare_neurons(network))
+    certificate = certify(network, trainer, held_out, EPS)
+    worse = Network((network.layers[0], network.layers[1] * 1.1))
+    best, good, bad = (Candidate(n, certificate) for n in (wider, wide, worse))
+    assert annealer.most_parsimonious([best, good, bad]) is good
+    assert annealer.most_parsimonious([bad, best]) is best
+    assert annealer.most_parsimonious([bad]) is bad
+    certificate = dataclasses.replace(certificate, error=-1.0)
+    closest = Candidate(wide, certificate)
+    assert annealer.most_parsimonious([good, closest, best]) is closest
 
 
 @pytest.mark.parametrize("activation", ["relu", "softplus"])

@@ -10,6 +10,9 @@ from sklearn_ec._students import layer_shapes
 from sklearn_ec._training import Trainer
 from sklearn_ec._types import Network, Samples
 
+# Widths and seeds of ReLU networks in which every neuron has a kink that the outputs show.
+KINKED = [((3,), 0), ((3, 2), 11), ((3, 4), 55), ((4, 3, 3), 107)]
+
 
 @pytest.fixture
 def rows():
@@ -53,6 +56,21 @@ def numerical_jacobian(task, network, step=1e-6):
     return np.stack(columns, axis=1)
 
 
+def trainer_of(rows, activation, n_outputs):
+    rows = Samples(rows.X, np.tile(rows.y, n_outputs), rows.sample_weight)
+    return Trainer(rows, rows, activation, "cpu", has_skip=False)
+
+
+def use_chunks(monkeypatch, task, n_chunks):
+    """Let the Jacobian be factorized in so many chunks of rows."""
+    step = len(task.inputs) // n_chunks
+    monkeypatch.setattr(
+        type(task),
+        "chunks",
+        lambda self, n: [slice(i, i + step) for i in range(0, len(self.inputs), step)],
+    )
+
+
 def incoming_lengths(network):
     """The unit of every parameter."""
     *hidden, readout = network.layers
@@ -64,15 +82,8 @@ def incoming_lengths(network):
 @pytest.mark.parametrize("widths", [(3,), (3, 2), (3, 2, 2)])
 @pytest.mark.parametrize("n_chunks", [1, 5])
 def test_singular_values(rows, monkeypatch, n_chunks, widths, n_outputs):
-    rows = Samples(rows.X, np.tile(rows.y, n_outputs), rows.sample_weight)
-    trainer = Trainer(rows, rows, "tanh", "cpu", has_skip=False)
-    chunks = trainer.task.chunks(1)[0]
-    step = min(chunks.stop, 300) // n_chunks
-    monkeypatch.setattr(
-        type(trainer.task),
-        "chunks",
-        lambda self, n: [slice(i, i + step) for i in range(0, len(self.inputs), step)],
-    )
+    trainer = trainer_of(rows, "tanh", n_outputs)
+    use_chunks(monkeypatch, trainer.task, n_chunks)
     network = random_network(widths, n_outputs)
     jacobian = numerical_jacobian(trainer.task, network)
     scaled = jacobian * incoming_lengths(network) / np.sqrt(len(jacobian))
@@ -83,10 +94,7 @@ def test_singular_values(rows, monkeypatch, n_chunks, widths, n_outputs):
     assert_allclose(changes / np.sqrt(len(jacobian)), values, rtol=1e-5)
 
 
-# Seeds of networks in which every neuron has a kink that the outputs show.
-@pytest.mark.parametrize(
-    ("widths", "seed"), [((3,), 0), ((3, 2), 11), ((3, 4), 55), ((4, 3, 3), 107)]
-)
+@pytest.mark.parametrize(("widths", "seed"), KINKED)
 def test_scale_of_homogeneous_neurons_is_pinned(rows, widths, seed):
     trainer = Trainer(rows, rows, "relu", "cpu", has_skip=False)
     network = random_network(widths, seed=seed)
@@ -139,3 +147,81 @@ def test_curvatures_match_finite_differences(trainer, widths):
     assert_allclose(linearization.curvatures(4).numpy(), np.sqrt(squares), rtol=1e-4)
     everything = linearization.curvatures(1000)
     assert len(everything) == network.n_parameters
+
+
+def dense_standard_errors(jacobian, noise_level, constraints=None):
+    """Of the least-squares solution, where ``constraints @ parameters`` stays as it is.
+
+    The Jacobian has one row per output for the first row of X, then those for the second, ...
+    """
+    basis = np.eye(jacobian.shape[1])
+    if constraints is not None:
+        _, _, rotation = np.linalg.svd(constraints)
+        basis = rotation[len(constraints) :].T
+    noise = np.tile(noise_level, len(jacobian) // len(noise_level))
+    solution = basis @ np.linalg.inv(basis.T @ jacobian.T @ jacobian @ basis) @ basis.T
+    return np.linalg.norm(solution @ jacobian.T * noise, axis=1)
+
+
+def length_constraints(network):
+    """One row per hidden neuron: by how much its incoming vector grows with the parameters."""
+    starts = np.cumsum([0, *(layer.size for layer in network.layers)])
+    rows = []
+    for start, layer in zip(starts, network.layers[:-1], strict=False):
+        for index, neuron in enumerate(layer):
+            row = np.zeros(network.n_parameters)
+            row[start + index * len(neuron) :][: len(neuron)] = neuron
+            rows.append(row)
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("noise_level", [[0.5], [0.5, 0.01]])
+@pytest.mark.parametrize("widths", [(3,), (3, 2), (3, 2, 2)])
+@pytest.mark.parametrize("n_chunks", [1, 5])
+def test_standard_errors_match_dense_least_squares(
+    rows, monkeypatch, n_chunks, widths, noise_level
+):
+    trainer = trainer_of(rows, "tanh", len(noise_level))
+    use_chunks(monkeypatch, trainer.task, n_chunks)
+    network = random_network(widths, len(noise_level))
+    computed = trainer.standard_errors(network, np.array(noise_level))
+    assert [part.shape for part in computed] == [layer.shape for layer in network.layers]
+    jacobian = numerical_jacobian(trainer.task, network)
+    expected = dense_standard_errors(jacobian, np.array(noise_level))
+    assert_allclose(flat(computed), expected, rtol=1e-4)
+    if len(noise_level) == 1:
+        variances = noise_level[0] ** 2 * np.linalg.inv(jacobian.T @ jacobian).diagonal()
+        assert_allclose(flat(computed), np.sqrt(variances), rtol=1e-4)
+
+
+@pytest.mark.parametrize("noise_level", [[0.5], [0.5, 0.01]])
+@pytest.mark.parametrize(("widths", "seed"), KINKED)
+def test_standard_errors_of_homogeneous_neurons_are_those_at_fixed_lengths(
+    rows, widths, seed, noise_level
+):
+    trainer = trainer_of(rows, "relu", len(noise_level))
+    network = random_network(widths, len(noise_level), seed)
+    jacobian = numerical_jacobian(trainer.task, network)
+    expected = dense_standard_errors(jacobian, np.array(noise_level), length_constraints(network))
+    computed = trainer.standard_errors(network, np.array(noise_level))
+    assert_allclose(flat(computed), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["tanh", "relu"])
+def test_standard_errors_are_finite_where_the_data_leave_weights_open(rows, name):
+    """A neuron that is there twice, and a column of zeros: what is determined has its error."""
+    trainer, noise = trainer_of(rows, name, 1), np.array([0.1])
+    network = random_network(seed=0)
+    doubled = trainer.standard_errors(with_double(network, 0), noise)
+    assert np.isfinite(flat(doubled)).all()
+    X = np.insert(rows.X, 1, 0.0, axis=1)
+    idle = Network((np.insert(network.layers[0], 1, 0.0, axis=1), network.layers[1]))
+    wider = trainer_of(Samples(X, rows.y, rows.sample_weight), name, 1)
+    expected = trainer.standard_errors(network, noise)
+    expected[0] = np.insert(expected[0], 1, 0.0, axis=1)
+    for part, same in zip(wider.standard_errors(idle, noise), expected, strict=True):
+        assert_allclose(part, same, rtol=1e-8, atol=1e-12)
+
+
+def test_standard_errors_are_zero_without_noise(trainer):
+    assert not flat(trainer.standard_errors(random_network(), np.zeros(1))).any()

@@ -165,6 +165,16 @@ def test_network_in_original_columns_computes_the_same_function(case, widths):
     np.testing.assert_allclose(errors, 0.0, atol=1e-11)
 
 
+@pytest.mark.parametrize("case", EVERY_CASE)
+def test_original_rows_are_the_rows_that_were_standardized(case):
+    X = EVERY_CASE[case]
+    samples, coordinates = standardize(X, *targets_and_weights(len(X)))
+    rows = coordinates.original_rows(samples.X)
+    assert rows.shape == X.shape
+    tolerance = 1e-12 * (coordinates.x_scale + np.abs(coordinates.x_mean))
+    assert (np.abs(rows - X) <= tolerance).all()
+
+
 @pytest.mark.parametrize("case", ALL_REDUCED)
 def test_incoming_weights_have_minimum_norm(case):
     X, _ = ALL_REDUCED[case]

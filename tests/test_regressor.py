@@ -5,6 +5,7 @@ import pickle
 import re
 import warnings
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,8 +20,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, scale
 
 from sklearn_ec import ExpandClusterRegressor, _pruning, _training
-from sklearn_ec._activations import ACTIVATIONS
-from sklearn_ec.datasets import make_teacher
+from sklearn_ec._activations import ACTIVATIONS, DISTINCT_ACTIVATIONS, get_activation
+from sklearn_ec._reconstruction import canonical_form
+from sklearn_ec.datasets import load_deep_suite, make_teacher
+from sklearn_ec.inspection import NeuronMatchDisplay, SimilarityDisplay
 from sklearn_ec.metrics import max_cosine_distance, relative_rmse
 
 EXACT = 1e-10
@@ -317,16 +320,6 @@ def test_constant_target_is_predicted(tanh_problem):
     assert_allclose(model.predict(X), 3.0)
 
 
-@pytest.mark.parametrize("activation", ["relu", "tanh"])
-def test_noisy_data_of_unknown_width_end_in_a_sensible_regressor(activation):
-    X, y = make_friedman1(400, noise=1, random_state=0)
-    model = ExpandClusterRegressor(activation=activation, n_students=5, random_state=0)
-    assert_not_recovered(
-        model, X[:300], y[:300], "taken as noisy: widths .* chosen by the error on held-out rows"
-    )
-    assert model.score(X[300:], y[300:]) > 0.7
-
-
 def test_no_cluster_survives(tanh_problem):
     _, X, y = tanh_problem
     noisy = y + 0.1 * np.random.default_rng(0).normal(size=len(y))
@@ -412,6 +405,210 @@ def test_recovers_on_cuda(tanh_problem):
     assert model.recovered_
     assert max_cosine_distance(teacher, model, "tanh") <= EXACT
     assert b"torch" not in pickle.dumps(model)
+
+
+# Nothing known
+
+
+def test_depth_and_widths_are_found(short_warm_up):
+    (problem,) = load_deep_suite(sizes=((4, 3, 2, 1),), n_seeds=1)
+    model = ExpandClusterRegressor(activation="tanh", n_students=5, random_state=0)
+    model.fit(problem.X, problem.y)
+    assert model.recovered_
+    assert model.layer_sizes_ == (3, 2)
+    assert max_cosine_distance(problem.teacher, model, "tanh") <= EXACT
+    agreeing, n_pruned = model.width_agreement_
+    assert 1 <= agreeing <= n_pruned
+    tried = [(entry["depth"], entry["width"]) for entry in model.search_report_]
+    assert tried == [(1, 8), (2, 4)]
+    assert [entry["certified"] for entry in model.search_report_] == [False, True]
+
+
+def test_width_and_activation_are_found(short_warm_up):
+    teacher, X, y = small_problem("silu", n_rows=60)
+    model = ExpandClusterRegressor(2, activation="auto", n_students=3, random_state=0).fit(X, y)
+    assert model.recovered_
+    assert (model.activation_, model.layer_sizes_) == ("silu", (2,))
+    assert max_cosine_distance(teacher, model, "silu") <= EXACT
+    assert {entry["activation"] for entry in model.search_report_} == set(DISTINCT_ACTIVATIONS)
+    assert {entry["width"] for entry in model.search_report_} == {4}  # 54 training rows
+
+
+def small_problem(activation, n_rows=200):
+    teacher = make_teacher(2, 2, activation=activation, random_state=0)
+    X = np.random.default_rng(0).uniform(-2, 2, size=(n_rows, 2))
+    return teacher, X, teacher.predict(X)
+
+
+@pytest.fixture(scope="module")
+def found_g():
+    """A model of known width that had to find its activation."""
+    teacher, X, y = small_problem("g")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_training, "WARM_UP_STEPS", 100)
+        return teacher, X, y, make_model(2, "auto", rho=2, n_students=3).fit(X, y)
+
+
+def test_everything_reads_the_activation_that_was_found(found_g, capsys):
+    teacher, X, y, model = found_g
+    assert model.recovered_
+    assert (model.activation, model.activation_) == ("auto", "g")
+    assert_allclose(model.predict(X), y, atol=1e-12)
+    outputs = model.to_torch()(torch.from_numpy(X)).detach().numpy()
+    assert_allclose(outputs[:, 0], y, atol=1e-12)
+    with pytest.raises(ValueError, match="'g'"):
+        model.to_mlp_regressor()
+    model.summary()
+    assert capsys.readouterr().out.startswith("ExpandClusterRegressor, activation g\n")
+    display = NeuronMatchDisplay.from_estimator(model, teacher)
+    assert display.match.cosine_distances.max() <= EXACT
+    SimilarityDisplay.from_estimator(model)
+    plt.close("all")
+    again = copy.deepcopy(model).recluster(gamma=0.9)
+    assert again.activation_ == "g"
+    assert again.recovered_
+
+
+def test_logistic_neurons_are_found_as_tanh(short_warm_up):
+    _, X, y = small_problem("logistic")
+    model = make_model(2, "auto", rho=2, n_students=3).fit(X, y)
+    assert model.recovered_
+    assert model.activation_ == "tanh"
+    assert_allclose(model.predict(X), y, atol=1e-12)
+
+
+def test_report_of_the_search_holds_what_is_documented(found_g):
+    model = found_g[-1]
+    _, _, entry = type(model).__doc__.partition("    search_report_ : list of dict\n")
+    documented = re.findall("``([a-z_]+)``", entry[: entry.index("    loss_ : float")])
+    assert len(documented) == 9
+    for trial in model.search_report_:
+        assert list(trial) == documented
+    assert [t["activation"] for t in model.search_report_ if t["certified"]] == ["g"]
+    assert {(t["depth"], t["width"], t["n_students"]) for t in model.search_report_} == {(1, 2, 3)}
+
+
+def test_search_takes_weights_and_constant_columns(short_warm_up):
+    teacher, X, y = small_problem("tanh", n_rows=100)
+    X, y, weight = np.insert(X, 1, 3.0, axis=1), y.copy(), np.linspace(0.5, 2.0, 100)
+    y[:5], weight[:5] = 99.0, 0.0
+    model = ExpandClusterRegressor(2, activation="tanh", n_students=2, random_state=0)
+    model.fit(X, y, weight)
+    assert model.recovered_
+    assert model.layer_sizes_ == (2,)
+    assert_array_equal(model.weights_[0][1], 0.0)
+    network = [np.insert(teacher.weights_[0], 1, 0.0, axis=0), teacher.weights_[1]], teacher.biases_
+    assert max_cosine_distance(network, model, "tanh") <= EXACT
+    assert [entry["n_students"] for entry in model.search_report_] == [2]
+
+
+# Noise
+
+
+def noisy_problem(activation, n_outputs=1, n_rows=400):
+    """Rows with noise of 1e-3 of each output's standard deviation, which comes last."""
+    teacher = make_teacher(3, 2, n_outputs, activation, family="deep", random_state=0)
+    rng = np.random.default_rng(1)
+    X = rng.normal(size=(n_rows, 3))
+    y = teacher.predict(X).reshape(n_rows, n_outputs)
+    noise = 1e-3 * y.std(axis=0)
+    return teacher, X, y + noise * rng.normal(size=y.shape), noise
+
+
+def fit_noisy(X, y, **params):
+    """A model of one neuron too many, and the text of its warning."""
+    model = make_model(3, rho=2, **{"n_students": 3, **params})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_training, "WARM_UP_STEPS", 100)
+        with pytest.warns(ConvergenceWarning) as caught:
+            model.fit(X, y)
+    return model, str(caught[0].message)
+
+
+@pytest.fixture(scope="module", params=[("tanh", 2), ("relu", 1)], ids=["tanh", "relu"])
+def noisy_fit(request):
+    problem = noisy_problem(*request.param)
+    return *problem, *fit_noisy(*problem[1:3], activation=request.param[0])
+
+
+def test_noisy_networks_have_the_right_width(noisy_fit):
+    teacher, X, _, _, model, message = noisy_fit
+    assert not model.recovered_
+    assert model.layer_sizes_ == (2,)
+    assert model.width_agreement_ == (3, 3)
+    assert "data are taken as noisy: widths (2,)" in message
+    assert "3 of 3 pruned students agree" in message
+    assert max_cosine_distance(teacher, model, model.activation) < 1e-4
+    assert relative_rmse(teacher.predict(X), model.predict(X).squeeze()) < 3e-4
+
+
+def test_the_noise_level_is_that_of_the_data(noisy_fit):
+    *_, noise, model, _ = noisy_fit
+    assert_allclose(model.noise_level_, noise, rtol=0.1)
+
+
+def test_standard_errors_cover_the_weights(noisy_fit):
+    teacher, *_, model, _ = noisy_fit
+    activation = get_activation(teacher.activation)
+    weights, biases = canonical_form(teacher.weights_, teacher.biases_, activation)
+    parts = zip(weights, biases, model.weights_, model.biases_, model.standard_errors_, strict=True)
+    deviations = np.concatenate(
+        [
+            ((np.vstack([w, b]) - np.vstack([true_w, true_b])) / errors).ravel()
+            for true_w, true_b, w, b, errors in parts
+        ]
+    )
+    assert (np.abs(deviations) < 1.96).mean() > 0.7
+    assert 0.3 < np.sqrt(np.mean(deviations**2)) < 1.7
+
+
+def test_recluster_equals_fit_under_noise(noisy_fit):
+    teacher, X, y, _, model, _ = noisy_fit
+    change = {"gamma": 1.0, "cut": "global"}
+    with pytest.warns(ConvergenceWarning, match="not certified"):
+        again = copy.deepcopy(model).recluster(**change)
+    other, _ = fit_noisy(X, y, activation=teacher.activation, **change)
+    assert again.get_params() == other.get_params()
+    assert again.cluster_report_ == other.cluster_report_
+    assert_array_equal(again.predict(X), other.predict(X))
+    assert_array_equal(again.noise_level_, other.noise_level_)
+
+
+def test_rounded_outputs_count_as_noise():
+    teacher, X, _, _ = noisy_problem("tanh", 2, n_rows=1000)
+    model, message = fit_noisy(X, np.round(teacher.predict(X), 3))
+    assert not model.recovered_
+    assert model.layer_sizes_ == (2,)
+    assert "noisy" in message
+    assert_allclose(model.noise_level_, 1e-3 / 12**0.5, rtol=0.1)  # uniform
+    assert max_cosine_distance(teacher, model, "tanh") < 1e-5
+
+
+def test_a_single_student_is_pruned_on_noisy_data():
+    _, X, y, noise = noisy_problem("tanh")
+    model, _ = fit_noisy(X, y, n_students=1)
+    assert model.layer_sizes_ == (2,)
+    assert model.width_agreement_ == (1, 1)
+    assert_allclose(model.noise_level_, noise, rtol=0.1)
+
+
+@pytest.mark.filterwarnings("ignore:lbfgs failed to converge")
+def test_ordinary_data_give_a_regressor_as_good_as_an_mlp(short_warm_up):
+    X, y = make_friedman1(1300, noise=1, random_state=0)
+    y = scale(y)
+    model = ExpandClusterRegressor(activation="relu", n_students=5, random_state=0)
+    assert_not_recovered(model, X[:300], y[:300], "noisy")
+    mlps = [
+        MLPRegressor(
+            hidden_layer_sizes=(width,), solver="lbfgs", alpha=alpha, max_iter=2000, random_state=0
+        )
+        for width in (4, 6, 8)
+        for alpha in (1e-2, 1.0)
+    ]
+    best = max(mlp.fit(X[:300], y[:300]).score(X[300:], y[300:]) for mlp in mlps)
+    assert model.score(X[300:], y[300:]) > best - 0.02
+    assert len(model.search_report_) <= 4
+    assert max(entry["n_students"] for entry in model.search_report_) <= 10
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,335 @@
+"""The search for depth, width and activation, and what becomes of students, on scripted trials.
+
+Nothing is trained: students of an activation and a shape have the losses that a script says, and
+annealing gives a certified network where it says so.
+"""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from sklearn_ec._annealing import Candidate
+from sklearn_ec._ensemble import Ensemble
+from sklearn_ec._search import N_PROBES, PROBE_STEPS, Search, Trial
+from sklearn_ec._types import Network, Students
+
+TOL = 1e-20
+
+
+def make_network(widths):
+    sizes = (1, *widths, 1)
+    return Network(tuple(np.zeros((b, a + 1)) for a, b in zip(sizes[:-1], sizes[1:], strict=True)))
+
+
+def make_students(widths, losses, held_out_loss=None):
+    network, losses = make_network(widths), np.asarray(losses, dtype=float)
+    return Students(
+        layers=tuple(np.stack([layer] * len(losses)) for layer in network.layers),
+        losses=losses,
+        trained=np.ones(len(losses), dtype=bool),
+        n_iter=PROBE_STEPS,
+        best=network,
+        best_held_out_loss=losses.min() if held_out_loss is None else held_out_loss,
+        loss_curves=losses[:, None],
+    )
+
+
+class FakeAnnealer:
+    """Certifies students of some widths; denoised students have the widths of a list."""
+
+    prune = True
+
+    def __init__(self, name="tanh", certified=(), events=None, n_equations=10**6, denoised=()):
+        self.name, self.certified = name, certified
+        self.events = [] if events is None else events
+        self.denoised = list(denoised)
+        samples = SimpleNamespace(n_equations=n_equations)
+        self.trainer = SimpleNamespace(samples=samples)
+
+    def finish(self, network, persistent=True):
+        self.events.append(("anneal", self.name, network.widths))
+        return self._candidate(network, network.widths in self.certified)
+
+    def denoise(self, network):
+        self.events.append(("denoise", self.name, network.widths))
+        return self._candidate(make_network(self.denoised.pop(0)), passed=False)
+
+    def _candidate(self, network, passed):
+        return Candidate(network, SimpleNamespace(passed=passed, is_exact=passed))
+
+
+class Script:
+    """A search whose students of ``(activation, widths)``, or ``widths``, have given losses.
+
+    Other students have a loss of 1. The best student has the loss, others multiples of it, except
+    ``at_floor``, where all have the same loss.
+    """
+
+    def __init__(
+        self,
+        losses,
+        activations=("tanh",),
+        certified=(),
+        at_floor=False,
+        n_students=20,
+        n_equations=10**6,
+    ):
+        self.losses, self.at_floor, self.events = losses, at_floor, []
+        annealers = {
+            name: FakeAnnealer(name, certified, self.events, n_equations) for name in activations
+        }
+        self.search = Search(annealers, self._train, lambda shape: 10 * sum(shape), n_students)
+
+    def _train(self, annealer, widths, n_students, n_steps=None):
+        self.events.append(("train", annealer.name, widths, n_students, n_steps))
+        loss = self.losses.get((annealer.name, widths), self.losses.get(widths, 1.0))
+        factors = np.ones(n_students) if self.at_floor else 10.0 ** np.arange(n_students)
+        return Ensemble(make_students(widths, loss * factors), TOL)
+
+    @property
+    def probed(self):
+        """Shapes, or activations and shapes, in the order in which they were probed."""
+        probed = [e[1:3] for e in self.events if e[0] == "train" and e[4] == PROBE_STEPS]
+        return probed if len(self.search.annealers) > 1 else [widths for _, widths in probed]
+
+    @property
+    def annealed(self):
+        return [event[2] for event in self.events if event[0] == "anneal"]
+
+
+def test_the_first_certified_network_ends_the_search():
+    script = Script({(8,): 1e-12}, certified=[(8,)])
+    trial = script.search.run()
+    assert (trial.activation, trial.widths, trial.certified) == ("tanh", (8,), True)
+    assert script.events == [
+        ("train", "tanh", (8,), N_PROBES, PROBE_STEPS),
+        ("anneal", "tanh", (8,)),
+    ]
+
+
+def test_one_layer_more_comes_before_twice_the_width():
+    script = Script({(8,): 1e-4, (4, 4): 1e-5, (16,): 1e-7}, certified=[(16,)])
+    assert script.search.run().widths == (16,)
+    assert script.probed == [(8,), (4, 4), (16,)]
+
+
+def test_goes_on_from_the_best_shape_as_long_as_the_loss_halves():
+    losses = {(8,): 1.0, (4, 4): 0.9, (16,): 0.4, (8, 8): 0.3, (32,): 0.25}
+    script = Script(losses)
+    trial = script.search.run()
+    assert script.probed == [(8,), (4, 4), (16,), (8, 8), (32,)]
+    assert not script.annealed  # losses above 1e-3 are not worth it
+    # 0.4 is within a factor of 2 of the lowest, with a layer or neurons less.
+    assert trial.widths == (16,)
+
+
+def test_the_last_trial_is_trained_to_the_end():
+    script = Script({(8,): 0.1, (4, 4): 0.09, (16,): 0.09})
+    trial = script.search.run()
+    assert script.events[-1] == ("train", "tanh", (8,), 15, None)
+    assert len(trial.ensemble.students) == 20
+    assert trial.report()["n_students"] == 20
+
+
+@pytest.mark.parametrize(("n_students", "n_probes", "n_more"), [(3, 3, 3), (1, 1, 1), (8, 5, 5)])
+def test_few_students_are_probes_and_trained_to_the_end(n_students, n_probes, n_more):
+    script = Script({}, n_students=n_students)
+    script.search.run()
+    assert script.events[0] == ("train", "tanh", (8,), n_probes, PROBE_STEPS)
+    assert script.events[-1] == ("train", "tanh", (8,), n_more, None)
+
+
+def test_no_shape_is_probed_twice_none_too_deep_or_too_large():
+    """The loss falls with every layer and neuron, for ever."""
+    losses = {(w,) * d: 0.01**d / w**2 for d in range(1, 5) for w in range(1, 1000)}
+    script = Script(losses, n_equations=10**9)
+    script.search.run()
+    assert len(set(script.probed)) == len(script.probed) < 20
+    assert max(map(len, script.probed)) == 3
+    assert max(10 * sum(shape) for shape in script.probed) <= 5000
+
+
+@pytest.mark.parametrize(
+    ("n_equations", "probed"),
+    [(160, [(8,), (4, 4), (16,)]), (159, [(8,), (4, 4)]), (79, [(4,), (2, 2)]), (1, [(1,)])],
+)
+def test_students_hold_no_more_parameters_than_there_are_equations(n_equations, probed):
+    script = Script({}, n_equations=n_equations)
+    assert script.search.run().widths == probed[0]
+    assert script.probed == probed
+
+
+def test_a_trial_that_stands_out_is_annealed_at_once():
+    losses = {(8,): 1e-4, (4, 4): 0.9e-6, (16,): 1e-9}
+    script = Script(losses, certified=[(4, 4)])
+    assert script.search.run().widths == (4, 4)
+    assert script.probed == [(8,), (4, 4)]
+    script = Script(losses | {(4, 4): 1.1e-6}, certified=[(4, 4)])
+    assert script.search.run().widths == (4, 4)
+    assert script.probed == [(8,), (4, 4), (16,)]
+
+
+def test_promising_trials_are_annealed_best_first_and_once():
+    losses = {(8,): 3e-4, (4, 4): 2e-4, (16,): 4e-4}
+    script = Script(losses)
+    script.search.run()
+    assert script.annealed == [(4, 4), (8,), (16,)]
+    script = Script(losses, certified=[(8,)])
+    assert script.search.run().widths == (8,)
+    assert script.annealed == [(4, 4), (8,)]
+
+
+def test_nothing_is_annealed_without_pruning():
+    script = Script({(8,): 1e-12, (4, 4): 1e-12}, certified=[(8,)])
+    script.search.annealers["tanh"].prune = False
+    assert not script.search.run().certified
+    assert not script.annealed
+
+
+@pytest.mark.parametrize("deeper", [1e-4, 0.6e-4])
+def test_the_noise_floor_ends_the_search(deeper):
+    script = Script({(8,): 1e-4, (4, 4): deeper}, at_floor=True)
+    trial = script.search.run()
+    assert script.probed == [(8,), (4, 4)]
+    assert (trial.widths, len(trial.ensemble.students)) == ((8,), N_PROBES)
+    assert not script.annealed
+
+
+def test_a_floor_that_another_shape_undercuts_is_none():
+    script = Script({(8,): 1e-4, (4, 4): 1e-5}, at_floor=True)
+    assert script.search.run().widths == (4, 4)
+    assert script.probed == [(8,), (4, 4), (16,), (4, 4, 4)]
+
+
+def test_the_right_activation_is_certified_first():
+    losses = {("g", (8,)): 1e-12, ("tanh", (8,)): 1e-14}
+    script = Script(losses, ("relu", "g", "tanh"), certified=[(8,)])
+    assert script.search.run().activation == "tanh"
+    assert script.probed == [("relu", (8,)), ("g", (8,)), ("tanh", (8,))]
+    assert script.annealed == [(8,)]
+
+
+def test_three_hidden_layers_are_probed_with_the_best_activations():
+    losses = {("a", (4, 4)): 0.10, ("b", (8,)): 0.21, ("c", (16,)): 0.25, ("d", (8,)): 0.3}
+    script = Script(losses, ("d", "c", "b", "a", "e"))
+    assert script.search.run().activation == "a"
+    assert script.probed[:5] == [(name, (8,)) for name in "dcbae"]
+    deep = [name for name, widths in script.probed if len(widths) == 3]
+    assert deep == ["a", "b", "c"]
+
+
+def test_scores_are_held_out_losses_unless_the_data_look_exact():
+    def trial(loss, held_out_loss):
+        ensemble = Ensemble(make_students((8,), [loss, 1.0], held_out_loss), TOL)
+        return Trial("relu", (8,), FakeAnnealer(), ensemble, 1.0)
+
+    assert trial(1e-4, 1e-2).score == 1e-2
+    assert trial(1e-15, 1e-4).score == 1e-15
+    assert trial(np.nan, 1e-2).score == 1e-2
+
+
+def test_reports_list_what_was_tried():
+    script = Script({(8,): 1e-4, (4, 4): 1e-21}, certified=[(4, 4)])
+    trial = script.search.run()
+    reports = [trial.report() for trial in script.search.trials]
+    assert [(r["depth"], r["width"], r["certified"]) for r in reports] == [
+        (1, 8, False),
+        (2, 4, True),
+    ]
+    report = reports[-1]
+    assert report == trial.report()
+    assert report["activation"] == "tanh"
+    assert report["n_students"] == N_PROBES
+    assert_allclose(report["converged"], 2 / N_PROBES)  # losses of 1e-21, 1e-20, 1e-19, ...
+    assert report["loss"] == report["held_out_loss"] == 1e-21
+    assert 0 <= report["seconds"] < 1
+
+
+def test_given_widths_are_trained_to_the_end():
+    script = Script({(5,): 1e-30})
+    trial = script.search.run_given((5,))
+    assert script.events == [("train", "tanh", (5,), 20, None)]
+    assert trial.report()["width"] == 5
+
+
+@pytest.mark.parametrize(("loss", "n_students"), [(1e-5, 40), (1e-2, 20), (1e-23, 20), (1e-21, 40)])
+def test_deep_students_are_trained_again_where_few_converged(loss, n_students):
+    script = Script({(5, 5): loss})
+    assert len(script.search.run_given((5, 5)).ensemble.students) == n_students
+
+
+@pytest.mark.parametrize("certified", [[(5,)], []])
+def test_activations_of_given_widths_race(certified):
+    losses = {("relu", (5,)): 1e-5, ("g", (5,)): 1e-4, ("tanh", (5,)): 1e-6}
+    script = Script(losses, ("relu", "g", "tanh"), certified)
+    trial = script.search.run_given((5,))
+    assert trial.activation == "tanh"
+    assert {widths for _, widths in script.probed} == {(5,)}
+    trained_on = [event for event in script.events if event[0] == "train" and event[4] is None]
+    assert trained_on == ([] if certified else [("train", "tanh", (5,), 15, None)])
+    assert len(script.annealed) == (1 if certified else 3)
+
+
+# What becomes of students once training is over
+
+
+def settle(losses, certified=(), denoised=(), prune=True, widths=(8,)):
+    annealer = FakeAnnealer(certified=certified, denoised=denoised)
+    annealer.prune = prune
+    ensemble = Ensemble(make_students(widths, losses), TOL)
+    ensemble.settle(annealer)
+    return ensemble, [event[0] for event in annealer.events]
+
+
+def test_students_at_the_noise_floor_are_denoised():
+    ensemble, events = settle([1e-4] * 6, denoised=[(2,), (3,), (3,), (3,), (2,)])
+    assert events == ["denoise"] * 5
+    assert list(ensemble.voters()) == [0, 1, 2, 3, 4]
+    assert [network.widths for network in ensemble.voters().values()] == [
+        (2,),
+        (3,),
+        (3,),
+        (3,),
+        (2,),
+    ]
+    assert ensemble.width_agreement(make_network((3,))) == (3, 5)
+    assert ensemble.width_agreement(make_network((4,))) == (0, 5)
+
+
+def test_denoised_students_that_disagree_may_be_no_noise():
+    sizes = [(2,), (3,), (2,), (3,), (4,)]
+    assert settle([1e-4] * 5, denoised=sizes)[1] == ["denoise"] * 5 + ["anneal"] * 3
+    ensemble, events = settle([1e-4] * 5, certified=[(8,)], denoised=sizes)
+    assert events == ["denoise"] * 5 + ["anneal"] * 3  # two of them to confirm
+    assert len(ensemble.certified) == 3
+    assert len(ensemble.voters()) == 3
+
+
+def test_students_above_the_noise_floor_are_annealed_before_they_are_denoised():
+    ensemble, events = settle([1e-4, 1e-5, 1e-6, 0.1], denoised=[(2,)] * 4)
+    assert events == ["anneal"] * 3 + ["denoise"] * 4
+    assert list(ensemble.annealed) == [2, 1, 0]
+    assert list(ensemble.denoised) == [2, 1, 0, 3]
+
+
+def test_exact_students_are_never_denoised():
+    assert settle([1e-21, 1e-5, 1e-4])[1] == ["anneal"] * 3
+
+
+def test_nothing_is_pruned_where_it_is_not_wanted():
+    ensemble, events = settle([1e-4] * 5, prune=False)
+    assert not events
+    assert list(ensemble.voters()) == [0, 1, 2]
+
+
+def test_joined_students_keep_their_certificates():
+    annealer = FakeAnnealer(certified=[(8,)])
+    first = Ensemble(make_students((8,), [1.0, 1e-5]), TOL)
+    first.anneal_first(annealer)
+    second = Ensemble(make_students((8,), [1e-6, 1.0]), TOL)
+    second.anneal_first(annealer)
+    both = first.joined(second)
+    assert list(both.certified) == [1, 2]
+    assert both.students.losses.tolist() == [1.0, 1e-5, 1e-6, 1.0]
