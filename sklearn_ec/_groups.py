@@ -102,7 +102,8 @@ class GroupTrainer:
             return [obtain_group(*each, on_epoch=self.stage.end_epoch) for each in arguments]
         # Worker processes know how many threads they may use; threads of this process must be told.
         backend, _ = get_active_backend()
-        n_threads = max(1, cpu_count() // n_workers) if backend.supports_sharedmem else None
+        is_this_process = getattr(backend, "supports_sharedmem", False)
+        n_threads = max(1, cpu_count() // n_workers) if is_this_process else None
         return Parallel(n_jobs=self.n_jobs)(
             delayed(obtain_group)(*each, n_threads=n_threads) for each in arguments
         )

@@ -232,7 +232,7 @@ def _add_gram(gram: Tensor, columns: Tensor) -> None:
 
 def _mirrored(gram: Tensor) -> Tensor:
     """Copy the upper triangle of ``gram`` to the lower one, in place."""
-    lower = gram.triu(1).mT
+    lower = gram.triu(1).mT.contiguous()
     return gram.triu_().add_(lower)
 
 

@@ -31,17 +31,18 @@ def client():
 
 @pytest.fixture(scope="module")
 def problem():
-    teacher = make_teacher(3, 4, activation="tanh", random_state=0)
-    X = np.random.default_rng(0).uniform(-2, 2, size=(600, 3))
+    teacher = make_teacher(2, 2, activation="tanh", random_state=0)
+    X = np.random.default_rng(0).uniform(-2, 2, size=(150, 2))
     return X, teacher.predict(X)
 
 
 def make_model(**params):
     return ExpandClusterRegressor(
-        hidden_layer_sizes=4,
+        rho=3,
+        hidden_layer_sizes=2,
         activation="tanh",
-        n_students=8,
-        max_iter=100,
+        n_students=4,
+        max_iter=200,
         tol=0.0,
         prune=False,
         random_state=0,
@@ -52,7 +53,7 @@ def make_model(**params):
 @pytest.fixture(scope="module")
 def serial(problem):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_groups, "GROUP_SIZE", 4)
+        patch.setattr(_groups, "GROUP_SIZE", 2)
         return make_model().fit(*problem)
 
 
@@ -65,7 +66,7 @@ def assert_same_network(model, other):
 
 
 def test_a_cluster_gives_the_same_network(client, problem, serial, monkeypatch):
-    monkeypatch.setattr(_groups, "GROUP_SIZE", 4)
+    monkeypatch.setattr(_groups, "GROUP_SIZE", 2)
     with joblib.parallel_config(backend="dask"):
         model = make_model().fit(*problem)
     assert_same_network(model, serial)
@@ -81,7 +82,7 @@ def test_torch_does_not_use_more_threads_than_a_worker_has(client):
 
 
 def test_a_worker_may_die(client, problem, serial, monkeypatch, tmp_path):
-    monkeypatch.setattr(_groups, "GROUP_SIZE", 4)
+    monkeypatch.setattr(_groups, "GROUP_SIZE", 2)
     killed = []
 
     def kill_one_worker():
@@ -97,4 +98,4 @@ def test_a_worker_may_die(client, problem, serial, monkeypatch, tmp_path):
     killer.join()
     assert_same_network(model, serial)
     again = make_model(memory=tmp_path).fit(*problem)
-    assert again.n_reused_students_ == 8
+    assert again.n_reused_students_ == 4
