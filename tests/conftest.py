@@ -4,7 +4,7 @@ import matplotlib
 import numpy as np
 import pytest
 
-from sklearn_ec import ExpandClusterRegressor, _training
+from sklearn_ec import ExpandClusterRegressor, _annealing, _pruning, _training
 from sklearn_ec.datasets import load_reference_suite, make_teacher
 
 matplotlib.use("agg")
@@ -14,6 +14,13 @@ matplotlib.use("agg")
 def short_warm_up(monkeypatch):
     """A tenth of the warm-up, for tests that do not depend on good students."""
     monkeypatch.setattr(_training, "WARM_UP_STEPS", 100)
+
+
+@pytest.fixture
+def short_polish(monkeypatch):
+    """Few steps after each removal, for tests that do not depend on good networks."""
+    for module in (_pruning, _annealing):
+        monkeypatch.setattr(module, "POLISH_STEPS", 60)
 
 
 @pytest.fixture(scope="session")

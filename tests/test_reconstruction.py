@@ -1,10 +1,13 @@
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from sklearn_ec._activations import ACTIVATIONS
 from sklearn_ec._clustering import Cluster
+from sklearn_ec._ensemble import Ensemble
+from sklearn_ec._layers import Thresholds, cluster_layers
 from sklearn_ec._reconstruction import (
     MAX_ENUMERATED_NEURONS,
     canonical_form,
@@ -21,7 +24,7 @@ from sklearn_ec._reconstruction import (
     with_skip,
 )
 from sklearn_ec._students import layer_shapes
-from sklearn_ec._types import Network, Samples
+from sklearn_ec._types import Network, Samples, Students
 
 NAMES = sorted(ACTIVATIONS)
 EVEN_LINEAR = ["gelu", "leaky_relu", "relu", "silu", "softplus"]
@@ -252,6 +255,62 @@ def test_collapse_takes_the_member_of_the_best_student():
     ]
     np.testing.assert_array_equal(collapse(clusters, vectors, students, losses), vectors[[2, 5]])
     assert collapse(clusters[1:2], vectors, students, losses).shape == (0, 2)
+
+
+def ensemble_of(networks):
+    """Converged students with the layers of these networks."""
+    losses = np.linspace(1e-24, 1e-22, len(networks))
+    return Ensemble(
+        Students(
+            layers=tuple(map(np.stack, zip(*(n.layers for n in networks), strict=True))),
+            losses=losses,
+            trained=np.ones(len(networks), dtype=bool),
+            n_iter=1,
+            best=networks[0],
+            best_held_out_loss=1e-24,
+            loss_curves=losses[:, None],
+        ),
+        tol=1e-20,
+    )
+
+
+@pytest.mark.parametrize("name", ["tanh", "relu", "g"])
+def test_clustering_all_layers_finds_the_network_that_the_students_share(name):
+    rng, activation = np.random.default_rng(7), ACTIVATIONS[name]
+    network = random_network(rng, (4, 3), 3, 1)
+    trainer = SimpleNamespace(
+        activation=activation, samples=samples_of(network, activation, rng, 200)
+    )
+    ensemble = ensemble_of([disguise(rng, network, activation)[0] for _ in range(6)])
+    layers = cluster_layers(ensemble, trainer, 2, Thresholds(0.5, 0.5, "local"))
+    assert [len(collapsed) for collapsed in layers.collapsed] == [4, 3]
+    assert [record.linkage.shape for record in layers.dendrograms] == [(23, 4), (17, 4)]
+    assert [(entry["layer"], entry["status"]) for entry in layers.report] == (
+        [(0, "kept")] * 4 + [(1, "kept")] * 3
+    )
+    solved = solve_readout(
+        layers.collapsed, trainer.samples, activation, activation.has_linear_flip
+    )
+    outputs = network_outputs(solved, trainer.samples.X, activation)
+    np.testing.assert_allclose(outputs, trainer.samples.y, rtol=0, atol=1e-9)
+
+
+def test_clustering_ends_with_the_layer_that_students_do_not_share():
+    rng, activation = np.random.default_rng(8), ACTIVATIONS["tanh"]
+    shared, others = random_network(rng, (4, 3), 3, 1), []
+    for _ in range(6):
+        other = random_network(rng, (4, 3), 3, 1)
+        others.append(Network((shared.layers[0], *other.layers[1:])))
+    trainer = SimpleNamespace(activation=activation, samples=samples_of(shared, activation, rng))
+    ensemble, thresholds = ensemble_of(others), Thresholds(0.5, 0.1, "local")
+    layers = cluster_layers(ensemble, trainer, 2, thresholds)
+    assert len(layers.collapsed) == 1
+    assert len(layers.dendrograms) == 2
+    assert {entry["status"] for entry in layers.report if entry["layer"] == 1} != {"kept"}
+    # Certified, the network itself is the basis, and all layers are clustered.
+    ensemble.certified[0] = SimpleNamespace(network=shared)
+    layers = cluster_layers(ensemble, trainer, 2, thresholds)
+    assert [len(collapsed) for collapsed in layers.collapsed] == [4, 0]
 
 
 def test_solve_layer_minimizes_the_weighted_error():

@@ -284,22 +284,24 @@ def assert_not_recovered(model, X, y, match="not certified"):
     return model
 
 
-def test_noise_is_not_certified(tanh_problem):
+def test_noise_is_not_certified(tanh_problem, short_warm_up):
     _, X, y = tanh_problem
     noisy = y + 1e-3 * np.random.default_rng(0).normal(size=len(y))
     model = assert_not_recovered(make_model(), X, noisy, "above rounding")
     assert relative_rmse(y, model.predict(X)) < 5e-3
 
 
-def test_wrong_activation_is_not_certified(tanh_problem):
+def test_wrong_activation_is_not_certified(tanh_problem, short_warm_up, short_polish):
     _, X, y = tanh_problem
-    model = make_model(activation="softplus", n_students=3, max_iter=30)
+    model = make_model(activation="softplus", rho=2, n_students=3, max_iter=30)
     assert_not_recovered(model, X[:300], y[:300], "try another activation")
 
 
-def test_other_functions_are_not_certified(tanh_problem):
+def test_other_functions_are_not_certified(tanh_problem, short_warm_up, short_polish):
     X = tanh_problem[1]
-    assert_not_recovered(make_model(), X, np.sin(3 * X[:, 0]) * X[:, 1], "above rounding")
+    assert_not_recovered(
+        make_model(rho=2, max_iter=60), X, np.sin(3 * X[:, 0]) * X[:, 1], "above rounding"
+    )
 
 
 def test_too_few_rows_are_not_certified(tanh_problem):
@@ -654,13 +656,14 @@ def test_reclustering_a_deep_fit_changes_nothing_at_the_same_thresholds(deep_mod
 
 
 @pytest.mark.parametrize("sizes", [(4,), (2, 2, 2)])
-def test_a_wrong_depth_is_never_certified(deep_problem, sizes, monkeypatch):
+def test_a_wrong_depth_is_never_certified(
+    deep_problem, sizes, monkeypatch, short_warm_up, short_polish
+):
     _, X, y = deep_problem
-    monkeypatch.setattr(_pruning, "POLISH_STEPS", 60)
     monkeypatch.setattr(_pruning, "MAX_REGROWTHS", 1)
     model = ExpandClusterRegressor(
-        2, hidden_layer_sizes=sizes, activation="tanh", n_students=3, max_iter=40, random_state=0
+        2, hidden_layer_sizes=sizes, activation="tanh", n_students=2, max_iter=20, random_state=0
     )
     with pytest.warns(ConvergenceWarning, match="not certified"):
-        model.fit(X, y)
+        model.fit(X[:200], y[:200])
     assert not model.recovered_
