@@ -36,9 +36,9 @@ def end_fit(context: Any, estimator: Any, X: np.ndarray, y: np.ndarray) -> None:
 class Stage:
     """The training of students of one width, group by group, each epoch by epoch."""
 
-    def __init__(self, estimator: Any, widths: tuple[int, ...], n_students: int, max_epochs: int):
+    def __init__(self, estimator: Any, title: str, n_students: int, max_epochs: int):
         self.estimator = estimator
-        self.title = f"hidden layers {widths}"
+        self.title = title
         self.n_students = n_students
         self.max_epochs = max_epochs
         self.started = time.perf_counter()

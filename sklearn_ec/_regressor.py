@@ -319,6 +319,8 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         ------
         ValueError
             If an input or a parameter is not usable.
+        torch.OutOfMemoryError
+            If the device has no memory for even one student.
 
         Warns
         -----
@@ -757,10 +759,11 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
             self.tol,
             anneal=n_steps is None,
         )
-        stage = Stage(self, widths, len(seeds), recipe.max_epochs)
+        activation = annealer.trainer.activation_name
+        title = f"hidden layers {widths}, {activation}"
+        stage = Stage(self, title, len(seeds), recipe.max_epochs)
         known = self._known_groups if self.warm_start else None
         trainer = GroupTrainer(annealer, recipe, stage, n_jobs=self.n_jobs, known=known)
-        activation = annealer.trainer.activation_name
         try:
             ensemble = trainer.train(seeds)
         except Interrupted as interrupt:

@@ -473,7 +473,10 @@ class Trainer:
         if self.working_memory is not None:
             return self.working_memory * 2**20
         if torch.device(self.device).type == "cuda":
-            return FREE_MEMORY_SHARE * torch.cuda.mem_get_info(self.device)[0]
+            free, _ = torch.cuda.mem_get_info(self.device)
+            cached = torch.cuda.memory_reserved(self.device)
+            cached -= torch.cuda.memory_allocated(self.device)
+            return FREE_MEMORY_SHARE * (free + cached)
         return get_config()["working_memory"] * 2**20
 
     def _warn_about_memory(self, layers: Layers, size: int) -> None:

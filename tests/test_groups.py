@@ -524,7 +524,7 @@ def test_callbacks_see_epochs_in_groups_in_stages(callbacks, problem, groups_of_
     recorder = Recorder()
     make_model(n_students=4).set_callbacks(recorder).fit(*problem)
     group = ["epoch", "epoch", "epoch", "group of students"]
-    assert recorder.ended == [*group, *group, "students, hidden layers (2,)", "fit"]
+    assert recorder.ended == [*group, *group, "students, hidden layers (2,), tanh", "fit"]
 
 
 def test_a_callback_may_end_the_training(callbacks, problem, groups_of_two):
