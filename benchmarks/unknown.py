@@ -48,9 +48,8 @@ EXACT = 1e-10
 CLOSE = 1e-3
 NOISE = 1e-3
 SIZE_ACTIVATIONS = ("tanh", "logistic", "relu", "softplus", "gelu", "g")
-ALL_ACTIVATIONS = (
+DISTINCT_ACTIVATIONS = (
     "tanh",
-    "logistic",
     "relu",
     "leaky_relu",
     "softplus",
@@ -90,7 +89,7 @@ def make_problems(suite):
     if suite == "activations":
         return [
             (make(activation, shape, 1), "auto")
-            for activation in ALL_ACTIVATIONS
+            for activation in DISTINCT_ACTIVATIONS
             for make, shapes in ((one_layer, ONE_LAYER[1:4]), (two_layers, TWO_LAYERS[1:3]))
             for shape in shapes
         ]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 
+from ._cache import CACHE_VERSION, Store, digest
 from ._certificate import Certificate, certify
 from ._noise import one_standard_error_bound, smallest_network, squared_errors
 from ._pruning import FINE_PROGRESS, POLISH_STEPS, Cap, ExactCap, NoiseCap, prune, regrow
@@ -31,13 +34,30 @@ class Candidate:
 
 
 class Annealer:
-    """Finishes networks: polish, prune, resolve signs, certify."""
+    """Finishes networks: polish, prune, resolve signs, certify. A store remembers the results."""
 
-    def __init__(self, trainer: Trainer, held_out: Samples, y_rounding: float, prune: bool):
+    def __init__(
+        self,
+        trainer: Trainer,
+        held_out: Samples,
+        y_rounding: float,
+        prune: bool,
+        store: Store | None = None,
+    ):
         self.trainer = trainer
         self.held_out = held_out
         self.y_rounding = y_rounding
         self.prune = prune
+        self.store = store
+
+    def identity(self) -> dict[str, Any]:
+        """What results depend on."""
+        return {name: part for name, part in vars(self).items() if name not in ("store", "key")}
+
+    @cached_property
+    def key(self) -> str:
+        """Digest of the problem and of how it is solved."""
+        return digest([CACHE_VERSION, self])
 
     def solve_readout(self, hidden: Sequence[np.ndarray]) -> Network:
         """The network with these hidden layers, with skip terms where signs are open."""
@@ -49,6 +69,9 @@ class Annealer:
 
         A ``persistent`` attempt grows a deep network again that pruning left in a local minimum.
         """
+        return self._recall(self._finish, network, persistent)
+
+    def _finish(self, network: Network, persistent: bool) -> Candidate:
         if self.prune and self.trainer.has_skip:
             network = with_skip(network)
         n_steps = FIRST_POLISH_STEPS if self.prune else POLISH_STEPS
@@ -64,6 +87,16 @@ class Annealer:
 
     def denoise(self, network: Network) -> Candidate:
         """The smallest network that fits noisy data about as well, see :mod:`sklearn_ec._noise`."""
+        return self._recall(self._denoise, network)
+
+    def _recall(self, compute: Callable[..., Candidate], *arguments: Any) -> Candidate:
+        """The result of a method, remembered where there is a store."""
+        if self.store is None:
+            return compute(*arguments)
+        key = digest([compute.__name__, self.key, *arguments])
+        return self.store.recall(key, partial(compute, *arguments))[0]
+
+    def _denoise(self, network: Network) -> Candidate:
         trainer = self.trainer
         if trainer.has_skip:
             network = with_skip(network)

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ._annealing import ANNEALING_LOSS, Annealer, Candidate
+from ._course import Checkpoint, OnEpoch
 from ._noise import reached_noise_floor
 from ._reconstruction import count_agreeing
-from ._training import Trainer
+from ._training import Trainer, n_levenberg_epochs
 from ._types import MIN_VOTERS, Network, Students
 
 MAX_ANNEALED = 3
@@ -29,6 +30,8 @@ class Ensemble:
     certified: dict[int, Candidate] = field(default_factory=dict)
     annealed: dict[int, Candidate] = field(default_factory=dict)  # those that were not certified
     denoised: dict[int, Candidate] = field(default_factory=dict)  # where nothing was certified
+    n_reused: int = 0  # students that an earlier fit trained
+    settled: bool = False
 
     @property
     def is_promising(self) -> bool:
@@ -44,10 +47,24 @@ class Ensemble:
         """These students and further ones behind them."""
         certified = {len(self.students) + s: c for s, c in others.certified.items()}
         students = self.students.joined(others.students)
-        return Ensemble(students, self.tol, self.certified | certified)
+        n_reused = self.n_reused + others.n_reused
+        return Ensemble(students, self.tol, self.certified | certified, n_reused=n_reused)
+
+    def copy(self, n_reused: int) -> Ensemble:
+        """The same students, for further networks to be added."""
+        return Ensemble(
+            self.students,
+            self.tol,
+            certified=dict(self.certified),
+            annealed=dict(self.annealed),
+            denoised=dict(self.denoised),
+            n_reused=n_reused,
+        )
 
     def settle(self, annealer: Annealer) -> None:
         """Anneal what the clustering and the choice of the network need, once training is over."""
+        if self.settled:
+            return
         if annealer.prune and not self.certified:
             if reached_noise_floor(self.students, annealer.trainer.samples):
                 self._denoise(annealer)
@@ -57,6 +74,7 @@ class Ensemble:
                 self._denoise(annealer)
         if self.certified:
             self._confirm(annealer)
+        self.settled = True
 
     def _agree_on_widths(self) -> bool:
         """Whether most of the denoised students have the same widths."""
@@ -71,7 +89,7 @@ class Ensemble:
     def anneal_first(self, annealer: Annealer) -> None:
         """Anneal the best student."""
         for student in self.students.by_loss()[:1]:
-            self._anneal(int(student), annealer, persistent=False)
+            self._anneal(int(student), annealer, persistent=True)
 
     def _confirm(self, annealer: Annealer) -> None:
         """Where one student gave the network and few converged, anneal more of them to vote."""
@@ -125,24 +143,40 @@ class Ensemble:
         return sum(c.network.widths == network.widths for c in pruned), len(pruned)
 
 
-def train_ensemble(
-    annealer: Annealer,
-    seeds: np.ndarray,
-    student_widths: tuple[int, ...],
-    *,
-    solver: str,
-    max_iter: int,
-    tol: float,
-    anneal: bool = True,
-) -> Ensemble:
-    """Train students until enough converged or annealing one of them gives the network.
+@dataclass(frozen=True)
+class Recipe:
+    """How students are trained."""
 
-    Without ``anneal``, none is annealed.
-    """
+    widths: tuple[int, ...]
+    solver: str
+    max_iter: int
+    tol: float
+    anneal: bool = True  # whether training ends once the best student, annealed, is certified
+
+    @property
+    def max_epochs(self) -> int:
+        """Largest number of epochs of a batch of students."""
+        return self.max_iter if self.solver == "adam" else n_levenberg_epochs(self.max_iter)
+
+
+def train_group(
+    annealer: Annealer,
+    recipe: Recipe,
+    seeds: np.ndarray,
+    checkpoint: Checkpoint | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> Ensemble:
+    """Train students until enough converged or annealing one of them gives the network."""
     trainer = annealer.trainer
-    if solver == "adam":
-        students = trainer.train_with_adam(seeds, student_widths, max_iter=max_iter)
-        return Ensemble(students, tol)
+    if recipe.solver == "adam":
+        students = trainer.train_with_adam(
+            seeds,
+            recipe.widths,
+            max_iter=recipe.max_iter,
+            checkpoint=checkpoint,
+            on_epoch=on_epoch,
+        )
+        return Ensemble(students, recipe.tol)
     certified: dict[int, Candidate] = {}
 
     def is_recovered(student: int, network: Network, loss: float) -> bool:
@@ -154,9 +188,11 @@ def train_ensemble(
 
     students = trainer.train(
         seeds,
-        student_widths,
-        max_iter=max_iter,
-        tol=tol,
-        is_recovered=is_recovered if annealer.prune and anneal else None,
+        recipe.widths,
+        max_iter=recipe.max_iter,
+        tol=recipe.tol,
+        is_recovered=is_recovered if annealer.prune and recipe.anneal else None,
+        checkpoint=checkpoint,
+        on_epoch=on_epoch,
     )
-    return Ensemble(students, tol, certified)
+    return Ensemble(students, recipe.tol, certified)

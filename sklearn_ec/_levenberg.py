@@ -32,10 +32,14 @@ layer alone. Networks with more layers have the plain ``JᵀJ`` of all parameter
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from sklearn.exceptions import EfficiencyWarning
 from torch import Tensor
 
 from ._activations import Activation
@@ -55,6 +59,9 @@ ROUNDING_DAMPING = 1e-10
 MIN_GRAM_BLOCK = 64
 # Elements of the largest temporary array; on a CPU it should stay near the caches.
 CHUNK_ELEMENTS = {"cpu": 3_000_000, "cuda": 128_000_000}
+MIN_CHUNK_ROWS = 256
+# Matrices as large as the normal equations that a step holds at a time, for each network.
+STEP_MATRICES = 4
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,20 @@ class LeastSquaresTask:
 
     def losses(self, layers: Layers) -> Tensor:
         """Mean squared residual of every network, shape (batch,)."""
-        return self.residuals(layers).square().mean(dim=(1, 2))
+        squares = layers[0].new_zeros(len(layers[0]))
+        n_elements = sum(layer.shape[0] * layer.shape[1] for layer in layers)
+        for rows in self.chunks(n_elements):
+            squares += self.take(rows).residuals(layers).square().sum(dim=(1, 2))
+        return squares / self.n_equations
+
+    def take(self, rows: slice) -> LeastSquaresTask:
+        """The same task on some of the rows."""
+        return replace(
+            self,
+            inputs=self.inputs[rows],
+            targets=self.targets[rows],
+            sqrt_weight=self.sqrt_weight[rows],
+        )
 
     def normal_equations(self, layers: Layers) -> NormalEquations:
         """Assemble ``JᵀJ`` and ``Jᵀr`` of every network in chunks of rows."""
@@ -116,8 +136,8 @@ class LeastSquaresTask:
             readout_gradient += residuals.mT @ columns[:, :, n_hidden:]
             hidden_gradient += ((residuals @ outgoing) * slopes).mT @ inputs
         n = self.n_equations
-        gram = gram.triu() + gram.triu(1).mT
-        return ShallowEquations((hidden_gradient / n, readout_gradient / n), gram / n, outgoing)
+        gradient = (hidden_gradient / n, readout_gradient / n)
+        return ShallowEquations(gradient, _mirrored(gram).div_(n), outgoing)
 
     def _dense_equations(self, layers: Layers) -> DenseEquations:
         batch = len(layers[0])
@@ -132,8 +152,8 @@ class LeastSquaresTask:
             _add_gram(gram, columns)
             gradient += columns.mT @ residuals.mT.reshape(batch, -1, 1)
         n = self.n_equations
-        gram = gram.triu() + gram.triu(1).mT
-        return DenseEquations(split_parameters(gradient[..., 0] / n, layers), gram / n)
+        parts = split_parameters(gradient[..., 0] / n, layers)
+        return DenseEquations(parts, _mirrored(gram).div_(n))
 
     def curvature(self, layers: Layers, steps: Layers, rows: slice) -> Tensor:
         """Second derivative of the weighted residuals along a step, (batch, n_rows, n_outputs)."""
@@ -174,15 +194,25 @@ class LeastSquaresTask:
 
     def flops(self, layers: Layers) -> int:
         """Floating-point operations of one assembly of a network's normal equations."""
+        n_rows, n_columns = self._gram_shape(layers)
+        return 2 * n_rows * n_columns**2
+
+    def step_bytes(self, layers: Layers) -> int:
+        """Predicted peak memory of a Levenberg step, for each network that it advances."""
+        n_rows, n_columns = self._gram_shape(layers)
+        n_chunk_rows = min(n_rows, MIN_CHUNK_ROWS * (n_rows // len(self.inputs)))
+        n_elements = STEP_MATRICES * n_columns**2 + 3 * n_chunk_rows * n_columns
+        return self.targets.element_size() * n_elements
+
+    def _gram_shape(self, layers: Layers) -> tuple[int, int]:
+        """Rows and columns of the matrix whose Gram matrix the normal equations need."""
         if len(layers) == 2:
-            n_columns = layers[0][0].numel() + layers[1].shape[2]
-            return 2 * len(self.inputs) * n_columns**2
-        n_columns = sum(layer[0].numel() for layer in layers)
-        return 2 * self.n_equations * n_columns**2
+            return len(self.inputs), layers[0][0].numel() + layers[1].shape[2]
+        return self.n_equations, sum(layer[0].numel() for layer in layers)
 
     def chunks(self, row_elements: int) -> list[slice]:
         limit = CHUNK_ELEMENTS[self.inputs.device.type]
-        size = max(256, limit // row_elements)
+        size = max(MIN_CHUNK_ROWS, limit // row_elements)
         return [slice(i, i + size) for i in range(0, len(self.inputs), size)]
 
 
@@ -198,6 +228,12 @@ def _add_gram(gram: Tensor, columns: Tensor) -> None:
     for start in range(0, n_columns, size):
         block = columns[:, :, start : start + size]
         gram[:, start : start + size, start:].baddbmm_(block.mT, columns[:, :, start:])
+
+
+def _mirrored(gram: Tensor) -> Tensor:
+    """Copy the upper triangle of ``gram`` to the lower one, in place."""
+    lower = gram.triu(1).mT.contiguous()
+    return gram.triu_().add_(lower)
 
 
 def split_parameters(flat: Tensor, layers: Layers) -> Layers:
@@ -318,12 +354,21 @@ def predicted_decrease(equations: NormalEquations, steps: Layers, damping: Tenso
     return damping * _dot(steps, steps) - _dot(steps, equations.gradient)
 
 
+def networks_at_a_time(task: LeastSquaresTask, layers: Layers, working_bytes: float) -> int:
+    """How many networks may take a step together, at least one."""
+    n_networks = len(layers[0])
+    return max(1, int(min(n_networks, working_bytes / task.step_bytes(layers))))
+
+
 class BatchedLevenberg:
     """Advance a batch of networks, each with its own damping, until each is finished.
 
     A network is finished when its loss is at most ``tol``, when rounding stops its descent, or when
     no step lowers its loss any more. A network whose loss is not finite is finished from the start
     and never touches another one.
+
+    So many networks take their step at a time as fit into ``working_bytes``, and half as many after
+    each time that the device runs out of memory. The result is the same up to rounding.
     """
 
     def __init__(
@@ -333,6 +378,7 @@ class BatchedLevenberg:
         *,
         tol: float = 0.0,
         damping: float = 1e-2,
+        working_bytes: float = math.inf,
     ):
         self.task = task
         self.layers = tuple(layer.clone() for layer in layers)
@@ -340,6 +386,17 @@ class BatchedLevenberg:
         self.losses = task.losses(self.layers)
         self.damping = torch.full_like(self.losses, damping)
         self.finished = ~self.losses.isfinite() | (self.losses <= tol)
+        self.batch_size = networks_at_a_time(task, layers, working_bytes)
+
+    @property
+    def state(self) -> tuple[Tensor, ...]:
+        """Everything that a step changes; networks along the first axis."""
+        return *self.layers, self.losses, self.damping, self.finished
+
+    def restore(self, state: Iterable[Tensor], index: Tensor | slice = slice(None)) -> None:
+        """Set the state of all networks, or of some."""
+        for tensor, earlier in zip(self.state, state, strict=True):
+            tensor[index] = earlier
 
     def take(self, index: Tensor) -> Layers:
         """The layers of some of the networks."""
@@ -354,10 +411,50 @@ class BatchedLevenberg:
         return max_iter
 
     def step(self) -> None:
-        """One step of every unfinished network; a rejected one is retried with more damping."""
+        """One step of every unfinished network; a rejected one is retried with more damping.
+
+        An exception leaves every network before or after its step, never in between.
+        """
         active = torch.nonzero(~self.finished).squeeze(1)
-        if len(active) == 0:
-            return
+        while len(active):
+            batch = active[: self.batch_size]
+            if self._has_memory_for_step(batch):
+                active = active[len(batch) :]
+            else:
+                self._halve_batches(len(batch))
+
+    def _has_memory_for_step(self, index: Tensor) -> bool:
+        before = [tensor[index] for tensor in self.state]
+        try:
+            self._advance(index)
+        except torch.cuda.OutOfMemoryError:
+            completed = False
+        except BaseException:
+            self.restore(before, index)
+            raise
+        else:
+            completed = True
+        if not completed:  # outside of the except block, which keeps the step's tensors alive
+            self.restore(before, index)
+        return completed
+
+    def _halve_batches(self, size: int) -> None:
+        n_bytes = self.task.step_bytes(self.layers)
+        device = self.task.inputs.device
+        if size == 1:
+            raise torch.cuda.OutOfMemoryError(
+                f"{device} has no memory for the training of one student, about "
+                f"{n_bytes / 2**20:.0f} MiB: choose a smaller rho or another device."
+            )
+        self.batch_size = size // 2
+        warnings.warn(
+            f"{device} ran out of memory with {size} students at a time (about "
+            f"{size * n_bytes / 2**20:.0f} MiB): training goes on with {self.batch_size}.",
+            EfficiencyWarning,
+            stacklevel=2,
+        )
+
+    def _advance(self, active: Tensor) -> None:
         before = self.losses[active]
         equations = self.task.normal_equations(self.take(active))
         pending = torch.arange(len(active), device=active.device)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import time
 import warnings
 from dataclasses import replace
 from numbers import Integral, Real
@@ -13,30 +15,32 @@ import numpy as np
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin, _fit_context, clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from ._activations import ACTIVATIONS, DISTINCT_ACTIVATIONS, get_activation
 from ._annealing import Annealer, Candidate
+from ._cache import open_store
 from ._documentation import page_template, published_url
-from ._ensemble import Ensemble, train_ensemble
+from ._ensemble import Ensemble, Recipe
 from ._export import to_mlp_regressor, to_sequential
+from ._groups import GroupTrainer, Interrupted
 from ._layers import Thresholds, cluster_layers
 from ._noise import noise_level, standard_errors
 from ._onnx import to_onnx
 from ._persistence import load_estimator, save_estimator
 from ._preprocessing import prepare
+from ._progress import CallbackSupportMixin, Stage, begin_fit, end_fit, print_network
 from ._reconstruction import canonical_form
 from ._search import Search, Trial
 from ._students import layer_shapes
 from ._summary import summary_text
 from ._training import Trainer
-from ._types import Students
 
 MAX_SEED = np.iinfo(np.int32).max
 
 
-class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
+class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixin, BaseEstimator):
     """Recover a neural network from samples of its input-output mapping.
 
     Expand-and-Cluster [1]_: train students that are ``rho`` times wider than the sought network,
@@ -59,10 +63,12 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         ``sigmoid(4x) + softplus(x)``. ``"auto"`` decides between them, see Notes; "logistic" counts
         as "tanh" then, since networks of either compute the same functions.
     n_students : int, default=20
-        Number of students. Searches probe each shape and activation with 5, and train further ones
-        only where these gave no certified network and noise does not set the limit. Where fewer
-        than 3 deep students of given widths converged and none gave the network, as many again are
-        trained.
+        Largest number of students. They are trained in groups of 10, one group after the other,
+        until one of them, pruned, is certified or 60 % of a group have converged (without pruning,
+        all groups are trained). Searches probe each shape and activation with 5, and train further
+        ones only where these gave no certified network and noise does not set the limit. Where
+        fewer than 3 deep students of given widths converged and none gave the network, as many
+        again are trained.
     gamma : float, default=0.5
         Least fraction of the voting students that must share a cluster, in (0, 1]. Students whose
         loss reached ``tol`` vote. If these are fewer than 3, some of the best students are annealed
@@ -87,11 +93,26 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         clusters decide alone.
     device : str, default="auto"
         Device to train on, as in torch: "cpu", "cuda", ...; "auto" is CUDA where there is one.
+    memory : str, path or object with the joblib.Memory interface, default=None
+        Where trained students are kept. A further fit to the same data with the same settings loads
+        them, whatever its ``gamma``, ``beta``, ``cut`` and ``n_students``; a fit that was killed
+        goes on from its last checkpoint (at most a second, or 10 Levenberg steps, earlier). Needs
+        a fixed ``random_state``. See :ref:`cache`.
+    n_jobs : int, default=None
+        Number of groups of students that are trained at a time, as in joblib: None is 1 unless in
+        a ``joblib.parallel_config`` context, -1 all processors. The result does not depend on it.
+    working_memory : float, default=None
+        Memory in MiB that the training may take for temporary arrays: so many students take a step
+        at a time as fit in, with the same result up to rounding. None is scikit-learn's setting
+        ``working_memory`` (1024 by default) on the CPU, and 80 % of the free memory on a GPU.
+    warm_start : bool, default=False
+        Whether a further ``fit`` to the same data keeps the students that it has, so that with a
+        larger ``n_students`` only new ones are trained. The seed of the first fit is kept, too.
     random_state : int, RandomState instance or None, default=None
         Seeds the students' initial weights, the minibatches of the warm-up and the choice of
         held-out rows.
     verbose : int, default=0
-        Print one line per stage if positive.
+        Print one line per group of students and one for the network if positive.
 
     Attributes
     ----------
@@ -119,13 +140,15 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         of the last one) and ``status``: "kept", "small" (fewer than ``gamma`` of the voting
         students), "unaligned" (median angle above ``beta``) or "unstable" (local cut, persistence
         below 3).
-    student_losses_ : ndarray of shape (n_students,)
-        Twice as long where deep students were trained twice. Relative mean squared error of every
-        student; nan where training failed.
-    student_loss_curves_ : ndarray of shape (n_students, n_epochs + 1)
+    student_losses_ : ndarray of shape (n_trained_students,)
+        Relative mean squared error of every student that was trained; nan where training failed.
+    student_loss_curves_ : ndarray of shape (n_trained_students, n_epochs + 1)
         Relative mean squared error of every student after the warm-up and after each epoch of 10
         Levenberg steps (before training and after each epoch of 100 minibatches with
         ``solver="adam"``); nan where a student was not trained any more.
+    n_reused_students_ : int
+        How many of them were not trained by this fit, but come from ``memory`` or, with
+        ``warm_start``, from the fit before.
     n_agreeing_ : int
         Number of voting and annealed students that hold every neuron of the reconstructed network,
         up to an angle of 0.01 between incoming vectors.
@@ -222,6 +245,10 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         "tol": [Interval(Real, 0, None, closed="left")],
         "prune": ["boolean"],
         "device": [str],
+        "memory": [str, os.PathLike, HasMethods("cache"), None],
+        "n_jobs": [Integral, None],
+        "working_memory": [Interval(Real, 0, None, closed="neither"), None],
+        "warm_start": ["boolean"],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
@@ -244,6 +271,10 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         tol=1e-20,
         prune=True,
         device="auto",
+        memory=None,
+        n_jobs=None,
+        working_memory=None,
+        warm_start=False,
         random_state=None,
         verbose=0,
     ):
@@ -259,6 +290,10 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self.tol = tol
         self.prune = prune
         self.device = device
+        self.memory = memory
+        self.n_jobs = n_jobs
+        self.working_memory = working_memory
+        self.warm_start = warm_start
         self.random_state = random_state
         self.verbose = verbose
 
@@ -288,16 +323,27 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         Warns
         -----
         ConvergenceWarning
-            If the network is not certified, with what was measured and what to change.
+            If the network is not certified, with what was measured and what to change. If training
+            was interrupted (Ctrl-C): the network is then the best one so far.
+        UserWarning
+            If ``memory`` is set without a fixed ``random_state``: nothing can be found again.
+        EfficiencyWarning
+            If the working memory is too small for a group of students.
         """
         widths = self._assumed_widths()
         X, y, sample_weight = self._validate(X, y, sample_weight)
-        rng = np.random.default_rng(check_random_state(self.random_state).randint(MAX_SEED))
+        progress = begin_fit(self, X, y)
+        rng = np.random.default_rng(self._draw_seed())
         self._problem = prepare(X, y, sample_weight, rng)
-        trial = self._search(widths, rng)
-        trial.ensemble.settle(trial.annealer)
-        self._keep(trial)
-        self._reconstruct(trial.annealer)
+        self._ensemble = None
+        try:
+            trial = self._search(widths, rng)
+            self._keep(trial.ensemble, trial.widths, trial.activation)
+            self._ensemble.settle(trial.annealer)
+            self._reconstruct(trial.annealer)
+        except KeyboardInterrupt as interrupt:
+            self._take_best_so_far(interrupt)
+        end_fit(progress, self, X, y)
         return self
 
     def predict(self, X):
@@ -388,7 +434,9 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         new = {"gamma": gamma, "beta": beta, "cut": cut}
         new = {name: value for name, value in new.items() if value is not None}
         clone(self).set_params(**new)._validate_params()
-        self.set_params(**new)._reconstruct(self._annealer(self.activation_))
+        annealer = self._annealer(self.activation_)
+        self._ensemble.settle(annealer)
+        self.set_params(**new)._reconstruct(annealer)
         return self
 
     def summary(self):
@@ -654,8 +702,24 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
             activation,
             self.device,
             has_skip=get_activation(activation).has_linear_flip,
+            working_memory=self.working_memory,
         )
-        return Annealer(trainer, problem.held_out, problem.coordinates.y_rounding, self.prune)
+        y_rounding = problem.coordinates.y_rounding
+        store = open_store(self.memory)
+        return Annealer(trainer, problem.held_out, y_rounding, self.prune, store)
+
+    def _draw_seed(self) -> int:
+        """The seed of this fit; with ``warm_start`` that of the first one."""
+        if self.memory is not None and self.random_state is None:
+            warnings.warn(
+                "memory is set, but random_state is None: every fit draws new students and finds "
+                "nothing again. Set random_state to an integer.",
+                stacklevel=3,
+            )
+        if not (self.warm_start and hasattr(self, "_seed")):
+            self._seed = int(check_random_state(self.random_state).randint(MAX_SEED))
+            self._known_groups: dict[str, Ensemble] = {}
+        return self._seed
 
     def _search(self, widths: tuple[int, ...] | None, rng: np.random.Generator) -> Trial:
         """Students of the given or of the best widths and activation."""
@@ -663,17 +727,8 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         def train(
             annealer: Annealer, widths: tuple[int, ...], n_students: int, n_steps: int | None = None
         ) -> Ensemble:
-            ensemble = train_ensemble(
-                annealer,
-                rng.integers(MAX_SEED, size=n_students),
-                self._student_widths(widths),
-                solver=self.solver,
-                max_iter=min(n_steps or self.max_iter, self.max_iter),
-                tol=self.tol,
-                anneal=n_steps is None,
-            )
-            self._report(ensemble.students, widths)
-            return ensemble
+            seeds = rng.integers(MAX_SEED, size=n_students)
+            return self._train(annealer, seeds, widths, n_steps)
 
         def n_parameters(widths: tuple[int, ...]) -> int:
             n_inputs, widths = self._problem.train.X.shape[1], self._student_widths(widths)
@@ -682,23 +737,61 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         names = DISTINCT_ACTIVATIONS if self.activation == "auto" else (self.activation,)
         annealers = {name: self._annealer(name) for name in names}
         search = Search(annealers, train, n_parameters, self.n_students)
-        trial = search.run() if widths is None else search.run_given(widths)
-        self.search_report_ = [trial.report() for trial in search.trials]
-        return trial
+        try:
+            return search.run() if widths is None else search.run_given(widths)
+        finally:
+            self.search_report_ = [trial.report() for trial in search.trials]
 
-    def _keep(self, trial: Trial) -> None:
-        """Keep what the reconstruction needs of a trial."""
-        self.activation_ = trial.activation
-        self._assumed, self._ensemble = trial.widths, trial.ensemble
-        n_failed = trial.ensemble.students.n_failed
-        if n_failed == len(trial.ensemble.students):
+    def _train(
+        self,
+        annealer: Annealer,
+        seeds: np.ndarray,
+        widths: tuple[int, ...],
+        n_steps: int | None = None,
+    ) -> Ensemble:
+        """Students of assumed widths; probes where the number of steps is given."""
+        recipe = Recipe(
+            self._student_widths(widths),
+            self.solver,
+            min(n_steps or self.max_iter, self.max_iter),
+            self.tol,
+            anneal=n_steps is None,
+        )
+        stage = Stage(self, widths, len(seeds), recipe.max_epochs)
+        known = self._known_groups if self.warm_start else None
+        trainer = GroupTrainer(annealer, recipe, stage, n_jobs=self.n_jobs, known=known)
+        activation = annealer.trainer.activation_name
+        try:
+            ensemble = trainer.train(seeds)
+        except Interrupted as interrupt:
+            self._keep_better(interrupt.ensemble, widths, activation)
+            raise
+        stage.end()
+        self._keep_better(ensemble, widths, activation)
+        return ensemble
+
+    def _keep_better(self, ensemble: Ensemble, widths: tuple[int, ...], activation: str) -> None:
+        """Remember the students to use should the fit be interrupted."""
+        loss = ensemble.students.best_held_out_loss
+        if self._ensemble is None or loss < self._ensemble.students.best_held_out_loss:
+            self._keep(ensemble, widths, activation)
+
+    def _keep(self, ensemble: Ensemble, widths: tuple[int, ...], activation: str) -> None:
+        """Keep what the reconstruction needs."""
+        self._ensemble, self._assumed, self.activation_ = ensemble, widths, activation
+
+    def _check_students(self) -> None:
+        """Warn of students whose training diverged; raise if it did for all of them."""
+        students = self._ensemble.students
+        n_failed = students.n_failed
+        if n_failed == len(students):
             raise ValueError(
                 f"The training of all {n_failed} students diverged: check the scale of y, "
                 "remove outliers from it, or choose another activation."
             )
         if n_failed:
             warnings.warn(
-                f"{n_failed} of {len(trial.ensemble.students)} students diverged and were dropped.",
+                f"{n_failed} of {len(students)} students diverged and were dropped.",
                 ConvergenceWarning,
                 stacklevel=3,
             )
@@ -707,13 +800,29 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         factors = np.broadcast_to(self.rho, len(widths)).tolist()
         return tuple(math.ceil(f * width) for f, width in zip(factors, widths, strict=True))
 
-    def _reconstruct(self, annealer: Annealer) -> None:
+    def _take_best_so_far(self, interrupt: KeyboardInterrupt) -> None:
+        """Take the best network so far, where there is one."""
+        if self._ensemble is None:
+            raise interrupt
+        self._reconstruct(self._annealer(self.activation_), interrupted=True)
+        warnings.warn(
+            f"The fit was interrupted with {len(self._ensemble.students)} students: the network is "
+            "the best one so far. recluster() finishes it from these students.",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+
+    def _reconstruct(self, annealer: Annealer, interrupted: bool = False) -> None:
         """Everything that depends on the thresholds: cluster, collapse, finish, set attributes."""
+        self._check_students()
+        start = time.perf_counter()
         ensemble = self._ensemble
         thresholds = Thresholds(self.gamma, self.beta, self.cut)
         layers = cluster_layers(ensemble, annealer.trainer, len(self._assumed), thresholds)
         if ensemble.certified:
             candidate = next(iter(ensemble.certified.values()))
+        elif interrupted:
+            candidate = annealer.judge_as_is(ensemble.students.best)
         else:
             candidate = self._best_candidate(annealer, layers.collapsed)
         self._set_network(candidate)
@@ -723,7 +832,9 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
             replace(record, n_students=len(ensemble.students), n_agreeing=self.n_agreeing_)
             for record in layers.dendrograms
         ]
-        if not self.recovered_:
+        if self.verbose:
+            print_network(self, time.perf_counter() - start)
+        if not (self.recovered_ or interrupted):
             warnings.warn(self._explain_failure(), ConvergenceWarning, stacklevel=3)
 
     def _best_candidate(self, annealer: Annealer, collapsed: list[np.ndarray]) -> Candidate:
@@ -754,6 +865,7 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self.student_losses_ = self._ensemble.students.losses
         self.student_loss_curves_ = self._ensemble.students.loss_curves
         self.n_iter_ = self._ensemble.students.n_iter
+        self.n_reused_students_ = self._ensemble.n_reused
 
     def _explain_failure(self) -> str:
         losses = self.student_losses_
@@ -773,12 +885,3 @@ class ExpandClusterRegressor(MultiOutputMixin, RegressorMixin, BaseEstimator):
             "If the data are free of noise, raise rho, n_students or max_iter, give more rows or "
             "try another activation; noisy data cannot be recovered exactly."
         )
-
-    def _report(self, students: Students, widths: tuple[int, ...]) -> None:
-        if self.verbose:
-            n_converged = np.sum(students.losses <= self.tol)
-            print(
-                f"[ExpandClusterRegressor] hidden layers {widths}: {n_converged} of "
-                f"{len(students)} students converged after {students.n_iter} steps, best loss "
-                f"{np.nanmin(students.losses):.1e}"
-            )

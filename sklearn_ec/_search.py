@@ -31,10 +31,10 @@ PROBE_STEPS = 30
 # The search moves on to a shape that lowers the loss on held-out rows below this share.
 PROGRESS = 0.5
 # A probe is annealed at once where its loss is below this share of those of other shapes ...
-LARGE_PROGRESS = 1e-2
+LARGE_PROGRESS = 0.1
 # ... or below this: noise-free students of the right kind get there.
 CLEAR_LOSS = 1e-10
-# Activations probed beyond two hidden layers, and probes annealed per round.
+# Activations probed after the first two shapes, and probes annealed per round.
 N_FINALISTS = 3
 
 Shape = tuple[int, ...]
@@ -179,7 +179,7 @@ class Search:
         """Train probes with each activation; anneal those that stand out."""
         others = min((trial.score for trial in self.trials), default=0.0)
         stage: list[Trial] = []
-        for activation in self._activations(len(shape)):
+        for activation in self._activations():
             start = time.perf_counter()
             annealer = self.annealers[activation]
             ensemble = self.train(annealer, shape, min(N_PROBES, self.n_students), PROBE_STEPS)
@@ -194,9 +194,9 @@ class Search:
             if trial.certified:
                 break
 
-    def _activations(self, depth: int) -> list[str]:
-        """All in question for up to two hidden layers, then the best so far."""
-        if depth <= 2:
+    def _activations(self) -> list[str]:
+        """All in question for the first two shapes, then the best so far."""
+        if len({trial.widths for trial in self.trials}) < 2:
             return list(self.annealers)
         best: dict[str, float] = {}
         for trial in self.trials:

@@ -7,21 +7,26 @@ next to the steps. The rows live on the device as whole tensors; there is no dat
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from sklearn import get_config
+from sklearn.exceptions import EfficiencyWarning
 from skorch import NeuralNet
 from skorch.callbacks import Callback
 from torch import Tensor, nn
 
 from ._activations import get_activation
-from ._levenberg import BatchedLevenberg, LeastSquaresTask
+from ._course import BatchState, Checkpoint, Course, OnEpoch
+from ._levenberg import BatchedLevenberg, LeastSquaresTask, networks_at_a_time
 from ._linearization import Linearization, stacked
 from ._students import StackedStudents, initial_weights
 from ._sweeps import Layers
-from ._types import Network, Samples, Students, stacked_curves
+from ._types import Network, Samples, Students
 
 WARM_UP_STEPS = 1000
 WARM_UP_BATCH = 256
@@ -39,9 +44,11 @@ CONVERGED_SHARE = 0.6
 # The best student is annealed after so many epochs of Levenberg, then after 4 times as many, ...
 FIRST_QUESTION_EPOCH = 3
 QUESTION_FACTOR = 4
-# Floating-point operations that one epoch of Levenberg may take for all students of a group.
-GROUP_FLOPS = {"cpu": 1e12, "cuda": 3e13}
-MIN_GROUP = 4
+# Floating-point operations that one epoch of Levenberg may take for all students of a batch.
+BATCH_FLOPS = {"cpu": 1e12, "cuda": 3e13}
+MIN_BATCH = 4
+# Share of a device's free memory that training may take.
+FREE_MEMORY_SHARE = 0.8
 
 # Judges a student by its index, network and loss.
 IsRecovered = Callable[[int, Network, float], bool]
@@ -57,8 +64,24 @@ class WholeBatch:
         yield self.dataset.X, self.dataset.y
 
 
+@dataclass(frozen=True)
+class AdamState:
+    """Students that Adam alone trains, between two epochs."""
+
+    n_epochs: int
+    layers: tuple[np.ndarray, ...]
+    moments: list[dict[str, np.ndarray]]  # the optimizer's, for each layer
+    rng: Any  # state of the bit generator
+    loss_curves: list[np.ndarray]
+
+
 class _StudentNet(NeuralNet):
-    """A skorch net around :class:`StackedStudents` whose train step is a chunk of solver steps."""
+    """A skorch net around :class:`StackedStudents` whose train step is a chunk of solver steps.
+
+    ``start`` is the state after the first epochs, where they were trained before.
+    """
+
+    start: Any = None  # AdamState or BatchState
 
     def __init__(self, module: nn.Module, *, device: str, max_epochs: int, **kwargs: Any):
         defaults = {
@@ -69,23 +92,41 @@ class _StudentNet(NeuralNet):
         }
         super().__init__(module, device=device, max_epochs=max_epochs, **{**defaults, **kwargs})
 
+    @property
+    def n_epochs(self) -> int:
+        """Number of epochs begun so far."""
+        return len(self.history) + (self.start.n_epochs if self.start else 0)
+
+    def fit_loop(self, X: Any, y: Any = None, epochs: int | None = None, **fit_params: Any) -> Any:
+        remaining = self.max_epochs - self.n_epochs
+        return super().fit_loop(X, y, epochs=remaining, **fit_params)
+
 
 class AdamNet(_StudentNet):
     """Minibatch Adam with a cosine learning rate, all students at once."""
 
-    def __init__(self, module: nn.Module, *, seed: int = 0, **kwargs: Any):
+    def __init__(
+        self, module: nn.Module, *, seed: int = 0, start: AdamState | None = None, **kwargs: Any
+    ):
         self.seed = seed
+        self.start = start
         super().__init__(module, optimizer=torch.optim.Adam, lr=WARM_UP_LEARNING_RATE, **kwargs)
 
     def initialize(self) -> AdamNet:
         super().initialize()
         self.rng_ = np.random.default_rng(self.seed)
+        if self.start is not None:
+            self.rng_.bit_generator.state = self.start.rng
+            for moments, parameter in zip(self.start.moments, self.module_.layers, strict=True):
+                tensors = {name: torch.from_numpy(moment) for name, moment in moments.items()}
+                tensors.update({n: t.to(self.device) for n, t in tensors.items() if n != "step"})
+                self.optimizer_.state[parameter] = tensors
         return self
 
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         data, targets = batch
         n_steps = self.max_epochs * WARM_UP_STEPS_PER_EPOCH
-        first = (len(self.history) - 1) * WARM_UP_STEPS_PER_EPOCH
+        first = (self.n_epochs - 1) * WARM_UP_STEPS_PER_EPOCH
         for step in range(first, first + WARM_UP_STEPS_PER_EPOCH):
             rate = 0.5 * (1.0 + math.cos(math.pi * step / n_steps))
             self.optimizer_.param_groups[0]["lr"] = self.lr * max(rate, 0.01)
@@ -109,15 +150,29 @@ class AdamNet(_StudentNet):
 class LevenbergNet(_StudentNet):
     """Batched Levenberg, all students at once."""
 
-    def __init__(self, module: nn.Module, *, task: LeastSquaresTask, tol: float, **kwargs: Any):
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        task: LeastSquaresTask,
+        tol: float,
+        working_bytes: float = math.inf,
+        start: BatchState | None = None,
+        **kwargs: Any,
+    ):
         self.task = task
         self.tol = tol
+        self.working_bytes = working_bytes
+        self.start = start
         super().__init__(module, **kwargs)
 
     def initialize(self) -> LevenbergNet:
         super().initialize()
-        module = self.module_
-        self.solver_ = BatchedLevenberg(self.task, module.weights, tol=self.tol)
+        self.solver_ = BatchedLevenberg(
+            self.task, self.module_.weights, tol=self.tol, working_bytes=self.working_bytes
+        )
+        if self.start is not None:
+            self.solver_.restore(map(torch.from_numpy, self.start.solver))
         return self
 
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
@@ -134,7 +189,7 @@ class LossRecorder(Callback):
         self.task = task
 
     def on_train_begin(self, net: Any, **kwargs: Any) -> None:
-        self.losses_ = [self._losses(net)]
+        self.losses_ = list(net.start.loss_curves) if net.start else [self._losses(net)]
 
     def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
         self.losses_.append(self._losses(net))
@@ -142,11 +197,6 @@ class LossRecorder(Callback):
     def _losses(self, net: Any) -> np.ndarray:
         with torch.no_grad():
             return self.task.losses(net.module_.weights).cpu().numpy()
-
-    @property
-    def curves(self) -> np.ndarray:
-        """Losses, shape (n_students, n_epochs + 1)."""
-        return np.stack(self.losses_, axis=1)
 
 
 class TrainingMonitor(Callback):
@@ -160,7 +210,7 @@ class TrainingMonitor(Callback):
     def __init__(
         self,
         held_out: LeastSquaresTask,
-        students: Tensor,
+        students: np.ndarray,
         tol: float,
         is_recovered: IsRecovered | None,
     ):
@@ -171,20 +221,29 @@ class TrainingMonitor(Callback):
 
     def on_train_begin(self, net: Any, **kwargs: Any) -> None:
         self.stopped_ = self.succeeded_ = False
-        self.next_question_ = FIRST_QUESTION_EPOCH
-        self.best_losses_ = torch.full_like(net.solver_.losses, math.inf)
-        self.best_network_ = _to_network(net.solver_.layers, 0)
-        self.last_progress_ = 0
-        self._remember(net.solver_, epoch=0)
+        self.n_epochs_ = 0
+        if net.start is None:
+            self.next_question_ = FIRST_QUESTION_EPOCH
+            self.best_losses_ = torch.full_like(net.solver_.losses, math.inf)
+            self.best_network_ = _to_network(net.solver_.layers, 0)
+            self.last_progress_ = 0
+            self._remember(net.solver_, epoch=0)
+        else:
+            self.n_epochs_ = net.start.n_epochs
+            self.next_question_ = net.start.next_question
+            self.best_losses_ = torch.from_numpy(net.start.held_out_losses).to(net.device)
+            self.best_network_ = net.start.best
+            self.last_progress_ = net.start.last_progress
 
     def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
-        epoch, solver = len(net.history), net.solver_
+        epoch, solver = net.n_epochs, net.solver_
         self._remember(solver, epoch)
         converged = solver.losses <= self.tol
         self.succeeded_ = bool(
             converged.double().mean() >= CONVERGED_SHARE
         ) or self._best_is_recovered(solver, epoch)
         stalled = epoch - self.last_progress_ >= PATIENCE_EPOCHS
+        self.n_epochs_ = epoch
         if self.succeeded_ or stalled or solver.finished.all():
             self.stopped_ = True
             raise KeyboardInterrupt  # skorch's way to end a fit, as its EarlyStopping does
@@ -208,18 +267,64 @@ class TrainingMonitor(Callback):
         return self.is_recovered(int(self.students[best]), network, float(solver.losses[best]))
 
 
-class Trainer:
-    """Trains students and polishes networks on one set of rows, on one device."""
+class EpochReporter(Callback):
+    """Save the state of a training, and report its progress, after each epoch that goes on."""
 
     def __init__(
-        self, train: Samples, held_out: Samples, activation: str, device: str, has_skip: bool
+        self,
+        snapshot: Callable[[Any], Any],
+        checkpoint: Checkpoint | None,
+        on_epoch: OnEpoch | None,
     ):
+        self.snapshot = snapshot
+        self.checkpoint = checkpoint
+        self.on_epoch = on_epoch
+
+    def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
+        if self.checkpoint is not None and self.checkpoint.is_due():
+            self.checkpoint.save(self.snapshot(net))
+        if self.on_epoch is not None and self.on_epoch():
+            raise KeyboardInterrupt
+
+
+class Trainer:
+    """Trains students and polishes networks on one set of rows, on one device.
+
+    Pickled and hashed as its arguments, so that workers build their own tensors on their own
+    device.
+    """
+
+    def __init__(
+        self,
+        train: Samples,
+        held_out: Samples,
+        activation: str,
+        device: str,
+        has_skip: bool,
+        working_memory: float | None = None,
+    ):
+        self._arguments = (train, held_out, activation, device, has_skip, working_memory)
         self.samples = train
+        self.activation_name = activation
         self.activation = get_activation(activation)
         self.device = resolve_device(device)
         self.has_skip = has_skip
+        self.working_memory = working_memory
         self.task = self._task(train)
         self.held_out_task = self._task(held_out)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Trainer, self._arguments
+
+    def identity(self) -> dict[str, Any]:
+        """What results depend on; device and memory matter up to rounding only."""
+        train, held_out, activation, _, has_skip, _ = self._arguments
+        return {
+            "train": train,
+            "held_out": held_out,
+            "activation": activation,
+            "has_skip": has_skip,
+        }
 
     def train(
         self,
@@ -229,80 +334,161 @@ class Trainer:
         max_iter: int,
         tol: float,
         is_recovered: IsRecovered | None = None,
+        checkpoint: Checkpoint | None = None,
+        on_epoch: OnEpoch | None = None,
     ) -> Students:
         """Train one student per seed: a short warm-up with Adam, then Levenberg.
 
-        Where students are large, Levenberg takes them in groups, best first, and stops after the
-        first group of which enough converged, or whose best student ``is_recovered`` accepts.
+        Where students are large, Levenberg takes them in batches, best first, and stops after the
+        first batch of which enough converged, or whose best student ``is_recovered`` accepts.
+
+        A training that left a checkpoint goes on from there. One that is interrupted ends with the
+        students as they are.
         """
-        layers = self._warm_up(seeds, widths).weights
-        losses = self.task.losses(layers)
-        trained = torch.zeros(len(seeds), dtype=torch.bool)
-        monitors, n_iter = [], 0
-        curves = list(losses.cpu().numpy()[:, None])
-        for group in self._groups(losses, layers):
-            recorder = LossRecorder(self.task)
-            monitor = TrainingMonitor(self.held_out_task, group, tol, is_recovered)
-            net = LevenbergNet(
-                StackedStudents(tuple(layer[group] for layer in layers), self.activation),
-                task=self.task,
-                tol=tol,
-                device=self.device,
-                max_epochs=max(1, math.ceil(max_iter / LEVENBERG_STEPS_PER_EPOCH)),
-                callbacks=[recorder, monitor],
-            )
-            self._fit(net, self.task, monitor)
-            solver = net.solver_
-            for layer, trained_layer in zip(layers, solver.layers, strict=True):
-                layer[group] = trained_layer
-            losses[group], trained[group.cpu()] = solver.losses, True
-            for student, curve in zip(group.tolist(), recorder.curves, strict=True):
-                curves[student] = curve
-            monitors.append(monitor)
-            n_iter = max(n_iter, len(net.history) * LEVENBERG_STEPS_PER_EPOCH)
-            if monitor.succeeded_:
-                break
-        best = min(monitors, key=lambda monitor: float(monitor.best_losses_.min()))
-        return Students(
-            layers=tuple(layer.cpu().numpy() for layer in layers),
-            losses=torch.where(losses.isfinite(), losses, math.nan).cpu().numpy(),
-            trained=trained.numpy(),
-            n_iter=n_iter,
-            best=best.best_network_,
-            best_held_out_loss=float(best.best_losses_.min()),
-            loss_curves=stacked_curves(curves),
+        course = checkpoint.load() if checkpoint else None
+        if course is None:
+            course = self._warmed_up(seeds, widths)
+        try:
+            while not course.ended:
+                self._train_batch(course, max_iter, tol, is_recovered, checkpoint, on_epoch)
+        except KeyboardInterrupt:
+            course.interrupted = True
+        return course.students()
+
+    def _warmed_up(self, seeds: np.ndarray, widths: tuple[int, ...]) -> Course:
+        module, completed = self._warm_up(seeds, widths)
+        losses = self.task.losses(module.weights)
+        held_out = self.held_out_task.losses(module.weights).nan_to_num(math.inf)
+        best = int(held_out.argmin())
+        batches = self._batches(losses, module.weights)
+        self._warn_about_memory(module.weights, max(map(len, batches)))
+        return Course(
+            layers=_arrays(module.weights),
+            losses=losses.cpu().numpy(),
+            batches=[batch.cpu().numpy() for batch in batches],
+            best=_to_network(module.weights, best),
+            best_held_out_loss=float(held_out[best]),
+            interrupted=not completed,
         )
 
+    def _train_batch(
+        self,
+        course: Course,
+        max_iter: int,
+        tol: float,
+        is_recovered: IsRecovered | None,
+        checkpoint: Checkpoint | None,
+        on_epoch: OnEpoch | None,
+    ) -> None:
+        recorder = LossRecorder(self.task)
+        monitor = TrainingMonitor(self.held_out_task, course.batch, tol, is_recovered)
+
+        def snapshot(net: LevenbergNet) -> Course:
+            course.running = BatchState(
+                n_epochs=net.n_epochs,
+                solver=_arrays(net.solver_.state),
+                loss_curves=list(recorder.losses_),
+                held_out_losses=monitor.best_losses_.cpu().numpy(),
+                best=monitor.best_network_,
+                last_progress=monitor.last_progress_,
+                next_question=monitor.next_question_,
+            )
+            return course
+
+        layers = (torch.from_numpy(layer[course.batch]) for layer in course.layers)
+        net = LevenbergNet(
+            StackedStudents(tuple(layer.to(self.device) for layer in layers), self.activation),
+            task=self.task,
+            tol=tol,
+            working_bytes=self.working_bytes,
+            start=course.running,
+            device=self.device,
+            max_epochs=n_levenberg_epochs(max_iter),
+            callbacks=[recorder, monitor, EpochReporter(snapshot, checkpoint, on_epoch)],
+        )
+        self._fit(net, self.task)
+        snapshot(net)
+        course.succeeded = monitor.succeeded_
+        course.interrupted = not (monitor.stopped_ or monitor.n_epochs_ == net.max_epochs)
+        course.finish_batch(n_iter=net.n_epochs * LEVENBERG_STEPS_PER_EPOCH)
+
     def train_with_adam(
-        self, seeds: np.ndarray, widths: tuple[int, ...], *, max_iter: int
+        self,
+        seeds: np.ndarray,
+        widths: tuple[int, ...],
+        *,
+        max_iter: int,
+        checkpoint: Checkpoint | None = None,
+        on_epoch: OnEpoch | None = None,
     ) -> Students:
         """Train one student per seed with minibatch Adam alone, in double precision.
 
         One iteration is an epoch of ``WARM_UP_STEPS_PER_EPOCH`` minibatches. This is the control
         that the Levenberg solver is measured against.
         """
-        students = self._initial_students(seeds, widths)
+        start: AdamState | None = checkpoint.load() if checkpoint else None
+        if start is None:
+            module = self._initial_students(seeds, widths)
+        else:
+            layers = tuple(torch.from_numpy(layer).to(self.device) for layer in start.layers)
+            module = StackedStudents(layers, self.activation)
         recorder = LossRecorder(self.task)
-        layers = self._adam(students, self.task, seeds, max_iter, [recorder]).weights
-        losses = self.task.losses(layers)
-        held_out = self.held_out_task.losses(layers).nan_to_num(math.inf)
+
+        def snapshot(net: AdamNet) -> AdamState:
+            moments = [net.optimizer_.state[parameter] for parameter in module.layers]
+            return AdamState(
+                n_epochs=net.n_epochs,
+                layers=_arrays(module.weights),
+                moments=[{k: v.cpu().numpy() for k, v in m.items()} for m in moments],
+                rng=net.rng_.bit_generator.state,
+                loss_curves=list(recorder.losses_),
+            )
+
+        reporter = EpochReporter(snapshot, checkpoint, on_epoch)
+        completed = self._adam(module, self.task, seeds, max_iter, start, [recorder, reporter])
+        losses = self.task.losses(module.weights)
+        held_out = self.held_out_task.losses(module.weights).nan_to_num(math.inf)
         best = int(held_out.argmin())
         return Students(
-            layers=tuple(layer.cpu().numpy() for layer in layers),
+            layers=_arrays(module.weights),
             losses=torch.where(losses.isfinite(), losses, math.nan).cpu().numpy(),
             trained=np.ones(len(seeds), dtype=bool),
-            n_iter=max_iter,
-            best=_to_network(layers, best),
+            n_iter=len(recorder.losses_) - 1,
+            best=_to_network(module.weights, best),
             best_held_out_loss=float(held_out[best]),
-            loss_curves=recorder.curves,
+            loss_curves=np.stack(recorder.losses_, axis=1),
+            interrupted=not completed,
         )
 
-    def _groups(self, losses: Tensor, layers: Layers) -> tuple[Tensor, ...]:
+    def _batches(self, losses: Tensor, layers: Layers) -> tuple[Tensor, ...]:
         """Indices of the students that Levenberg trains at a time, best first."""
         order = torch.where(losses.isfinite(), losses, math.inf).argsort(stable=True)
         flops = LEVENBERG_STEPS_PER_EPOCH * self.task.flops(layers)
-        limit = GROUP_FLOPS[torch.device(self.device).type] / flops
-        return order.split(max(MIN_GROUP, int(limit)))
+        limit = BATCH_FLOPS[torch.device(self.device).type] / flops
+        return order.split(max(MIN_BATCH, int(limit)))
+
+    @property
+    def working_bytes(self) -> float:
+        """Memory that a step of Levenberg may take."""
+        if self.working_memory is not None:
+            return self.working_memory * 2**20
+        if torch.device(self.device).type == "cuda":
+            return FREE_MEMORY_SHARE * torch.cuda.mem_get_info(self.device)[0]
+        return get_config()["working_memory"] * 2**20
+
+    def _warn_about_memory(self, layers: Layers, size: int) -> None:
+        """Tell when a batch of so many students must be split."""
+        n_bytes = self.task.step_bytes(layers)
+        n_fitting = networks_at_a_time(self.task, layers, self.working_bytes)
+        if n_fitting < size:
+            warnings.warn(
+                f"{size} students take about {size * n_bytes / 2**20:.0f} MiB at a time, the "
+                f"working memory is {self.working_bytes / 2**20:.0f} MiB: they are trained "
+                f"{n_fitting} at a time (about {n_fitting * n_bytes / 2**20:.0f} MiB), with the "
+                "same result. Raise working_memory if there is more.",
+                EfficiencyWarning,
+                stacklevel=2,
+            )
 
     def polish(
         self,
@@ -350,11 +536,15 @@ class Trainer:
         noise = torch.from_numpy(noise_level).to(self.device)
         return [part.cpu().numpy() for part in linearization.standard_errors(noise)]
 
-    def _warm_up(self, seeds: np.ndarray, widths: tuple[int, ...]) -> StackedStudents:
-        """Initial students after a short training with Adam in single precision."""
+    def _warm_up(self, seeds: np.ndarray, widths: tuple[int, ...]) -> tuple[StackedStudents, bool]:
+        """Initial students after a short training with Adam in single precision.
+
+        Also tells whether that was completed.
+        """
         module = self._initial_students(seeds, widths).float()
         n_epochs = WARM_UP_STEPS // WARM_UP_STEPS_PER_EPOCH
-        return self._adam(module, self.task.float(), seeds, n_epochs).double()
+        completed = self._adam(module, self.task.float(), seeds, n_epochs)
+        return module.double(), completed
 
     def _initial_students(self, seeds: np.ndarray, widths: tuple[int, ...]) -> StackedStudents:
         n_inputs, n_outputs = self.samples.X.shape[1], self.samples.y.shape[1]
@@ -370,36 +560,39 @@ class Trainer:
         task: LeastSquaresTask,
         seeds: np.ndarray,
         n_epochs: int,
+        start: AdamState | None = None,
         callbacks: list[Callback] | None = None,
-    ) -> StackedStudents:
+    ) -> bool:
+        """Train a module in place; tell whether that was completed."""
         net = AdamNet(
             module,
             seed=int(seeds[0]),
+            start=start,
             device=self.device,
             max_epochs=n_epochs,
             callbacks=callbacks,
         )
         self._fit(net, task)
-        return module
+        n_before = start.n_epochs if start else 0
+        return n_before + sum("train_loss" in epoch for epoch in net.history) == n_epochs
 
     def _task(self, samples: Samples) -> LeastSquaresTask:
         ones = np.ones((len(samples.X), 1))
         return LeastSquaresTask(
             inputs=torch.from_numpy(np.hstack([samples.X, ones])).to(self.device),
-            targets=torch.from_numpy(samples.y).to(self.device),
+            targets=torch.tensor(samples.y, device=self.device),
             sqrt_weight=torch.from_numpy(np.sqrt(samples.sample_weight)[:, None]).to(self.device),
             activation=self.activation,
         )
 
     @staticmethod
-    def _fit(
-        net: NeuralNet, task: LeastSquaresTask, monitor: TrainingMonitor | None = None
-    ) -> None:
-        data = {"inputs": task.inputs, "sqrt_weight": task.sqrt_weight}
-        net.fit(data, task.targets)
-        n_completed = sum("train_loss" in epoch for epoch in net.history)
-        if n_completed < net.max_epochs and not (monitor is not None and monitor.stopped_):
-            raise KeyboardInterrupt  # skorch swallows it; a truncated training is not a result
+    def _fit(net: NeuralNet, task: LeastSquaresTask) -> None:
+        """Fit a net; skorch ends it quietly where it is interrupted."""
+        net.fit({"inputs": task.inputs, "sqrt_weight": task.sqrt_weight}, task.targets)
+
+
+def n_levenberg_epochs(max_iter: int) -> int:
+    return max(1, math.ceil(max_iter / LEVENBERG_STEPS_PER_EPOCH))
 
 
 def resolve_device(device: str) -> str:
@@ -414,6 +607,10 @@ def resolve_device(device: str) -> str:
             "'cpu' or a CUDA device that torch sees."
         ) from error
     return device
+
+
+def _arrays(tensors: tuple[Tensor, ...]) -> tuple[np.ndarray, ...]:
+    return tuple(tensor.cpu().numpy() for tensor in tensors)
 
 
 def _to_network(layers: Layers, index: int) -> Network:

@@ -80,6 +80,8 @@ class Students:
     best_held_out_loss: float
     # (n_students, n_epochs + 1), loss before the first and after each epoch; nan after the last
     loss_curves: np.ndarray
+    succeeded: bool = False  # enough students converged, or one of them was recovered
+    interrupted: bool = False  # the training was stopped from outside
 
     def __len__(self) -> int:
         return len(self.losses)
@@ -101,6 +103,8 @@ class Students:
             best=best.best,
             best_held_out_loss=best.best_held_out_loss,
             loss_curves=stacked_curves([*self.loss_curves, *others.loss_curves]),
+            succeeded=self.succeeded or others.succeeded,
+            interrupted=self.interrupted or others.interrupted,
         )
 
     def network(self, student: int) -> Network:

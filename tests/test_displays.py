@@ -249,6 +249,10 @@ def test_losses_of_an_estimator_count_levenberg_steps(fitted):
     display = StudentLossDisplay.from_estimator(fitted)
     assert len(display.lines_) == 4
     assert max(line.get_xdata()[-1] for line in display.lines_) == fitted.n_iter_
+    labels = [text.get_text() for text in display.ax_.get_legend().get_texts()]
+    n_converged = np.sum(fitted.student_losses_ <= fitted.tol)
+    assert ("converged" in labels, "not converged" in labels) == (n_converged > 0, n_converged < 4)
+    assert labels[-1] == "target 1e-20"
 
 
 def test_match_shows_distances_missing_and_excess_neurons(fitted, tanh_problem):
@@ -279,3 +283,20 @@ def test_match_of_many_neurons_has_no_labels():
     network = ([np.eye(50), np.ones((50, 1))], [np.zeros(50), np.zeros(1)])
     display = NeuronMatchDisplay(match_neurons(network, network, "relu")).plot()
     assert display.ax_.get_xlabel() == "true neuron"
+
+
+@pytest.mark.parametrize("display", DISPLAYS)
+def test_loaded_estimators_can_be_drawn(display, fitted, tmp_path):
+    fitted.save(tmp_path / "network.safetensors")
+    loaded = ExpandClusterRegressor.load(tmp_path / "network.safetensors")
+    assert display.from_estimator(loaded).ax_.get_title() == (
+        display.from_estimator(fitted).ax_.get_title()
+    )
+
+
+def test_the_activation_that_was_found_counts(fitted, tanh_problem, capsys):
+    found = copy.copy(fitted).set_params(activation="auto")
+    SimilarityDisplay.from_estimator(found)
+    NeuronMatchDisplay.from_estimator(found, tanh_problem[0])
+    found.summary()
+    assert "activation tanh" in capsys.readouterr().out

@@ -264,9 +264,10 @@ def test_verbose_prints_one_line_per_stage(tanh_problem, capsys):
     _, X, y = tanh_problem
     make_model(verbose=1).fit(X, y)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1
+    assert len(lines) == 2
     pattern = r"hidden layers \(4,\): \d of 5 students converged after \d+ steps, best loss"
     assert re.search(pattern, lines[0])
+    assert "network (4,): certified, loss" in lines[1]
 
 
 # What must not be certified

@@ -196,8 +196,8 @@ def test_all_students_failing_is_an_error(tanh_problem, monkeypatch):
 
 
 def test_large_students_are_trained_in_groups_best_first(trainer, monkeypatch):
-    monkeypatch.setattr(_training, "GROUP_FLOPS", {"cpu": 0.0, "cuda": 0.0})
-    monkeypatch.setattr(_training, "MIN_GROUP", 2)
+    monkeypatch.setattr(_training, "BATCH_FLOPS", {"cpu": 0.0, "cuda": 0.0})
+    monkeypatch.setattr(_training, "MIN_BATCH", 2)
     students = trainer.train(SEEDS, (16,), max_iter=100, tol=1e-4)
     assert students.trained.sum() == 2
     assert students.losses[students.trained].max() < students.losses[~students.trained].min()
@@ -207,14 +207,15 @@ def test_large_students_are_trained_in_groups_best_first(trainer, monkeypatch):
 
 
 def test_nets_keep_skorch_history(trainer):
-    module = trainer._warm_up(SEEDS, (4,))
+    module, completed = trainer._warm_up(SEEDS, (4,))
+    assert completed
     net = LevenbergNet(
         module,
         task=trainer.task,
         tol=0.0,
         device="cpu",
         max_epochs=3,
-        callbacks=[TrainingMonitor(trainer.held_out_task, torch.arange(6), 0.0, None)],
+        callbacks=[TrainingMonitor(trainer.held_out_task, np.arange(6), 0.0, None)],
     )
     trainer._fit(net, trainer.task)
     losses = net.history[:, "train_loss"]
@@ -223,15 +224,6 @@ def test_nets_keep_skorch_history(trainer):
     assert issubclass(AdamNet, type(net).__mro__[1])
     outputs = net.module_(trainer.task.inputs)
     assert outputs.shape == (len(trainer.task.inputs), 6, 1)
-
-
-def test_an_interrupted_training_is_no_result(trainer, monkeypatch):
-    def interrupt(self, batch, **kwargs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(LevenbergNet, "train_step", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        trainer.train(SEEDS, (4,), max_iter=10, tol=0.0)
 
 
 @pytest.mark.parametrize("widths", [(2,), (3, 2)])

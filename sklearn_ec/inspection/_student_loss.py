@@ -12,6 +12,7 @@ from sklearn_ec._training import LEVENBERG_STEPS_PER_EPOCH
 from ._common import NEUTRAL, Display
 
 TINY_LOSS = 1e-34
+CONVERGED = "tab:blue"
 
 
 class StudentLossDisplay(Display):
@@ -119,7 +120,7 @@ class StudentLossDisplay(Display):
         (line,) = self.ax_.plot(
             self.iterations_per_epoch * np.arange(len(curve)),
             curve,
-            color="tab:blue" if converged else NEUTRAL,
+            color=CONVERGED if converged else NEUTRAL,
             marker="o",
             markersize=4,
             markevery=[len(curve) - 1],
@@ -132,8 +133,11 @@ class StudentLossDisplay(Display):
     def _legend_handles(self) -> list[Any]:
         from matplotlib.lines import Line2D
 
-        return [
-            Line2D([], [], color="tab:blue", marker="o", markersize=4, label="converged"),
-            Line2D([], [], color=NEUTRAL, marker="o", markersize=4, label="not converged"),
-            Line2D([], [], color="black", linestyle="--", label=f"target {self.tol:.0e}"),
+        drawn = {line.get_color() for line in self.lines_}
+        handles = [
+            Line2D([], [], color=color, marker="o", markersize=4, label=label)
+            for color, label in [(CONVERGED, "converged"), (NEUTRAL, "not converged")]
+            if color in drawn
         ]
+        target = Line2D([], [], color="black", linestyle="--", label=f"target {self.tol:.0e}")
+        return [*handles, target]
