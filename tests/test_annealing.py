@@ -319,6 +319,7 @@ def test_a_pruning_path_leads_down_below_the_cap(activation, noise):
     for member, member_loss in path[1:]:
         assert member_loss <= again.allowed(member)
         again.update(member, member_loss)
+    assert cap.allowed(network) == again.allowed(network)
 
 
 def test_groups_go_before_single_neurons():

@@ -307,10 +307,20 @@ def test_clustering_ends_with_the_layer_that_students_do_not_share():
     assert len(layers.collapsed) == 1
     assert len(layers.dendrograms) == 2
     assert {entry["status"] for entry in layers.report if entry["layer"] == 1} != {"kept"}
-    # Certified, the network itself is the basis, and all layers are clustered.
-    ensemble.certified[0] = SimpleNamespace(network=shared)
-    layers = cluster_layers(ensemble, trainer, 2, thresholds)
-    assert [len(collapsed) for collapsed in layers.collapsed] == [4, 0]
+
+
+def test_a_certified_network_is_the_basis_of_the_clustering():
+    """And all layers are clustered, though its students share no neuron of the first."""
+    rng, activation = np.random.default_rng(9), ACTIVATIONS["g"]
+    network = random_network(rng, (4, 3), 3, 1)
+    trainer = SimpleNamespace(activation=activation, samples=samples_of(network, activation, rng))
+    ensemble = ensemble_of([random_network(rng, (4, 3), 3, 1) for _ in range(3)])
+    ensemble.certified[0] = SimpleNamespace(network=network)
+    layers = cluster_layers(ensemble, trainer, 2, Thresholds(1.0, 0.1, "local"))
+    assert [len(collapsed) for collapsed in layers.collapsed] == [0, 0]
+    second = layers.dendrograms[1]
+    own = second.vectors[second.students == 0]
+    np.testing.assert_allclose(own, network.layers[1], rtol=0, atol=1e-9)
 
 
 def test_solve_layer_minimizes_the_weighted_error():

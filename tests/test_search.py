@@ -181,6 +181,12 @@ def test_promising_trials_are_annealed_best_first_and_once():
     assert script.annealed == [(4, 4), (8,)]
 
 
+def test_a_trial_that_was_annealed_at_once_is_not_annealed_again():
+    script = Script({(8,): 1e-4, (4, 4): 1e-7})
+    script.search.run()
+    assert script.annealed == [(4, 4), (8,)]
+
+
 def test_nothing_is_annealed_without_pruning():
     script = Script({(8,): 1e-12, (4, 4): 1e-12}, certified=[(8,)])
     script.search.annealers["tanh"].prune = False
