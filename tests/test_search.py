@@ -162,11 +162,11 @@ def test_students_hold_no_more_parameters_than_there_are_equations(n_equations, 
 
 
 def test_a_trial_that_stands_out_is_annealed_at_once():
-    losses = {(8,): 1e-4, (4, 4): 0.9e-6, (16,): 1e-9}
+    losses = {(8,): 1e-4, (4, 4): 0.9e-5, (16,): 1e-9}
     script = Script(losses, certified=[(4, 4)])
     assert script.search.run().widths == (4, 4)
     assert script.probed == [(8,), (4, 4)]
-    script = Script(losses | {(4, 4): 1.1e-6}, certified=[(4, 4)])
+    script = Script(losses | {(4, 4): 1.1e-5}, certified=[(4, 4)])
     assert script.search.run().widths == (4, 4)
     assert script.probed == [(8,), (4, 4), (16,)]
 
@@ -217,13 +217,14 @@ def test_the_right_activation_is_certified_first():
     assert script.annealed == [(8,)]
 
 
-def test_three_hidden_layers_are_probed_with_the_best_activations():
-    losses = {("a", (4, 4)): 0.10, ("b", (8,)): 0.21, ("c", (16,)): 0.25, ("d", (8,)): 0.3}
+def test_the_best_activations_go_on_after_two_shapes():
+    losses = {("a", (4, 4)): 0.10, ("b", (8,)): 0.21, ("c", (16,)): 0.01, ("d", (8,)): 0.3}
     script = Script(losses, ("d", "c", "b", "a", "e"))
     assert script.search.run().activation == "a"
-    assert script.probed[:5] == [(name, (8,)) for name in "dcbae"]
-    deep = [name for name, widths in script.probed if len(widths) == 3]
-    assert deep == ["a", "b", "c"]
+    assert script.probed[:10] == [(name, shape) for shape in [(8,), (4, 4)] for name in "dcbae"]
+    further = [[name for name, widths in script.probed[10:] if widths == (16,)]]
+    further.append([name for name, widths in script.probed[10:] if widths == (4, 4, 4)])
+    assert further == [["a", "b", "d"]] * 2
 
 
 def test_scores_are_held_out_losses_unless_the_data_look_exact():
