@@ -32,8 +32,10 @@ PROBE_STEPS = 30
 PROGRESS = 0.5
 # A probe is annealed at once where its loss is below this share of those of other shapes ...
 LARGE_PROGRESS = 0.1
-# ... or below this: noise-free students of the right kind get there.
-CLEAR_LOSS = 1e-10
+# ... or below this, unless noise keeps it there: noise-free students of the right kind get there.
+PROMISING_LOSS = 1e-7
+# Training losses below this are those of exact data.
+EXACT_LOSS = 1e-10
 # Activations probed after the first two shapes, and probes annealed per round.
 N_FINALISTS = 3
 
@@ -65,7 +67,7 @@ class Trial:
 
         The held-out loss misjudges ReLU students: between two rows, kinks may lie anywhere.
         """
-        return self.loss if self.loss < CLEAR_LOSS else self.held_out_loss
+        return self.loss if self.loss < EXACT_LOSS else self.held_out_loss
 
     @property
     def certified(self) -> bool:
@@ -189,7 +191,7 @@ class Search:
         stage.sort(key=lambda trial: trial.score)
         for trial in stage:
             stands_out = trial is stage[0] and trial.score < LARGE_PROGRESS * others
-            if stands_out or trial.score < CLEAR_LOSS:
+            if stands_out or trial.score < PROMISING_LOSS:
                 self._anneal(trial)
             if trial.certified:
                 break
@@ -207,7 +209,7 @@ class Search:
         """Anneal the best probes, one after the other, up to a certificate."""
         ranked = sorted(self.trials, key=lambda trial: trial.score)[:N_FINALISTS]
         for trial in ranked:
-            if not trial.tried and not self._is_at_noise_floor(trial):
+            if not trial.tried:
                 self._anneal(trial)
             if trial.certified:
                 break
@@ -219,9 +221,9 @@ class Search:
             trial.ensemble.anneal_first(trial.annealer)
             trial.seconds += time.perf_counter() - start
 
-    @staticmethod
-    def _worth_annealing(trial: Trial) -> bool:
-        return trial.annealer.prune and trial.held_out_loss < ANNEALING_LOSS
+    def _worth_annealing(self, trial: Trial) -> bool:
+        good = trial.annealer.prune and trial.held_out_loss < ANNEALING_LOSS
+        return good and not self._is_at_noise_floor(trial)
 
     @staticmethod
     def _is_at_noise_floor(trial: Trial) -> bool:
