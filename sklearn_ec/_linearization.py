@@ -60,21 +60,30 @@ class Linearization:
             squares += self.task.curvature(layers, steps, rows).square().sum(dim=(1, 2))
         return (squares / self.task.n_equations).sqrt()
 
-    def standard_errors(self, noise_level: Tensor) -> list[Tensor]:
+    def standard_errors(
+        self,
+        noise_level: Tensor,
+        incoming_map: Tensor | None = None,
+        output_scale: Tensor | None = None,
+    ) -> list[Tensor]:
         """Standard error of every weight, in the shapes of the layers.
 
         ``noise_level`` holds the standard deviation of the noise of each output. The Jacobian's
         pseudo-inverse carries the noise over to the weights, to first order. Homogeneous neurons
-        keep the length of their incoming vectors.
+        keep the length of their incoming vectors. See :meth:`Trainer.standard_errors` for other
+        coordinates; the pseudo-inverse is that of the task's own.
         """
         kept = self.singular_values > RCOND * self.singular_values[0]
         spread = (self.directions[kept] / self.singular_values[kept, None]).mT
         gram = self._noise_gram(spread, noise_level)
+        changes = split_parameters(spread.mT, self.layers)
+        layers = _in_coordinates(self.layers, incoming_map, output_scale)
+        changes = _in_coordinates(changes, incoming_map, output_scale)
+        spread = torch.cat([change.flatten(start_dim=1) for change in changes], dim=1).mT
         if self.task.activation.homogeneous:
-            spread = _at_fixed_lengths(spread, self.layers)
-        covariance = spread @ gram @ spread.mT
-        flat = covariance.diagonal().clamp_min(0.0).sqrt()
-        return [part[0] for part in split_parameters(flat[None], self.layers)]
+            spread = _at_fixed_lengths(spread, layers)
+        variances = ((spread @ gram) * spread).sum(dim=1)
+        return [part[0] for part in split_parameters(variances.clamp_min(0.0).sqrt()[None], layers)]
 
     def _noise_gram(self, spread: Tensor, noise_level: Tensor) -> Tensor:
         """Covariance of the noise along the left singular vectors, per number of equations."""
@@ -101,6 +110,17 @@ class Linearization:
             pins = torch.cat([pins, pins.new_zeros(len(pins), 1)], dim=1)
             triangle = torch.cat([triangle, pins])
         return triangle
+
+
+def _in_coordinates(
+    layers: Layers, incoming_map: Tensor | None, output_scale: Tensor | None
+) -> Layers:
+    first, *middle, last = layers
+    if incoming_map is not None:
+        first = first @ incoming_map.mT
+    if output_scale is not None:
+        last = last * output_scale[:, None]
+    return first, *middle, last
 
 
 def _at_fixed_lengths(changes: Tensor, layers: Layers) -> Tensor:

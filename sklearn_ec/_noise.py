@@ -88,8 +88,13 @@ def standard_errors(
 
     All is in the user's units.
     """
-    train = problem.train
-    rows = Samples(problem.coordinates.original_rows(train.X), train.y, train.sample_weight)
-    layers = [np.vstack([w, b]).T.copy() for w, b in zip(weights, biases, strict=True)]
-    trainer = Trainer(rows, rows, activation, device, has_skip=False)
-    return [part.T for part in trainer.standard_errors(Network(tuple(layers)), noise_level)]
+    coordinates = problem.coordinates
+    network = coordinates.to_standardized(weights, biases)
+    trainer = Trainer(problem.train, problem.held_out, activation, device, has_skip=False)
+    errors = trainer.standard_errors(
+        network,
+        noise_level / coordinates.y_scale,
+        incoming_map=coordinates.incoming_map(),
+        output_scale=coordinates.y_scale,
+    )
+    return [part.T for part in errors]

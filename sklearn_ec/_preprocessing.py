@@ -38,10 +38,25 @@ class Coordinates:
             scaled = scaled @ self.basis
         return scaled, (y - self.y_mean) / self.y_scale
 
-    def original_rows(self, X: np.ndarray) -> np.ndarray:
-        """The user's columns of standardized inputs."""
-        scaled = X if self.basis is None else X @ self.basis.T
-        return scaled * self.x_scale + self.x_mean
+    def to_standardized(self, weights: list[np.ndarray], biases: list[np.ndarray]) -> Network:
+        """The network that :meth:`to_original` gives these weights and biases for."""
+        incoming = weights[0].T * self.x_scale
+        if self.basis is not None:
+            incoming = incoming @ self.basis
+        bias = biases[0] + self.x_mean @ weights[0]
+        layers = [np.column_stack([incoming, bias])]
+        layers += [np.vstack([w, b]).T for w, b in zip(weights[1:], biases[1:], strict=True)]
+        layers[-1] = layers[-1] / self.y_scale[:, None]
+        layers[-1][:, -1] -= self.y_mean / self.y_scale
+        return Network(tuple(layers))
+
+    def incoming_map(self) -> np.ndarray:
+        """The matrix that takes ``[w; b]`` of the first layer to the user's columns."""
+        n_vectors = len(self.x_mean) if self.basis is None else self.basis.shape[1]
+        units = np.eye(n_vectors + 1)
+        nothing = np.zeros((len(self.y_mean), len(units) + 1))
+        weights, biases = self.to_original(Network((units, nothing)))
+        return np.vstack([weights[0], biases[0]])
 
     def to_original(self, network: Network) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Weights ``(fan_in, fan_out)`` and biases of a network without skip terms, exactly.

@@ -533,11 +533,26 @@ class Trainer:
             network, loss = _to_network(layers, 0), refined_loss
         return network, loss
 
-    def standard_errors(self, network: Network, noise_level: np.ndarray) -> list[np.ndarray]:
-        """Standard errors of a network's weights, in the layout of its layers."""
+    def standard_errors(
+        self,
+        network: Network,
+        noise_level: np.ndarray,
+        incoming_map: np.ndarray | None = None,
+        output_scale: np.ndarray | None = None,
+    ) -> list[np.ndarray]:
+        """Standard errors of a network's weights, in the layout of its layers.
+
+        They hold for other coordinates of inputs and outputs where these are given by the matrix
+        that ``[w; b]`` of the first layer are multiplied with, and by the units of the outputs.
+        """
+
+        def tensor(part: np.ndarray | None) -> Tensor | None:
+            return None if part is None else torch.tensor(part, device=self.device)
+
+        noise = torch.tensor(noise_level, device=self.device)
         linearization = Linearization(self.task, network)
-        noise = torch.from_numpy(noise_level).to(self.device)
-        return [part.cpu().numpy() for part in linearization.standard_errors(noise)]
+        errors = linearization.standard_errors(noise, tensor(incoming_map), tensor(output_scale))
+        return [part.cpu().numpy() for part in errors]
 
     def _warm_up(self, seeds: np.ndarray, widths: tuple[int, ...]) -> tuple[StackedStudents, bool]:
         """Initial students after a short training with Adam in single precision.

@@ -152,10 +152,47 @@ def test_standard_errors_are_in_the_units_of_the_weights(sizes, scale):
         weights, teacher.biases_, np.array([50.0 * noise]), problem, "tanh", "cpu"
     )
     assert [part.shape for part in found] == [(w.shape[0] + 1, w.shape[1]) for w in weights]
-    rows = problem.coordinates.original_rows(problem.train.X) / scale
+    rows = problem.train.X * problem.coordinates.x_scale + problem.coordinates.x_mean
+    rows = rows / scale
     unscaled = [weights[0] * np.reshape(scale, (-1, 1)), *weights[1:]]
     jacobian = numerical_jacobian(unscaled, teacher.biases_, rows)[:, 0]
     covariance = np.linalg.inv((jacobian.T * problem.train.sample_weight) @ jacobian)
     expected = 50.0 * noise * np.sqrt(covariance.diagonal())
     found[0][:-1] *= np.reshape(scale, (-1, 1))
     assert_allclose(np.concatenate([part.ravel() for part in found]), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("offset", [1e6, 1e8])
+def test_standard_errors_of_weights_do_not_depend_on_the_offset_of_a_column(offset):
+    """The offset is folded into the bias, whose error grows with it."""
+    teacher = make_teacher(3, 4, activation="tanh", random_state=0)
+    X = np.random.default_rng(0).normal(size=(300, 3))
+
+    def errors(shift):
+        problem = prepare(X + shift, teacher.predict(X)[:, None], np.ones(300), rng_of(0))
+        biases = [teacher.biases_[0] - shift @ teacher.weights_[0], teacher.biases_[1]]
+        return standard_errors(teacher.weights_, biases, np.array([0.1]), problem, "tanh", "cpu")[0]
+
+    shift = np.array([0.0, offset, 0.0])
+    assert_allclose(errors(shift)[:-1], errors(0.0 * shift)[:-1], rtol=1e-4)
+    assert (errors(shift)[-1] > 1e-2 * offset * errors(shift)[1]).all()
+
+
+def test_standard_errors_of_a_constant_column_are_zero_and_change_no_other():
+    teacher = make_teacher(3, 4, activation="tanh", random_state=0)
+    X = np.random.default_rng(0).normal(size=(300, 3))
+    y = teacher.predict(X)[:, None]
+    wider = [np.vstack([teacher.weights_[0], np.zeros(4)]), teacher.weights_[1]]
+    found = [
+        standard_errors(weights, teacher.biases_, np.array([0.1]), problem, "tanh", "cpu")[0]
+        for weights, problem in (
+            (teacher.weights_, prepare(X, y, np.ones(300), rng_of(0))),
+            (wider, prepare(np.column_stack([X, 5 * np.ones(300)]), y, np.ones(300), rng_of(0))),
+        )
+    ]
+    assert not found[1][3].any()
+    assert_allclose(np.delete(found[1], 3, axis=0), found[0], rtol=1e-6)
+
+
+def rng_of(seed):
+    return np.random.default_rng(seed)

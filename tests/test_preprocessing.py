@@ -166,13 +166,22 @@ def test_network_in_original_columns_computes_the_same_function(case, widths):
 
 
 @pytest.mark.parametrize("case", EVERY_CASE)
-def test_original_rows_are_the_rows_that_were_standardized(case):
+def test_standardized_and_original_coordinates_are_inverse(case):
     X = EVERY_CASE[case]
-    samples, coordinates = standardize(X, *targets_and_weights(len(X)))
-    rows = coordinates.original_rows(samples.X)
-    assert rows.shape == X.shape
-    tolerance = 1e-12 * (coordinates.x_scale + np.abs(coordinates.x_mean))
-    assert (np.abs(rows - X) <= tolerance).all()
+    network, _, coordinates, weights, biases = network_in_original_columns(X)
+    back = coordinates.to_standardized(weights, biases)
+    for layer, same in zip(back.layers, network.layers, strict=True):
+        tolerance = 1e-12 * (1.0 + np.abs(coordinates.x_mean / coordinates.x_scale).max())
+        np.testing.assert_allclose(layer, same, rtol=0, atol=tolerance * np.abs(same).max())
+
+
+@pytest.mark.parametrize("case", EVERY_CASE)
+def test_incoming_map_takes_the_first_layer_to_the_original_columns(case):
+    network, _, coordinates, weights, biases = network_in_original_columns(EVERY_CASE[case])
+    mapped = coordinates.incoming_map() @ network.layers[0].T
+    expected = np.vstack([weights[0], biases[0]])
+    scale = np.abs(expected).max(axis=0, initial=1e-300)
+    np.testing.assert_allclose(mapped / scale, expected / scale, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("case", ALL_REDUCED)
