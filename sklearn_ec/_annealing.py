@@ -12,13 +12,23 @@ import numpy as np
 from ._cache import CACHE_VERSION, Store, digest
 from ._certificate import Certificate, certify
 from ._noise import one_standard_error_bound, smallest_network, squared_errors
-from ._pruning import FINE_PROGRESS, POLISH_STEPS, Cap, ExactCap, NoiseCap, prune, regrow
+from ._pruning import (
+    NOISE_POLISH_STEPS,
+    POLISH_STEPS,
+    Cap,
+    ExactCap,
+    NoiseCap,
+    prune,
+    regrow,
+)
 from ._reconstruction import linear_pairs, resolve_signs, solve_readout, with_skip
 from ._training import Trainer
 from ._types import Network, Samples
 
 # Steps before the first removal, when steps are most expensive and do least.
 FIRST_POLISH_STEPS = 20
+# The network behind noisy data is polished while 20 steps leave less than this share of the loss.
+FINAL_PROGRESS = 0.99999
 # Networks above this relative mean squared error are not worth annealing.
 ANNEALING_LOSS = 1e-3
 # Below this relative mean squared error a network is refined to the last digit.
@@ -100,11 +110,11 @@ class Annealer:
         trainer = self.trainer
         if trainer.has_skip:
             network = with_skip(network)
-        network, loss = trainer.polish(network, POLISH_STEPS)
+        network, loss = trainer.polish(network, NOISE_POLISH_STEPS)
         network, loss = smallest_network(network, loss, trainer, self.held_out)
         cap = NoiseCap(network, loss, trainer.samples.n_equations)
         network, loss = self._without_skip(network, loss, cap)
-        return self._judge(trainer.polish(network, POLISH_STEPS, progress=FINE_PROGRESS)[0])
+        return self._judge(trainer.polish(network, POLISH_STEPS, progress=FINAL_PROGRESS)[0])
 
     def judge_as_is(self, network: Network) -> Candidate:
         """Certify a network without changing the function that it computes."""

@@ -24,8 +24,11 @@ from ._training import POLISH_PROGRESS, Trainer
 from ._types import Network, Samples
 
 POLISH_STEPS = 1000
-# On noisy data, polishing goes on while 20 steps lower the loss by this share.
-FINE_PROGRESS = 0.9999
+# On noisy data, polishing goes on while 20 steps leave less than this share of the loss. Networks
+# of the right neurons get to the minimum within a few dozen steps; those with spare neurons fit the
+# noise better and better for thousands.
+NOISE_POLISH_STEPS = 200
+NOISE_PROGRESS = 0.999
 # A removal stands while the loss is at most this factor above the lowest loss so far.
 CAP_FACTOR = 10.0
 # Losses below this are rounding, equally good.
@@ -56,6 +59,7 @@ class Removal:
 class ExactCap:
     """The loss allowed after a removal where the data are exact: ten times the lowest so far."""
 
+    n_steps = POLISH_STEPS
     progress = POLISH_PROGRESS
     margin = CAP_FACTOR  # groups need not be polished further than this below what is allowed
 
@@ -76,7 +80,8 @@ class NoiseCap:
     parameters, must not rise above the lowest so far.
     """
 
-    progress = FINE_PROGRESS
+    n_steps = NOISE_POLISH_STEPS
+    progress = NOISE_PROGRESS
     margin = 1.0
 
     def __init__(self, network: Network, loss: float, n_equations: int):
@@ -155,7 +160,7 @@ def _try_removals(
         is_rough = is_costly and len(removal.neurons) > 1
         smaller, loss = trainer.polish(
             smaller,
-            POLISH_STEPS,
+            cap.n_steps,
             target=allowed,
             enough=allowed / cap.margin if is_rough else 0.0,
             progress=cap.progress,
@@ -177,7 +182,9 @@ def cheapest_removal(
     ]
     polished = [
         trainer.polish(
-            without_neurons(network, trainer, removal), POLISH_STEPS, progress=FINE_PROGRESS
+            without_neurons(network, trainer, removal),
+            NOISE_POLISH_STEPS,
+            progress=NOISE_PROGRESS,
         )
         for removal in sorted(removals, key=lambda removal: removal.cost)[:SINGLE_TRIES]
     ]
