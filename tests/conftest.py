@@ -1,13 +1,21 @@
 """Shared problems and settings."""
 
+import os
+
 import matplotlib
 import numpy as np
 import pytest
+import torch
+from threadpoolctl import threadpool_limits
 
 from sklearn_ec import ExpandClusterRegressor, _annealing, _pruning, _training
 from sklearn_ec.datasets import load_reference_suite, make_teacher
 
 matplotlib.use("agg")
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each: workers share the processors
+    torch.set_num_threads(1)
+    threadpool_limits(1)
 
 
 @pytest.fixture
@@ -19,8 +27,15 @@ def short_warm_up(monkeypatch):
 @pytest.fixture
 def short_polish(monkeypatch):
     """Few steps after each removal, for tests that do not depend on good networks."""
-    for module in (_pruning, _annealing):
-        monkeypatch.setattr(module, "POLISH_STEPS", 60)
+    for place, name in (
+        (_annealing, "POLISH_STEPS"),
+        (_annealing, "NOISE_POLISH_STEPS"),
+        (_pruning, "POLISH_STEPS"),
+        (_pruning, "NOISE_POLISH_STEPS"),
+        (_pruning.ExactCap, "n_steps"),
+        (_pruning.NoiseCap, "n_steps"),
+    ):
+        monkeypatch.setattr(place, name, 60)
 
 
 @pytest.fixture(scope="session")
