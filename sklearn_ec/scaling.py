@@ -39,6 +39,7 @@ INVARIANT_ATTRIBUTES = (
     "n_features_in_",
     "n_iter_",
     "n_outputs_",
+    "n_reused_students_",
     "recovered_",
     "search_report_",
     "student_loss_curves_",

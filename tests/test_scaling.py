@@ -142,7 +142,8 @@ def test_what_a_copy_leaves_out(fitted):
     fitted[-1].later_ = 0.1  # unknown attributes may depend on the scales
     network = fold_scalers(fitted)
     del fitted[-1].later_
-    assert set(vars(fitted[-1])) - set(vars(network)) == {"_assumed", "_ensemble", "_problem"}
+    left_out = {"_assumed", "_ensemble", "_known_groups", "_problem", "_seed"}
+    assert set(vars(fitted[-1])) - set(vars(network)) == left_out
     assert not hasattr(network, "later_")
     assert not hasattr(network, "standard_errors_")
     with pytest.raises(NotFittedError, match="recluster needs the training rows"):
