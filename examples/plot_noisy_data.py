@@ -67,6 +67,7 @@ ax.errorbar(
     markersize=4,
     capsize=2,
 )
+ax.set_xticks([])
 ax.set_xlabel("weights and biases of the hidden layer, by standard error")
 ax.set_ylabel("recovered minus true, with 95 % interval")
 ax.set_title(f"{covered.sum()} of {covered.size} intervals hold the true value")

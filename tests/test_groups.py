@@ -377,7 +377,11 @@ def interrupt_at(monkeypatch, owner, name, number):
         result = original(*args, **kwargs)
         calls.append(args)
         if len(calls) == number:
-            signal.raise_signal(signal.SIGINT)
+            handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+            try:  # processes that run tests ignore Ctrl-C
+                signal.raise_signal(signal.SIGINT)
+            finally:
+                signal.signal(signal.SIGINT, handler)
         return result
 
     monkeypatch.setattr(owner, name, interrupted)
