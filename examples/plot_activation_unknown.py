@@ -49,5 +49,5 @@ ax.annotate(
 ax.set_yscale("log")
 ax.set_xticks(np.arange(len(names)), names)
 ax.set_ylabel("loss of the best student on held-out rows")
-ax.legend()
+ax.legend(loc="lower right")
 plt.show()
