@@ -14,8 +14,8 @@ from sklearn_ec.datasets import load_deep_suite
 from sklearn_ec.metrics import max_cosine_distance
 
 # %%
-# The secret network has two hidden layers of four and three gelu neurons.
-problem = load_deep_suite("gelu", sizes=((5, 4, 3, 1),), n_seeds=1)[0]
+# The secret network has two hidden layers of three and two tanh neurons.
+problem = load_deep_suite("tanh", sizes=((4, 3, 2, 1),), n_seeds=1)[0]
 model = ExpandClusterRegressor(activation="auto", random_state=0).fit(problem.X, problem.y)
 distance = max_cosine_distance(problem.teacher, model, model.activation_)
 print(f"activation                {model.activation_}")
