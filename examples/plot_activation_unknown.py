@@ -44,10 +44,11 @@ ax.annotate(
     "certified",
     (names.index(certified["activation"]), certified["held_out_loss"]),
     textcoords="offset points",
-    xytext=(10, -3),
+    xytext=(-10, -3),
+    ha="right",
 )
 ax.set_yscale("log")
 ax.set_xticks(np.arange(len(names)), names)
 ax.set_ylabel("loss of the best student on held-out rows")
-ax.legend(loc="lower right")
+ax.legend(loc="lower left")
 plt.show()
