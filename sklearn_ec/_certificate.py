@@ -86,6 +86,11 @@ class Certificate:
     reason: str
 
     @property
+    def fits_exactly(self) -> bool:
+        """Whether the error on the training rows is at rounding level."""
+        return self.error <= self.rounding
+
+    @property
     def is_exact(self) -> bool:
         """Whether the errors are at rounding level."""
         return max(self.error, self.held_out_error) <= self.rounding

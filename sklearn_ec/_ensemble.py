@@ -45,10 +45,14 @@ class Ensemble:
 
     def joined(self, others: Ensemble) -> Ensemble:
         """These students and further ones behind them."""
-        certified = {len(self.students) + s: c for s, c in others.certified.items()}
-        students = self.students.joined(others.students)
-        n_reused = self.n_reused + others.n_reused
-        return Ensemble(students, self.tol, self.certified | certified, n_reused=n_reused)
+        n_before = len(self.students)
+        return Ensemble(
+            self.students.joined(others.students),
+            self.tol,
+            certified=self.certified | {n_before + s: c for s, c in others.certified.items()},
+            annealed=self.annealed | {n_before + s: c for s, c in others.annealed.items()},
+            n_reused=self.n_reused + others.n_reused,
+        )
 
     def copy(self, n_reused: int) -> Ensemble:
         """The same students, for further networks to be added."""
@@ -103,7 +107,8 @@ class Ensemble:
         """Anneal the best students, up to the first certified one."""
         best = self.students.by_loss()[:MAX_ANNEALED]
         for student in best[self.students.losses[best] < ANNEALING_LOSS]:
-            self._anneal(int(student), annealer, persistent=True)
+            if int(student) not in self.annealed:
+                self._anneal(int(student), annealer, persistent=True)
             if self.certified:
                 break
 

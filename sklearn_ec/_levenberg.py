@@ -354,10 +354,9 @@ def predicted_decrease(equations: NormalEquations, steps: Layers, damping: Tenso
     return damping * _dot(steps, steps) - _dot(steps, equations.gradient)
 
 
-def networks_at_a_time(task: LeastSquaresTask, layers: Layers, working_bytes: float) -> int:
-    """How many networks may take a step together, at least one."""
-    n_networks = len(layers[0])
-    return max(1, int(min(n_networks, working_bytes / task.step_bytes(layers))))
+def networks_at_a_time(n_networks: int, n_bytes: int, working_bytes: float) -> int:
+    """How many networks of ``n_bytes`` each may take a step together, at least one."""
+    return max(1, int(min(n_networks, working_bytes / n_bytes)))
 
 
 class BatchedLevenberg:
@@ -386,7 +385,18 @@ class BatchedLevenberg:
         self.losses = task.losses(self.layers)
         self.damping = torch.full_like(self.losses, damping)
         self.finished = ~self.losses.isfinite() | (self.losses <= tol)
-        self.batch_size = networks_at_a_time(task, layers, working_bytes)
+        n_bytes = self.step_bytes(task, layers)
+        self.batch_size = networks_at_a_time(len(layers[0]), n_bytes, working_bytes)
+
+    @staticmethod
+    def step_bytes(task: LeastSquaresTask, layers: Layers) -> int:
+        """Predicted peak memory of a step, for each network that it advances."""
+        return task.step_bytes(layers)
+
+    @staticmethod
+    def flops(task: LeastSquaresTask, layers: Layers) -> int:
+        """Floating-point operations of a step, for each network that it advances."""
+        return task.flops(layers)
 
     @property
     def state(self) -> tuple[Tensor, ...]:
@@ -439,7 +449,7 @@ class BatchedLevenberg:
         return completed
 
     def _halve_batches(self, size: int) -> None:
-        n_bytes = self.task.step_bytes(self.layers)
+        n_bytes = self.step_bytes(self.task, self.layers)
         device = self.task.inputs.device
         if size == 1:
             raise torch.cuda.OutOfMemoryError(
@@ -456,7 +466,7 @@ class BatchedLevenberg:
 
     def _advance(self, active: Tensor) -> None:
         before = self.losses[active]
-        equations = self.task.normal_equations(self.take(active))
+        equations = self._equations(active)
         pending = torch.arange(len(active), device=active.device)
         for _ in range(MAX_RETRIES):
             accepted = self._try(equations.take(pending), active[pending])
@@ -464,6 +474,9 @@ class BatchedLevenberg:
             if len(pending) == 0:
                 break
         self._mark_finished(active, before)
+
+    def _equations(self, index: Tensor) -> NormalEquations:
+        return self.task.normal_equations(self.take(index))
 
     def _try(self, equations: NormalEquations, index: Tensor) -> Tensor:
         damping = self.damping[index]

@@ -149,14 +149,16 @@ def _try_removals(
 ) -> tuple[Network, float] | None:
     """The first removal that stands, polished.
 
-    Deep networks with many spare neurons are polished only as far as the loss was before: their
-    steps cost most, and they reach the rest of the way with fewer neurons. On noisy data, no
+    Deep or large networks with many spare neurons are polished only as far as the loss was before:
+    their steps cost most, and they reach the rest of the way with fewer neurons. On noisy data, no
     network with spare neurons needs more than what is allowed.
     """
     for removal in candidates:
         smaller = without_neurons(network, trainer, removal)
         allowed = cap.allowed(smaller)
-        is_costly = len(network.widths) > 1 or isinstance(cap, NoiseCap)
+        is_costly = (
+            len(network.widths) > 1 or isinstance(cap, NoiseCap) or trainer.is_matrix_free(network)
+        )
         is_rough = is_costly and len(removal.neurons) > 1
         smaller, loss = trainer.polish(
             smaller,

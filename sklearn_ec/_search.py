@@ -38,6 +38,8 @@ PROMISING_LOSS = 1e-7
 EXACT_LOSS = 1e-10
 # Activations probed after the first two shapes, and probes annealed per round.
 N_FINALISTS = 3
+# Activations whose neurons are pairs of neurons of another one.
+PAIRED = {"relu": "leaky_relu"}
 
 Shape = tuple[int, ...]
 
@@ -72,6 +74,13 @@ class Trial:
     @property
     def certified(self) -> bool:
         return bool(self.ensemble.certified)
+
+    @property
+    def exact_size(self) -> int | None:
+        """Parameters of the smallest annealed network that fits the training rows to rounding."""
+        candidates = self.ensemble.annealed.values()
+        sizes = [c.network.n_parameters for c in candidates if c.certificate.fits_exactly]
+        return min(sizes, default=None)
 
     def report(self) -> dict[str, Any]:
         students = self.ensemble.students
@@ -193,7 +202,7 @@ class Search:
             stands_out = trial is stage[0] and trial.score < LARGE_PROGRESS * others
             if stands_out or trial.score < PROMISING_LOSS:
                 self._anneal(trial)
-            if trial.certified:
+            if self._certified() is not None:
                 break
 
     def _activations(self) -> list[str]:
@@ -211,7 +220,7 @@ class Search:
         for trial in ranked:
             if not trial.tried:
                 self._anneal(trial)
-            if trial.certified:
+            if self._certified() is not None:
                 break
 
     def _anneal(self, trial: Trial) -> None:
@@ -220,6 +229,21 @@ class Search:
             trial.tried = True
             trial.ensemble.anneal_first(trial.annealer)
             trial.seconds += time.perf_counter() - start
+            self._try_paired(trial)
+
+    def _try_paired(self, trial: Trial) -> None:
+        """Where an exact network is refused, train students whose neurons are pairs of its neurons.
+
+        ReLU students learn leaky ReLU networks more easily than leaky ones do, with two neurons for
+        each; the data leave open how these share their work.
+        """
+        paired = PAIRED.get(trial.activation)
+        if paired not in self.annealers or trial.exact_size is None or trial.certified:
+            return
+        for other in self.trials:
+            if (other.activation, other.widths) == (paired, trial.widths) and not other.tried:
+                other.tried = True
+                self._train_to_the_end(other)
 
     def _worth_annealing(self, trial: Trial) -> bool:
         good = trial.annealer.prune and trial.held_out_loss < ANNEALING_LOSS
@@ -240,7 +264,13 @@ class Search:
         return min(trials, key=lambda trial: trial.score)
 
     def _most_parsimonious(self) -> Trial:
-        """The cheapest trial whose loss on held-out rows is near the lowest."""
+        """The trial of the smallest exact network.
+
+        Where there is none, the cheapest trial whose loss on held-out rows is near the lowest.
+        """
+        exact = [trial for trial in self.trials if trial.exact_size is not None]
+        if exact:
+            return min(exact, key=lambda trial: (trial.exact_size, trial.score))
         lowest = min(trial.score for trial in self.trials)
         good = [trial for trial in self.trials if trial.score <= lowest / PROGRESS]
         return min(good, key=lambda t: (len(t.widths), self.n_parameters(t.widths), t.score))

@@ -38,6 +38,14 @@ class ForwardPass:
         """Shape (batch, n_rows, n_outputs)."""
         return self.preactivations[-1]
 
+    def take(self, index: Tensor) -> ForwardPass:
+        """The same for some of the networks."""
+        inputs, *features = self.features
+        return ForwardPass(
+            [inputs, *(part[index] for part in features)],
+            [part[index] for part in self.preactivations],
+        )
+
 
 def forward(layers: Layers, inputs: Tensor, activation: Activation) -> ForwardPass:
     """Run all networks on ``inputs`` of shape (n_rows, n_inputs + 1), last column one."""
@@ -81,6 +89,32 @@ def gradients(
     found = backpropagate(layers, run, activation, cotangents[:, None])
     pairs = zip(found, run.features, strict=True)
     return tuple(cotangent[:, 0].mT @ features for cotangent, features in pairs)
+
+
+def tangent(layers: Layers, run: ForwardPass, activation: Activation, steps: Layers) -> Tensor:
+    """First derivative of the outputs along a step, shape (batch, n_rows, n_outputs).
+
+    All networks read the inputs in one matrix product: twice as fast as one product for each.
+    """
+    z_first = (run.features[0] @ steps[0].flatten(end_dim=1).mT).unflatten(1, steps[0].shape[:2])
+    z_first = z_first.transpose(0, 1)
+    first = torch.zeros_like(run.features[0][:1])
+    for index in range(1, len(layers)):
+        slopes = activation.tensor_derivative(run.preactivations[index - 1])
+        first = _next_features(slopes * z_first, first, has_skip(layers))
+        z_first = run.features[index] @ steps[index].mT + first @ layers[index].mT
+    return z_first
+
+
+def pull_back(
+    layers: Layers, run: ForwardPass, activation: Activation, cotangents: Tensor
+) -> Layers:
+    """The same as :func:`gradients`, with one product of all networks with the inputs."""
+    lowest, *found = backpropagate(layers, run, activation, cotangents[:, None])
+    stacked = lowest[:, 0].mT.contiguous().flatten(end_dim=1)
+    first = (stacked @ run.features[0]).view_as(layers[0])
+    pairs = zip(found, run.features[1:], strict=True)
+    return first, *(cotangent[:, 0].mT @ features for cotangent, features in pairs)
 
 
 def jacobian(layers: Layers, run: ForwardPass, activation: Activation) -> Tensor:

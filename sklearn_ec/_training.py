@@ -24,6 +24,7 @@ from ._activations import get_activation
 from ._course import BatchState, Checkpoint, Course, OnEpoch
 from ._levenberg import BatchedLevenberg, LeastSquaresTask, networks_at_a_time
 from ._linearization import Linearization, stacked
+from ._matrix_free import MatrixFreeLevenberg, suited_solver
 from ._students import StackedStudents, initial_weights
 from ._sweeps import Layers
 from ._types import Network, Samples, Students
@@ -47,6 +48,7 @@ QUESTION_FACTOR = 4
 # Floating-point operations that one epoch of Levenberg may take for all students of a batch.
 BATCH_FLOPS = {"cpu": 1e12, "cuda": 3e13}
 MIN_BATCH = 4
+SOLVERS = {"levenberg": BatchedLevenberg, "matrix_free": MatrixFreeLevenberg}
 # Share of a device's free memory that training may take.
 FREE_MEMORY_SHARE = 0.8
 
@@ -156,19 +158,21 @@ class LevenbergNet(_StudentNet):
         *,
         task: LeastSquaresTask,
         tol: float,
+        solver: type[BatchedLevenberg] = BatchedLevenberg,
         working_bytes: float = math.inf,
         start: BatchState | None = None,
         **kwargs: Any,
     ):
         self.task = task
         self.tol = tol
+        self.solver = solver
         self.working_bytes = working_bytes
         self.start = start
         super().__init__(module, **kwargs)
 
     def initialize(self) -> LevenbergNet:
         super().initialize()
-        self.solver_ = BatchedLevenberg(
+        self.solver_ = self.solver(
             self.task, self.module_.weights, tol=self.tol, working_bytes=self.working_bytes
         )
         if self.start is not None:
@@ -302,14 +306,16 @@ class Trainer:
         device: str,
         has_skip: bool,
         working_memory: float | None = None,
+        solver: str = "auto",
     ):
-        self._arguments = (train, held_out, activation, device, has_skip, working_memory)
+        self._arguments = (train, held_out, activation, device, has_skip, working_memory, solver)
         self.samples = train
         self.activation_name = activation
         self.activation = get_activation(activation)
         self.device = resolve_device(device)
         self.has_skip = has_skip
         self.working_memory = working_memory
+        self.solver = solver
         self.task = self._task(train)
         self.held_out_task = self._task(held_out)
 
@@ -318,12 +324,13 @@ class Trainer:
 
     def identity(self) -> dict[str, Any]:
         """What results depend on; device and memory matter up to rounding only."""
-        train, held_out, activation, _, has_skip, _ = self._arguments
+        train, held_out, activation, _, has_skip, _, solver = self._arguments
         return {
             "train": train,
             "held_out": held_out,
             "activation": activation,
             "has_skip": has_skip,
+            "solver": solver,
         }
 
     def train(
@@ -395,11 +402,14 @@ class Trainer:
             )
             return course
 
-        layers = (torch.from_numpy(layer[course.batch]) for layer in course.layers)
+        layers = tuple(
+            torch.from_numpy(layer[course.batch]).to(self.device) for layer in course.layers
+        )
         net = LevenbergNet(
-            StackedStudents(tuple(layer.to(self.device) for layer in layers), self.activation),
+            StackedStudents(layers, self.activation),
             task=self.task,
             tol=tol,
+            solver=self.levenberg(layers),
             working_bytes=self.working_bytes,
             start=course.running,
             device=self.device,
@@ -463,9 +473,18 @@ class Trainer:
     def _batches(self, losses: Tensor, layers: Layers) -> tuple[Tensor, ...]:
         """Indices of the students that Levenberg trains at a time, best first."""
         order = torch.where(losses.isfinite(), losses, math.inf).argsort(stable=True)
-        flops = LEVENBERG_STEPS_PER_EPOCH * self.task.flops(layers)
+        flops = LEVENBERG_STEPS_PER_EPOCH * self.levenberg(layers).flops(self.task, layers)
         limit = BATCH_FLOPS[torch.device(self.device).type] / flops
         return order.split(max(MIN_BATCH, int(limit)))
+
+    def levenberg(self, layers: Layers) -> type[BatchedLevenberg]:
+        """The solver for networks of this size: the chosen one, else the one that suits them."""
+        suited = suited_solver(self.task, layers, self.working_bytes)
+        return SOLVERS.get(self.solver, suited)
+
+    def is_matrix_free(self, network: Network) -> bool:
+        """Whether a network is polished without forming its normal equations."""
+        return self.levenberg(stacked(network, self.device)) is MatrixFreeLevenberg
 
     @property
     def working_bytes(self) -> float:
@@ -481,8 +500,8 @@ class Trainer:
 
     def _warn_about_memory(self, layers: Layers, size: int) -> None:
         """Tell when a batch of so many students must be split."""
-        n_bytes = self.task.step_bytes(layers)
-        n_fitting = networks_at_a_time(self.task, layers, self.working_bytes)
+        n_bytes = self.levenberg(layers).step_bytes(self.task, layers)
+        n_fitting = networks_at_a_time(len(layers[0]), n_bytes, self.working_bytes)
         if n_fitting < size:
             warnings.warn(
                 f"{size} students take about {size * n_bytes / 2**20:.0f} MiB at a time, the "
@@ -507,7 +526,7 @@ class Trainer:
         or where twice the present rate would not reach the ``target`` loss.
         """
         layers = stacked(network, self.device)
-        solver = BatchedLevenberg(self.task, layers, tol=enough, damping=POLISH_DAMPING)
+        solver = self.levenberg(layers)(self.task, layers, tol=enough, damping=POLISH_DAMPING)
         for n_windows in range(math.ceil(max_iter / POLISH_WINDOW) - 1, -1, -1):
             before = float(solver.losses[0])
             solver.run(POLISH_WINDOW)
