@@ -47,8 +47,10 @@ def median_angle(vectors: np.ndarray, has_sign_flip: bool) -> float:
     """
     if len(vectors) < 2:
         return 0.0
-    chords = pairwise_distances(unit_rows(vectors), has_sign_flip)
-    return float(np.median(2.0 * np.arcsin(np.clip(chords / 2.0, 0.0, 1.0))))
+    sines = pairwise_distances(unit_rows(vectors), has_sign_flip)
+    sines /= 2.0  # of half the angles, in place: these are the largest arrays
+    np.arcsin(np.minimum(sines, 1.0, out=sines), out=sines)
+    return 2.0 * float(np.median(sines, overwrite_input=True))
 
 
 def cut_tree(tree: np.ndarray, students: np.ndarray, min_students: int, cut: Cut) -> list[Subtree]:
@@ -85,10 +87,11 @@ class _Nodes:
         self.n_leaves = len(students)
         self.children = tree[:, :2].astype(int)
         self.heights = np.concatenate([np.zeros(self.n_leaves), tree[:, 2]])
-        members: list[set[int]] = [{int(student)} for student in students]
+        _, bits = np.unique(students, return_inverse=True)
+        members = [1 << bit for bit in bits.tolist()]  # one bit for each student
         for left, right in self.children:
             members.append(members[left] | members[right])
-        self.n_students = np.array([len(m) for m in members])
+        self.n_students = np.array([m.bit_count() for m in members])
 
     def persistence(self) -> np.ndarray:
         """How long each subtree lasts: its parent's height over its own.
