@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ._distances import pairwise_distances, unit_rows
+from ._linkage import MAX_LEAVES
 
 Cut = Literal["local", "global"]
 Status = Literal["kept", "small", "unaligned", "unstable"]
@@ -43,11 +44,13 @@ def median_angle(vectors: np.ndarray, has_sign_flip: bool) -> float:
     """Median angle between the pairs of a cluster, in radians; 0 for a single vector.
 
     Equation (7) of the paper filters clusters by it. The angle comes from the chord between unit
-    vectors, accurate where it is tiny.
+    vectors, accurate where it is tiny. Of more than ``MAX_LEAVES`` vectors, evenly spaced ones
+    count.
     """
     if len(vectors) < 2:
         return 0.0
-    sines = pairwise_distances(unit_rows(vectors), has_sign_flip)
+    every = -(-len(vectors) // MAX_LEAVES)
+    sines = pairwise_distances(unit_rows(vectors[::every]), has_sign_flip)
     sines /= 2.0  # of half the angles, in place: these are the largest arrays
     np.arcsin(np.minimum(sines, 1.0, out=sines), out=sines)
     return 2.0 * float(np.median(sines, overwrite_input=True))

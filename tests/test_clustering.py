@@ -3,6 +3,7 @@ import pytest
 from scipy.cluster.hierarchy import cophenet, fcluster, to_tree
 from scipy.spatial.distance import squareform
 
+from sklearn_ec import _clustering
 from sklearn_ec._clustering import (
     ROUNDING_HEIGHT,
     Cluster,
@@ -229,6 +230,13 @@ def test_median_angle_of_tiny_angles(tiny):
     rtol = 1e-15 / tiny
     np.testing.assert_allclose(median_angle(vectors, False), 3.5 * tiny, rtol=rtol)
     np.testing.assert_allclose(median_angle(flipped, True), 3.5 * tiny, rtol=rtol)
+
+
+def test_median_angle_of_many_vectors_is_that_of_some(monkeypatch):
+    vectors = np.random.default_rng(8).normal(size=(25, 3))
+    expected = median_angle(vectors[::3], False)
+    monkeypatch.setattr(_clustering, "MAX_LEAVES", 10)
+    assert median_angle(vectors, False) == expected
 
 
 def test_median_angle_of_opposite_vectors_depends_on_the_sign_flip():
