@@ -1,4 +1,4 @@
-"""Cluster the students' incoming weight vectors: distances, linkage, cuts, alignment filter.
+"""Cluster the students' incoming weight vectors: cuts of their tree, alignment filter.
 
 All functions are pure and know nothing about networks: they see vectors and, for every vector, the
 student that it belongs to.
@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy.cluster.hierarchy import linkage
-from scipy.spatial.distance import squareform
+
+from ._distances import pairwise_distances, unit_rows
+from ._linkage import MAX_LEAVES
 
 Cut = Literal["local", "global"]
 Status = Literal["kept", "small", "unaligned", "unstable"]
@@ -19,8 +20,6 @@ Status = Literal["kept", "small", "unaligned", "unstable"]
 ROUNDING_HEIGHT = 1e-14
 # Least ratio of the heights of the next and the last merge of a cluster of the local cut.
 MIN_PERSISTENCE = 3.0
-# Below this relative size a squared distance from the Gram matrix is mostly rounding.
-GRAM_PRECISION = 1e-6
 
 
 @dataclass(frozen=True)
@@ -41,51 +40,20 @@ class Cluster(Subtree):
     status: Status
 
 
-def unit_rows(vectors: np.ndarray) -> np.ndarray:
-    """Rows scaled to unit length; zero rows stay zero."""
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(norms > 0, norms, 1.0)
-
-
-def pairwise_distances(vectors: np.ndarray, has_sign_flip: bool) -> np.ndarray:
-    """Euclidean distances, condensed; ``min(‖u − v‖, ‖u + v‖)`` where signs do not matter.
-
-    The Gram matrix gives all distances with one matrix product; cancellation ruins the small ones,
-    which are the signal here, so these are computed again from the differences.
-    """
-    gram = vectors @ vectors.T
-    squared_norms = np.diag(gram)
-    if has_sign_flip:
-        signs = np.where(gram < 0, -1.0, 1.0)
-        gram = np.abs(gram)
-    sums = squared_norms[:, None] + squared_norms[None, :]
-    squared = np.maximum(sums - 2.0 * gram, 0.0)
-    rows, columns = np.nonzero(np.triu(squared <= GRAM_PRECISION * sums, k=1))
-    for block in np.array_split(np.arange(len(rows)), 1 + len(rows) * vectors.shape[1] // 10**7):
-        i, j = rows[block], columns[block]
-        other = signs[i, j, None] * vectors[j] if has_sign_flip else vectors[j]
-        squared[i, j] = squared[j, i] = ((vectors[i] - other) ** 2).sum(axis=1)
-    np.fill_diagonal(squared, 0.0)
-    return squareform(np.sqrt(squared), checks=False)
-
-
 def median_angle(vectors: np.ndarray, has_sign_flip: bool) -> float:
     """Median angle between the pairs of a cluster, in radians; 0 for a single vector.
 
     Equation (7) of the paper filters clusters by it. The angle comes from the chord between unit
-    vectors, accurate where it is tiny.
+    vectors, accurate where it is tiny. Of more than ``MAX_LEAVES`` vectors, evenly spaced ones
+    count.
     """
     if len(vectors) < 2:
         return 0.0
-    chords = pairwise_distances(unit_rows(vectors), has_sign_flip)
-    return float(np.median(2.0 * np.arcsin(np.clip(chords / 2.0, 0.0, 1.0))))
-
-
-def average_linkage(vectors: np.ndarray, has_sign_flip: bool) -> np.ndarray:
-    """SciPy linkage matrix of the average-linkage tree; empty for a single vector."""
-    if len(vectors) < 2:
-        return np.empty((0, 4))
-    return linkage(pairwise_distances(vectors, has_sign_flip), method="average")
+    every = -(-len(vectors) // MAX_LEAVES)
+    sines = pairwise_distances(unit_rows(vectors[::every]), has_sign_flip)
+    sines /= 2.0  # of half the angles, in place: these are the largest arrays
+    np.arcsin(np.minimum(sines, 1.0, out=sines), out=sines)
+    return 2.0 * float(np.median(sines, overwrite_input=True))
 
 
 def cut_tree(tree: np.ndarray, students: np.ndarray, min_students: int, cut: Cut) -> list[Subtree]:
@@ -122,10 +90,11 @@ class _Nodes:
         self.n_leaves = len(students)
         self.children = tree[:, :2].astype(int)
         self.heights = np.concatenate([np.zeros(self.n_leaves), tree[:, 2]])
-        members: list[set[int]] = [{int(student)} for student in students]
+        _, bits = np.unique(students, return_inverse=True)
+        members = [1 << bit for bit in bits.tolist()]  # one bit for each student
         for left, right in self.children:
             members.append(members[left] | members[right])
-        self.n_students = np.array([len(m) for m in members])
+        self.n_students = np.array([m.bit_count() for m in members])
 
     def persistence(self) -> np.ndarray:
         """How long each subtree lasts: its parent's height over its own.

@@ -8,14 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ._clustering import (
-    average_linkage,
-    cluster_indices,
-    cluster_labels,
-    cluster_report,
-    find_clusters,
-)
+from ._clustering import cluster_indices, cluster_labels, cluster_report, find_clusters
 from ._ensemble import Ensemble
+from ._linkage import average_linkage
 from ._reconstruction import collapse, incoming_vectors
 from ._training import Trainer
 from ._types import Dendrogram
@@ -70,7 +65,7 @@ def _cluster_layer(
     vectors, owners, neurons = incoming_vectors(voters, lower, trainer.samples, activation)
     if not len(vectors):  # nothing that the layers below explain
         return vectors
-    tree = average_linkage(vectors, activation.has_sign_flip)
+    tree = average_linkage(vectors, activation.has_sign_flip, trainer.device)
     clusters = find_clusters(
         vectors,
         tree,

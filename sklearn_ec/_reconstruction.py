@@ -10,7 +10,8 @@ from scipy.optimize import lsq_linear
 from scipy.spatial import cKDTree
 
 from ._activations import Activation
-from ._clustering import Cluster, unit_rows
+from ._clustering import Cluster
+from ._distances import unit_rows
 from ._types import Network, Samples
 
 # Singular values of a layer's features below this relative size are rounding.

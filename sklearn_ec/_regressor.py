@@ -92,7 +92,8 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         anneal single students where the clusters alone do not give the network. Without it the
         clusters decide alone.
     device : str, default="auto"
-        Device to train on, as in torch: "cpu", "cuda", ...; "auto" is CUDA where there is one.
+        Device to train on and to compute distances on, as in torch: "cpu", "cuda", ...; "auto" is
+        CUDA where there is one.
     memory : str, path or object with the joblib.Memory interface, default=None
         Where trained students are kept. A further fit to the same data with the same settings loads
         them, whatever its ``gamma``, ``beta``, ``cut`` and ``n_students``; a fit that was killed
@@ -330,7 +331,8 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         UserWarning
             If ``memory`` is set without a fixed ``random_state``: nothing can be found again.
         EfficiencyWarning
-            If the working memory is too small for a group of students.
+            If the working memory is too small for a group of students, or if more than 20,000
+            different neurons are clustered.
         """
         widths = self._assumed_widths()
         X, y, sample_weight = self._validate(X, y, sample_weight)

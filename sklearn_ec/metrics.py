@@ -10,7 +10,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from ._activations import Activation, get_activation
-from ._clustering import unit_rows
+from ._distances import unit_rows
 
 __all__ = ["NeuronMatch", "match_neurons", "max_cosine_distance", "relative_rmse"]
 

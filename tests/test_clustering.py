@@ -1,20 +1,20 @@
 import numpy as np
 import pytest
 from scipy.cluster.hierarchy import cophenet, fcluster, to_tree
-from scipy.spatial.distance import pdist, squareform
+from scipy.spatial.distance import squareform
 
+from sklearn_ec import _clustering
 from sklearn_ec._clustering import (
     ROUNDING_HEIGHT,
     Cluster,
-    average_linkage,
     cluster_indices,
     cluster_labels,
     cluster_report,
     cut_tree,
     find_clusters,
     median_angle,
-    pairwise_distances,
 )
+from sklearn_ec._linkage import average_linkage
 
 CUTS = ["local", "global"]
 NO_TREE = np.empty((0, 4))
@@ -58,18 +58,6 @@ def as_partition(groups):
 
 def leaf_sets(clusters):
     return as_partition([part.leaves for part in clusters])
-
-
-def brute_distances(vectors, has_sign_flip):
-    signs = (1.0, -1.0) if has_sign_flip else (1.0,)
-    n = len(vectors)
-    return np.array(
-        [
-            min(np.linalg.norm(vectors[i] - sign * vectors[j]) for sign in signs)
-            for i in range(n)
-            for j in range(i + 1, n)
-        ]
-    )
 
 
 def brute_global_cut(tree, students, min_students):
@@ -137,56 +125,6 @@ def test_cuts_find_exactly_the_planted_clusters(cut, junk_scale, has_sign_flip):
         assert {cluster.n_students for cluster in kept} == {9}
         assert all(0.0 < cluster.height < 1e-7 for cluster in kept)
         assert all(0.0 < cluster.median_angle < 1e-7 for cluster in kept)
-
-
-@pytest.mark.parametrize("has_sign_flip", [False, True])
-def test_distances_match_brute_force(has_sign_flip):
-    rng = np.random.default_rng(0)
-    vectors = rng.normal(size=(8, 5))
-    # Copies of both signs at distances from rounding to the size of the vectors.
-    offsets = 10.0 ** rng.uniform(-14, 0, size=(40, 1)) * rng.normal(size=(40, 5))
-    copies = np.repeat(vectors, 5, axis=0) * rng.choice([-1.0, 1.0], size=(40, 1)) + offsets
-    vectors = np.vstack([vectors, copies])
-    distances = pairwise_distances(vectors, has_sign_flip)
-    reference = brute_distances(vectors, has_sign_flip)
-    np.testing.assert_allclose(distances, reference, rtol=1e-9, atol=0)
-    if not has_sign_flip:
-        np.testing.assert_allclose(distances, pdist(vectors), rtol=1e-9, atol=0)
-
-
-@pytest.mark.parametrize("has_sign_flip", [False, True])
-@pytest.mark.parametrize("separation", [1e-14, 1e-12, 1e-9, 1e-6, 1e-4])
-def test_distances_of_nearly_equal_vectors_keep_relative_accuracy(separation, has_sign_flip):
-    rng = np.random.default_rng(1)
-    vector = rng.normal(size=4)
-    vector /= np.linalg.norm(vector)
-    vectors = vector + separation * rng.normal(size=(6, 4))
-    reference = pdist(vectors)  # differences of nearly equal numbers are exact
-    if has_sign_flip:
-        vectors *= np.array([1.0, -1.0, 1.0, -1.0, -1.0, 1.0])[:, None]
-    assert reference.min() < 10 * separation
-    np.testing.assert_allclose(
-        pairwise_distances(vectors, has_sign_flip), reference, rtol=1e-14, atol=0
-    )
-
-
-def test_distances_in_several_blocks_match_brute_force():
-    vectors = 1.0 + 1e-9 * np.random.default_rng(2).normal(size=(1500, 10))
-    np.testing.assert_allclose(
-        pairwise_distances(vectors, has_sign_flip=True), pdist(vectors), rtol=1e-14, atol=0
-    )
-
-
-@pytest.mark.parametrize("has_sign_flip", [False, True])
-def test_linkage_is_average_linkage_of_the_distances(has_sign_flip):
-    vectors, _, _ = planted_ensemble(3, has_sign_flip=has_sign_flip, junk_scale=1.0)
-    tree = average_linkage(vectors[:30], has_sign_flip)
-    full = squareform(brute_distances(vectors[:30], has_sign_flip))
-    root = to_tree(tree)
-    left, right = root.left.pre_order(), root.right.pre_order()
-    assert tree.shape == (29, 4)
-    assert sorted(left + right) == list(range(30))
-    np.testing.assert_allclose(root.dist, full[np.ix_(left, right)].mean(), rtol=1e-9)
 
 
 @pytest.mark.parametrize("start", range(0, 200, 50))
@@ -294,6 +232,13 @@ def test_median_angle_of_tiny_angles(tiny):
     np.testing.assert_allclose(median_angle(flipped, True), 3.5 * tiny, rtol=rtol)
 
 
+def test_median_angle_of_many_vectors_is_that_of_some(monkeypatch):
+    vectors = np.random.default_rng(8).normal(size=(25, 3))
+    expected = median_angle(vectors[::3], False)
+    monkeypatch.setattr(_clustering, "MAX_LEAVES", 10)
+    assert median_angle(vectors, False) == expected
+
+
 def test_median_angle_of_opposite_vectors_depends_on_the_sign_flip():
     vectors = np.array([[1.0, 2.0], [-2.0, -4.0]])
     np.testing.assert_allclose(median_angle(vectors, False), np.pi, rtol=1e-7)
@@ -371,11 +316,6 @@ def test_labels_count_kept_clusters_only():
     assert labels.tolist() == [-1, -1, -1]
     assert heights.shape == (0,)
     assert cluster_indices([], 3)[1].shape == (0,)
-
-
-def test_linkage_of_one_vector_is_empty():
-    assert pairwise_distances(np.ones((1, 3)), True).shape == (0,)
-    assert average_linkage(np.ones((1, 3)), True).shape == NO_TREE.shape
 
 
 @pytest.mark.parametrize(("min_students", "n_clusters"), [(1, 1), (2, 0)])

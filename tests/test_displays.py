@@ -14,7 +14,7 @@ from scipy.cluster.hierarchy import leaves_list
 from sklearn.exceptions import NotFittedError
 
 from sklearn_ec import ExpandClusterRegressor
-from sklearn_ec._clustering import average_linkage
+from sklearn_ec._linkage import average_linkage
 from sklearn_ec.inspection import (
     AlignmentDisplay,
     Dendrogram,

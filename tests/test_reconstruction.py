@@ -274,13 +274,16 @@ def ensemble_of(networks):
     )
 
 
+def trainer_on(samples, activation):
+    """What the clustering reads of a trainer."""
+    return SimpleNamespace(activation=activation, samples=samples, device="cpu")
+
+
 @pytest.mark.parametrize("name", ["tanh", "relu", "g"])
 def test_clustering_all_layers_finds_the_network_that_the_students_share(name):
     rng, activation = np.random.default_rng(7), ACTIVATIONS[name]
     network = random_network(rng, (4, 3), 3, 1)
-    trainer = SimpleNamespace(
-        activation=activation, samples=samples_of(network, activation, rng, 200)
-    )
+    trainer = trainer_on(samples_of(network, activation, rng, 200), activation)
     ensemble = ensemble_of([disguise(rng, network, activation)[0] for _ in range(6)])
     layers = cluster_layers(ensemble, trainer, 2, Thresholds(0.5, 0.5, "local"))
     assert [len(collapsed) for collapsed in layers.collapsed] == [4, 3]
@@ -301,7 +304,7 @@ def test_clustering_ends_with_the_layer_that_students_do_not_share():
     for _ in range(6):
         other = random_network(rng, (4, 3), 3, 1)
         others.append(Network((shared.layers[0], *other.layers[1:])))
-    trainer = SimpleNamespace(activation=activation, samples=samples_of(shared, activation, rng))
+    trainer = trainer_on(samples_of(shared, activation, rng), activation)
     ensemble, thresholds = ensemble_of(others), Thresholds(0.5, 0.1, "local")
     layers = cluster_layers(ensemble, trainer, 2, thresholds)
     assert len(layers.collapsed) == 1
@@ -313,7 +316,7 @@ def test_a_certified_network_is_the_basis_of_the_clustering():
     """And all layers are clustered, though its students share no neuron of the first."""
     rng, activation = np.random.default_rng(9), ACTIVATIONS["g"]
     network = random_network(rng, (4, 3), 3, 1)
-    trainer = SimpleNamespace(activation=activation, samples=samples_of(network, activation, rng))
+    trainer = trainer_on(samples_of(network, activation, rng), activation)
     ensemble = ensemble_of([random_network(rng, (4, 3), 3, 1) for _ in range(3)])
     ensemble.certified[0] = SimpleNamespace(network=network)
     layers = cluster_layers(ensemble, trainer, 2, Thresholds(1.0, 0.1, "local"))

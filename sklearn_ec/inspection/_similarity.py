@@ -9,7 +9,7 @@ from scipy.cluster.hierarchy import leaves_list
 from scipy.spatial.distance import squareform
 
 from sklearn_ec._activations import get_activation
-from sklearn_ec._clustering import pairwise_distances
+from sklearn_ec._distances import pairwise_distances
 
 from ._common import (
     FLOOR,
