@@ -208,7 +208,9 @@ def main():
     parser.add_argument("--threads", type=int, help="torch threads per job")
     parser.add_argument("--rho", type=float, default=4)
     parser.add_argument("--students", type=int, default=20)
-    parser.add_argument("--solver", choices=["levenberg", "adam"], default="levenberg")
+    parser.add_argument(
+        "--solver", choices=["auto", "levenberg", "matrix_free", "adam"], default="auto"
+    )
     parser.add_argument("--max-iter", type=int, default=300)
     parser.add_argument("--exhaustive", action="store_true", help="train all students to the end")
     parser.add_argument("--auto", action="store_true", help="do not give the width")

@@ -27,6 +27,8 @@ from ._types import Network, Samples
 
 # Steps before the first removal, when steps are most expensive and do least.
 FIRST_POLISH_STEPS = 20
+# Large networks are pruned as soon as their loss is below this: steps cost less afterwards.
+FIRST_POLISH_LOSS = 1e-6
 # The network behind noisy data is polished while 20 steps leave less than this share of the loss.
 FINAL_PROGRESS = 0.99999
 # Networks above this relative mean squared error are not worth annealing.
@@ -85,7 +87,9 @@ class Annealer:
         if self.prune and self.trainer.has_skip:
             network = with_skip(network)
         n_steps = FIRST_POLISH_STEPS if self.prune else POLISH_STEPS
-        network, loss = self.trainer.polish(network, n_steps)
+        is_large = self.prune and self.trainer.is_matrix_free(network)
+        enough = FIRST_POLISH_LOSS if is_large else 0.0
+        network, loss = self.trainer.polish(network, n_steps, enough=enough)
         if self.prune and loss < ANNEALING_LOSS:
             network, loss = prune(network, loss, self.trainer)
             if persistent and len(network.widths) > 1:

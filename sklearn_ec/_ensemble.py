@@ -43,6 +43,12 @@ class Ensemble:
             and bool((students.losses < ANNEALING_LOSS).any())
         )
 
+    @property
+    def conclusive(self) -> dict[int, Candidate]:
+        """The networks that other students can confirm, but not improve."""
+        candidates = self.certified | self.annealed
+        return {s: c for s, c in candidates.items() if c.certificate.is_conclusive}
+
     def joined(self, others: Ensemble) -> Ensemble:
         """These students and further ones behind them."""
         n_before = len(self.students)
@@ -72,11 +78,11 @@ class Ensemble:
         if annealer.prune and not self.certified:
             if reached_noise_floor(self.students, annealer.trainer.samples):
                 self._denoise(annealer)
-            if not self._agree_on_widths():
+            if not (self._agree_on_widths() or self.conclusive):
                 self._anneal_best(annealer)
             if not (self.certified or self.denoised or self._is_exact()):
                 self._denoise(annealer)
-        if self.certified:
+        if self.conclusive:
             self._confirm(annealer)
         self.settled = True
 
@@ -109,7 +115,7 @@ class Ensemble:
         for student in best[self.students.losses[best] < ANNEALING_LOSS]:
             if int(student) not in self.annealed:
                 self._anneal(int(student), annealer, persistent=True)
-            if self.certified:
+            if self.conclusive:
                 break
 
     def _anneal(self, student: int, annealer: Annealer, persistent: bool) -> None:
@@ -125,16 +131,17 @@ class Ensemble:
     def voters(self) -> dict[int, Network]:
         """The students whose neurons are clustered.
 
-        Once a network is certified these are the annealed students that were certified, and the
+        Once a network is conclusive these are the annealed students that gave it, and the
         converged ones. On noisy data they are the denoised students; else as
         :meth:`Students.voters` says.
         """
-        if self.denoised and not self.certified:
+        conclusive = self.conclusive
+        if self.denoised and not conclusive:
             return {s: self.denoised[s].network for s in sorted(self.denoised)}
         students, tol = self.students, self.tol
-        trained = students.converged(tol) if self.certified else students.voters(tol)
+        trained = students.converged(tol) if conclusive else students.voters(tol)
         voters = {int(student): students.network(student) for student in trained}
-        voters.update({s: candidate.network for s, candidate in self.certified.items()})
+        voters.update({s: candidate.network for s, candidate in conclusive.items()})
         return dict(sorted(voters.items()))
 
     def n_agreeing(self, network: Network, trainer: Trainer) -> int:
@@ -144,7 +151,7 @@ class Ensemble:
 
     def width_agreement(self, network: Network) -> tuple[int, int]:
         """How many pruned students have the widths of a network, and how many there are."""
-        pruned = (self.certified | self.denoised).values()
+        pruned = (self.conclusive | self.denoised).values()
         return sum(c.network.widths == network.widths for c in pruned), len(pruned)
 
 
@@ -183,13 +190,16 @@ def train_group(
         )
         return Ensemble(students, recipe.tol)
     certified: dict[int, Candidate] = {}
+    annealed: dict[int, Candidate] = {}
 
     def is_recovered(student: int, network: Network, loss: float) -> bool:
         if loss < ANNEALING_LOSS:
             candidate = annealer.finish(network)
             if candidate.certificate.passed:
                 certified[student] = candidate
-        return bool(certified)
+            elif candidate.certificate.is_conclusive:
+                annealed[student] = candidate
+        return bool(certified or annealed)
 
     students = trainer.train(
         seeds,
@@ -200,4 +210,4 @@ def train_group(
         checkpoint=checkpoint,
         on_epoch=on_epoch,
     )
-    return Ensemble(students, recipe.tol, certified)
+    return Ensemble(students, recipe.tol, certified, annealed)

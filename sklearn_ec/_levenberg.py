@@ -43,7 +43,7 @@ from sklearn.exceptions import EfficiencyWarning
 from torch import Tensor
 
 from ._activations import Activation
-from ._sweeps import Layers, backpropagate, curvature, forward, gradients, jacobian
+from ._sweeps import Layers, curvature, forward, gradients, jacobian, sensitivities
 
 DAMPING_FLOOR = 1e-16
 DAMPING_CEILING = 1e8
@@ -186,11 +186,8 @@ class LeastSquaresTask:
     def sensitivities(self, layers: Layers) -> list[np.ndarray]:
         """Root mean square of the outputs' derivatives by each pre-activation of one network."""
         run = forward(layers, self.inputs, self.activation)
-        n_outputs = self.targets.shape[1]
-        identity = torch.eye(n_outputs, dtype=self.targets.dtype, device=self.targets.device)
-        cotangents = identity[None, :, None, :].expand(1, -1, len(self.inputs), -1)
-        found = backpropagate(layers, run, self.activation, cotangents)
-        return [part.square().sum(dim=1).mean(dim=1)[0].sqrt().cpu().numpy() for part in found]
+        found = sensitivities(layers, run, self.activation)
+        return [part.square().mean(dim=1)[0].sqrt().cpu().numpy() for part in found]
 
     def flops(self, layers: Layers) -> int:
         """Floating-point operations of one assembly of a network's normal equations."""
@@ -210,9 +207,9 @@ class LeastSquaresTask:
             return len(self.inputs), layers[0][0].numel() + layers[1].shape[2]
         return self.n_equations, sum(layer[0].numel() for layer in layers)
 
-    def chunks(self, row_elements: int) -> list[slice]:
+    def chunks(self, row_elements: int, min_rows: int = MIN_CHUNK_ROWS) -> list[slice]:
         limit = CHUNK_ELEMENTS[self.inputs.device.type]
-        size = max(MIN_CHUNK_ROWS, limit // row_elements)
+        size = max(MIN_CHUNK_ROWS, min_rows, limit // row_elements)
         return [slice(i, i + size) for i in range(0, len(self.inputs), size)]
 
 
@@ -370,6 +367,8 @@ class BatchedLevenberg:
     each time that the device runs out of memory. The result is the same up to rounding.
     """
 
+    damping_floor = DAMPING_FLOOR
+
     def __init__(
         self,
         task: LeastSquaresTask,
@@ -493,7 +492,7 @@ class BatchedLevenberg:
         accepted &= 0.25 * _dot(bends, bends) <= MAX_BEND**2 * _dot(steps, steps)
         predicted = predicted_decrease(equations, steps, damping)
         gain = (self.losses[index] - losses) / predicted.clamp_min(torch.finfo(losses.dtype).tiny)
-        self.damping[index] = _next_damping(damping, gain, accepted)
+        self.damping[index] = _next_damping(damping, gain, accepted, self.damping_floor)
         for layer, new in zip(self.layers, moved, strict=True):
             layer[index[accepted]] = new[accepted]
         self.losses[index[accepted]] = losses[accepted]
@@ -507,8 +506,8 @@ class BatchedLevenberg:
         self.finished[active] = (losses <= self.tol) | at_rounding | stuck
 
 
-def _next_damping(damping: Tensor, gain: Tensor, accepted: Tensor) -> Tensor:
+def _next_damping(damping: Tensor, gain: Tensor, accepted: Tensor, floor: float) -> Tensor:
     bold = accepted & (gain > 0.5)
     timid = ~accepted | (gain < 0.25)
     damping = torch.where(bold, damping / 3.0, torch.where(timid, damping * 4.0, damping))
-    return damping.clamp_min(DAMPING_FLOOR)
+    return damping.clamp_min(floor)

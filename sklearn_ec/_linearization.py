@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ._levenberg import LeastSquaresTask, split_parameters
-from ._sweeps import Layers
+from ._sweeps import Layers, forward, sensitivities
 from ._types import Network
 
 # Singular values below this share of the largest are not inverted.
@@ -100,7 +100,8 @@ class Linearization:
         n_columns = len(scale) + 1
         triangle = scale.new_zeros(0, n_columns)
         residuals = self.task.residuals(self.layers)[0]
-        for rows in self.task.chunks(n_columns * residuals.shape[1]):
+        n_outputs = residuals.shape[1]
+        for rows in self.task.chunks(n_columns * n_outputs, 2 * n_columns // n_outputs):
             jacobian = self.task.jacobian(self.layers, rows) * scale
             block = torch.cat([jacobian, residuals[rows].mT.reshape(-1, 1)], dim=1)
             triangle = torch.linalg.qr(torch.cat([triangle, block]), mode="r").R
@@ -110,6 +111,27 @@ class Linearization:
             pins = torch.cat([pins, pins.new_zeros(len(pins), 1)], dim=1)
             triangle = torch.cat([triangle, pins])
         return triangle
+
+
+def least_neuron_singular_value(task: LeastSquaresTask, network: Network) -> float:
+    """Smallest singular value of the parts of the Jacobian that belong to single neurons.
+
+    In the units of :class:`Linearization`, of whose smallest singular value it is an upper bound:
+    directions of incoming vectors in which no row tells anything, since the neuron is saturated or
+    switched off wherever its inputs vary. It takes one factorization of the inputs per neuron.
+    """
+    layers = stacked(network, task.inputs.device)
+    run = forward(layers, task.inputs, task.activation)
+    weights = sensitivities(layers, run, task.activation)
+    least = math.inf
+    for layer, weight, features in zip(layers, weights, run.features, strict=True):
+        features = features.expand(1, -1, -1)[0] * task.sqrt_weight
+        lengths = torch.ones_like(layer[0, :, 0]) if layer is layers[-1] else layer[0].norm(dim=1)
+        for neuron_weight, length in zip(weight[0].mT, lengths, strict=True):
+            scaled = features * neuron_weight[:, None] * length
+            triangle = torch.linalg.qr(scaled, mode="r").R
+            least = min(least, float(torch.linalg.svdvals(triangle)[-1]))
+    return least / math.sqrt(task.n_equations)
 
 
 def _in_coordinates(

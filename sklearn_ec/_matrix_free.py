@@ -25,17 +25,17 @@ from ._levenberg import (
     gram_block_size,
     split_parameters,
 )
-from ._sweeps import ForwardPass, Layers, backpropagate, forward, pull_back, tangent
+from ._sweeps import ForwardPass, Layers, forward, pull_back, sensitivities, tangent
 
 # A solve ends once the residual, as the preconditioner measures it, is below this share of the
 # gradient, or after so many iterations.
 RELATIVE_RESIDUAL = 0.1
-MAX_ITERATIONS = 200
+MAX_ITERATIONS = 100
 # Steps that the blocks of the preconditioner serve; a divisor of the steps of an epoch, so that a
 # training that is continued between two epochs goes on as if it had not been interrupted.
 BLOCK_STEPS = 5
 # Least damping of a block, relative to its largest diagonal element.
-BLOCK_RCOND = 1e-14
+BLOCK_RCOND = 1e-15
 MAX_START_DAMPING = 1e-2
 # Arrays as large as the blocks that a step holds at a time.
 BLOCK_COPIES = 4
@@ -148,17 +148,13 @@ def diagonal_blocks(task: LeastSquaresTask, layers: Layers) -> Layers:
     Shape (batch, fan_out, n_features, n_features) for each layer.
     """
     blocks = tuple(layer.new_zeros(*layer.shape, layer.shape[2]) for layer in layers)
-    n_outputs = task.targets.shape[1]
-    identity = torch.eye(n_outputs, dtype=task.targets.dtype, device=task.targets.device)
     n_neurons = sum(layer.shape[0] * layer.shape[1] for layer in layers)
-    for rows in task.chunks(n_outputs * n_neurons):
+    for rows in task.chunks(task.targets.shape[1] * n_neurons):
         run = forward(layers, task.inputs[rows], task.activation)
-        cotangents = identity[:, None, :] * task.sqrt_weight[rows]
-        cotangents = cotangents.expand(len(layers[0]), -1, -1, -1)
-        found = backpropagate(layers, run, task.activation, cotangents)
-        for block, cotangent, features in zip(blocks, found, run.features, strict=True):
-            sensitivity = cotangent.square().sum(dim=1).sqrt()
-            _add_grams(block, sensitivity, features.expand(len(block), -1, -1))
+        found = sensitivities(layers, run, task.activation)
+        for block, sensitivity, features in zip(blocks, found, run.features, strict=True):
+            scales = sensitivity * task.sqrt_weight[rows]
+            _add_grams(block, scales, features.expand(len(block), -1, -1))
     return tuple(block.div_(task.n_equations) for block in blocks)
 
 
@@ -176,6 +172,8 @@ def _add_grams(blocks: Tensor, scales: Tensor, features: Tensor) -> None:
 
 class MatrixFreeLevenberg(BatchedLevenberg):
     """Levenberg without ``JᵀJ``: inexact steps by conjugate gradients."""
+
+    damping_floor = 1e-24  # products lose less than JᵀJ itself, which ends at 1e-16
 
     def __init__(
         self,

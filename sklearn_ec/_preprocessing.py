@@ -10,6 +10,9 @@ from ._types import Network, Samples
 
 HELD_OUT_SHARE = 0.1
 MAX_HELD_OUT = 1000
+# Rows of a higher leverage stay in the training rows, where hardly another row tells as much about
+# some direction: a pixel that is lit in few images.
+MAX_HELD_OUT_LEVERAGE = 0.2
 # Largest entry of a column of X in units of its scale. A pixel that is lit in one row of thousands
 # is many standard deviations away from its mean: there every random neuron would be saturated.
 MAX_DEVIATION = 6.0
@@ -138,8 +141,15 @@ def split_rows(samples: Samples, rng: np.random.Generator) -> tuple[Samples, Sam
     n_samples = len(samples.X)
     n_held_out = min(MAX_HELD_OUT, max(1, round(HELD_OUT_SHARE * n_samples)))
     order = rng.permutation(n_samples)
+    order = order[np.argsort(leverages(samples.X)[order] > MAX_HELD_OUT_LEVERAGE, kind="stable")]
     train = np.sort(order[n_held_out:]) if n_samples > 1 else order
     return samples.take(train), samples.take(np.sort(order[:n_held_out]))
+
+
+def leverages(X: np.ndarray) -> np.ndarray:
+    """Diagonal of the hat matrix of an affine fit: 1 for rows that alone decide a direction."""
+    basis, _ = np.linalg.qr(np.hstack([X, np.ones((len(X), 1))]))
+    return (basis**2).sum(axis=1)
 
 
 def _mean_and_scale(values: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

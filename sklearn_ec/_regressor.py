@@ -78,10 +78,12 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
     cut : {"local", "global"}, default="local"
         How the dendrogram is cut: every branch where its clusters last longest, or all at the one
         height where the number of large clusters peaks, as in the paper.
-    solver : {"levenberg", "adam"}, default="levenberg"
-        How students are trained: batched Levenberg after a warm-up of 1,000 steps of Adam, or
-        minibatch Adam alone, with a cosine learning rate, as a control. Reconstructed networks are
-        always polished with Levenberg.
+    solver : {"auto", "levenberg", "matrix_free", "adam"}, default="auto"
+        How students are trained after a warm-up of 1,000 steps of Adam, and networks polished:
+        ``"levenberg"`` factorizes the normal equations, ``"matrix_free"`` solves them by
+        preconditioned conjugate gradients, for networks of thousands of parameters and more;
+        ``"auto"`` takes the first where it fits into ``working_memory`` and is fast. ``"adam"``
+        trains with minibatches alone, with a cosine learning rate, as a control.
     max_iter : int, default=300
         Largest number of iterations per student: Levenberg steps, or epochs of 100 minibatches of
         Adam.
@@ -241,7 +243,7 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         "gamma": [Interval(Real, 0, 1, closed="right")],
         "beta": [Interval(Real, 0, math.pi, closed="both")],
         "cut": [StrOptions({"local", "global"})],
-        "solver": [StrOptions({"levenberg", "adam"})],
+        "solver": [StrOptions({"auto", "levenberg", "matrix_free", "adam"})],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="left")],
         "prune": ["boolean"],
@@ -267,7 +269,7 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         gamma=0.5,
         beta=math.pi / 6,
         cut="local",
-        solver="levenberg",
+        solver="auto",
         max_iter=300,
         tol=1e-20,
         prune=True,
@@ -707,6 +709,7 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
             self.device,
             has_skip=get_activation(activation).has_linear_flip,
             working_memory=self.working_memory,
+            solver=self.solver,
         )
         y_rounding = problem.coordinates.y_rounding
         store = open_store(self.memory)
@@ -846,7 +849,7 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         """The network of the clusters where it is certified, else the most parsimonious one."""
         ensemble = self._ensemble
         candidates = [*ensemble.annealed.values(), *ensemble.denoised.values()]
-        if len(collapsed) == len(self._assumed):
+        if len(collapsed) == len(self._assumed) and not ensemble.conclusive:
             finish = annealer.denoise if ensemble.denoised else annealer.finish
             clustered = finish(annealer.solve_readout(collapsed))
             if clustered.certificate.passed:

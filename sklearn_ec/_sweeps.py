@@ -82,6 +82,15 @@ def backpropagate(
     return found
 
 
+def sensitivities(layers: Layers, run: ForwardPass, activation: Activation) -> list[Tensor]:
+    """Norms of the outputs' derivatives by every pre-activation, (batch, n_rows, fan_out) each."""
+    batch, n_rows, n_outputs = run.outputs.shape
+    identity = torch.eye(n_outputs, dtype=run.outputs.dtype, device=run.outputs.device)
+    cotangents = identity[:, None, :].expand(batch, -1, n_rows, -1)
+    found = backpropagate(layers, run, activation, cotangents)
+    return [part.square().sum(dim=1).sqrt() for part in found]
+
+
 def gradients(
     layers: Layers, run: ForwardPass, activation: Activation, cotangents: Tensor
 ) -> Layers:

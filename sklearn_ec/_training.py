@@ -43,11 +43,13 @@ MAX_REFINEMENTS = 10
 PATIENCE_EPOCHS = 5
 CONVERGED_SHARE = 0.6
 # The best student is annealed after so many epochs of Levenberg, then after 4 times as many, ...
-FIRST_QUESTION_EPOCH = 3
+# Epochs of large students cost more than pruning them.
+FIRST_QUESTION_EPOCH = {BatchedLevenberg: 3, MatrixFreeLevenberg: 1}
 QUESTION_FACTOR = 4
 # Floating-point operations that one epoch of Levenberg may take for all students of a batch.
 BATCH_FLOPS = {"cpu": 1e12, "cuda": 3e13}
-MIN_BATCH = 4
+# Large students gain nothing from being trained together.
+MIN_BATCH = {BatchedLevenberg: 4, MatrixFreeLevenberg: 1}
 SOLVERS = {"levenberg": BatchedLevenberg, "matrix_free": MatrixFreeLevenberg}
 # Share of a device's free memory that training may take.
 FREE_MEMORY_SHARE = 0.8
@@ -227,7 +229,7 @@ class TrainingMonitor(Callback):
         self.stopped_ = self.succeeded_ = False
         self.n_epochs_ = 0
         if net.start is None:
-            self.next_question_ = FIRST_QUESTION_EPOCH
+            self.next_question_ = FIRST_QUESTION_EPOCH[type(net.solver_)]
             self.best_losses_ = torch.full_like(net.solver_.losses, math.inf)
             self.best_network_ = _to_network(net.solver_.layers, 0)
             self.last_progress_ = 0
@@ -473,9 +475,10 @@ class Trainer:
     def _batches(self, losses: Tensor, layers: Layers) -> tuple[Tensor, ...]:
         """Indices of the students that Levenberg trains at a time, best first."""
         order = torch.where(losses.isfinite(), losses, math.inf).argsort(stable=True)
-        flops = LEVENBERG_STEPS_PER_EPOCH * self.levenberg(layers).flops(self.task, layers)
+        solver = self.levenberg(layers)
+        flops = LEVENBERG_STEPS_PER_EPOCH * solver.flops(self.task, layers)
         limit = BATCH_FLOPS[torch.device(self.device).type] / flops
-        return order.split(max(MIN_BATCH, int(limit)))
+        return order.split(max(MIN_BATCH[solver], int(limit)))
 
     def levenberg(self, layers: Layers) -> type[BatchedLevenberg]:
         """The solver for networks of this size: the chosen one, else the one that suits them."""
@@ -540,8 +543,11 @@ class Trainer:
     def refine(self, network: Network, loss: float) -> tuple[Network, float]:
         """Gauss-Newton steps without damping, as long as each halves the loss.
 
-        They reach rounding level in directions that are lost in the normal equations.
+        They reach rounding level in directions that are lost in the normal equations. Matrix-free
+        steps get there by themselves.
         """
+        if self.is_matrix_free(network):
+            return network, loss
         for _ in range(MAX_REFINEMENTS):
             linearization = Linearization(self.task, network)
             steps = linearization.newton_step()

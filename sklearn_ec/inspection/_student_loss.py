@@ -79,7 +79,7 @@ class StudentLossDisplay(Display):
             If the estimator is not fitted.
         """
         check_is_fitted(estimator)
-        is_levenberg = estimator.solver == "levenberg"
+        is_levenberg = estimator.solver != "adam"
         display = cls(
             estimator.student_loss_curves_,
             tol=estimator.tol,

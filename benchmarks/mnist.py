@@ -1,0 +1,258 @@
+"""Recover networks trained on MNIST from their logits; print exactness, time, memory and rate.
+
+    python benchmarks/mnist.py --data mnist --width 8 --activation tanh relu --rows 10000
+    python benchmarks/mnist.py --width 64 --activation g tanh logistic softplus relu --device cuda
+
+The images come from the four IDX files (gzipped or not) in the folder ``--data``, from OpenML
+without it. A teacher, 784-width-10, is trained with Adam and cross-entropy on all 60,000 images,
+and recovered from its logits on the first ``--rows`` of them. Teachers and students are kept in
+``--cache``: an interrupted run goes on where it stopped.
+
+Some pixels are lit in few images or none, and a neuron that is saturated or switched off in all of
+these says nothing about its weights there: no method can tell them. So cosine distances are taken
+of vectors projected on the row space of the images, and of vectors projected on what the images
+determine of that neuron: the right singular vectors of its inputs, times the slope of its
+activation, whose singular values are above 1e-8 of the largest. ``open`` counts all others.
+
+``rate`` is that of a product with the Gauss-Newton matrix, the work of a matrix-free step, next to
+that of a large matrix product on the same device.
+"""
+
+import argparse
+import gzip
+import json
+import resource
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from sklearn.datasets import fetch_openml
+from sklearn.exceptions import ConvergenceWarning
+
+from sklearn_ec import ExpandClusterRegressor
+from sklearn_ec._activations import get_activation
+from sklearn_ec._matrix_free import MatrixFreeEquations, diagonal_blocks
+
+N_CLASSES = 10
+TEACHER_EPOCHS = 15
+TEACHER_BATCH = 256
+TEACHER_LEARNING_RATE = 3e-3
+DETERMINED = 1e-8
+ROW_SPACE = 1e-10
+
+
+def read_idx(path):
+    """Array in an IDX file, gzipped or not."""
+    packed = path.with_name(path.name + ".gz")
+    content = gzip.decompress(packed.read_bytes()) if packed.exists() else path.read_bytes()
+    n_axes = content[3]
+    shape = np.frombuffer(content, ">i4", count=n_axes, offset=4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * n_axes).reshape(shape)
+
+
+def load_images(folder):
+    """Training and test images, one row of 784 values in [0, 1] each, and their labels."""
+    if folder is None:
+        images, labels = fetch_openml("mnist_784", version=1, return_X_y=True, as_frame=False)
+        images, labels = images / 255.0, labels.astype(int)
+        return images[:60_000], labels[:60_000], images[60_000:], labels[60_000:]
+    parts = []
+    for name in ("train", "t10k"):
+        images = read_idx(folder / f"{name}-images-idx3-ubyte")
+        parts += [images.reshape(len(images), -1) / 255.0]
+        parts += [read_idx(folder / f"{name}-labels-idx1-ubyte").astype(int)]
+    return tuple(parts)
+
+
+def train_teacher(width, activation, images, labels, device):
+    """Weights and biases of both layers, trained with Adam and a one-cycle learning rate."""
+    torch.manual_seed(0)
+    X = torch.tensor(images, dtype=torch.float32, device=device)
+    y = torch.tensor(labels, device=device)
+    hidden = torch.nn.Linear(X.shape[1], width).to(device)
+    readout = torch.nn.Linear(width, N_CLASSES).to(device)
+    function = get_activation(activation).tensor_function
+    parameters = [*hidden.parameters(), *readout.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=TEACHER_LEARNING_RATE)
+    n_steps = TEACHER_EPOCHS * len(X) // TEACHER_BATCH
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, TEACHER_LEARNING_RATE, n_steps)
+    for _ in range(n_steps):
+        rows = torch.randint(0, len(X), (TEACHER_BATCH,), device=device)
+        logits = readout(function(hidden(X[rows])))
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(logits, y[rows]).backward()
+        optimizer.step()
+        schedule.step()
+    arrays = [p.detach().double().cpu().numpy() for p in parameters]
+    return {"W": arrays[0].T, "b": arrays[1], "A": arrays[2].T, "c": arrays[3]}
+
+
+def load_teacher(args, activation, images, labels):
+    path = args.cache / f"teacher-{activation}-{args.width}.npz"
+    if not path.exists():
+        args.cache.mkdir(parents=True, exist_ok=True)
+        np.savez(path, **train_teacher(args.width, activation, images, labels, args.device))
+    return dict(np.load(path))
+
+
+def logits(teacher, activation, X):
+    return activation.function(X @ teacher["W"] + teacher["b"]) @ teacher["A"] + teacher["c"]
+
+
+def determined_directions(X, threshold):
+    """Right singular vectors of singular values above a share of the largest, as rows."""
+    triangle = np.linalg.qr(X, mode="r")
+    _, values, right = np.linalg.svd(triangle)
+    return right[: np.count_nonzero(values > threshold * values[0])]
+
+
+def compare(teacher, model, X):
+    """Cosine distances of matched vectors in the row space, in what is determined, and open."""
+    true = np.vstack([teacher["W"], teacher["b"]]).T
+    found = np.vstack([model.weights_[0], model.biases_[0]]).T
+    activation = get_activation(model.activation_)
+    inputs = np.hstack([X, np.ones((len(X), 1))])
+    row_space = determined_directions(inputs, ROW_SPACE)
+    matched = match(true @ row_space.T, found @ row_space.T, activation.has_sign_flip)
+    within, determined, n_open = [], [], 0
+    for neuron, other in matched:
+        z = torch.from_numpy(inputs @ true[neuron])
+        slopes = activation.tensor_derivative(z).numpy()[:, None]
+        directions = determined_directions(inputs @ row_space.T * slopes, DETERMINED) @ row_space
+        n_open += len(row_space) - len(directions)
+        for basis, distances in ((row_space, within), (directions, determined)):
+            distances.append(
+                cosine_distance(basis @ true[neuron], basis @ found[other], activation)
+            )
+    return within, determined, n_open
+
+
+def match(true, found, has_sign_flip):
+    cosines = unit(true) @ unit(found).T
+    return zip(*linear_sum_assignment(-np.abs(cosines) if has_sign_flip else -cosines), strict=True)
+
+
+def unit(vectors):
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def cosine_distance(u, v, activation):
+    """One minus the cosine, from the chord, accurate where it is tiny."""
+    u, v = unit(u), unit(v)
+    if activation.has_sign_flip and u @ v < 0:
+        v = -v
+    return float(((u - v) ** 2).sum() / 2)
+
+
+def relative_rmse(model, teacher, X):
+    y = logits(teacher, get_activation(model.activation_), X)
+    return float(np.sqrt(np.mean((model.predict(X) - y) ** 2) / np.mean((y - y.mean(axis=0)) ** 2)))
+
+
+def best_seconds(function, device, repeats=5):
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def measure_rate(model, n_students):
+    """GFLOP/s of a Gauss-Newton product of all students, and of a matrix product, in float64."""
+    trainer = model._annealer(model.activation_).trainer
+    task, device = trainer.task, trainer.task.inputs.device
+    students = model._ensemble.students.layers
+    layers = tuple(torch.from_numpy(layer[:n_students]).to(device) for layer in students)
+    equations = MatrixFreeEquations.assemble(task, layers, ())
+    n_flops = 4 * len(task.inputs) * sum(layer.numel() for layer in layers)
+    products = n_flops / best_seconds(lambda: equations.product(layers), device)
+    square = torch.randn(4096, 4096, dtype=torch.float64, device=device)
+    return products / 1e9, 2 * 4096**3 / best_seconds(lambda: square @ square, device) / 1e9
+
+
+def recover(args, activation, images, labels, test_images):
+    teacher = load_teacher(args, activation, images, labels)
+    X = images[: args.rows]
+    y = logits(teacher, get_activation(activation), X)
+    model = ExpandClusterRegressor(
+        hidden_layer_sizes=(args.width,),
+        rho=args.rho,
+        activation=activation,
+        n_students=args.students,
+        device=args.device,
+        solver=args.solver,
+        memory=args.cache / "students" if args.resume else None,
+        working_memory=args.working_memory,
+        random_state=0,
+        verbose=args.verbose,
+    )
+    start = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(X, y)
+    seconds = time.perf_counter() - start
+    width = model.layer_sizes_[0]
+    result = {
+        "teacher": f"784-{args.width}-10 {activation}, {args.rows} images",
+        "found": width,
+        "excess": width - args.width,
+        "loss": model.loss_,
+        "recovered": model.recovered_,
+        "rmse": relative_rmse(model, teacher, X),
+        "rmse, test images": relative_rmse(model, teacher, test_images),
+        "seconds": seconds,
+        "seconds of training": model.search_report_[0]["seconds"],
+        "peak GiB": peak_gib(args.device),
+    }
+    within, determined, n_open = compare(teacher, model, X)
+    result["cosine, row space, worst"] = max(within)
+    result["cosine, determined, worst"] = max(determined)
+    result["cosine, determined, median"] = float(np.median(determined))
+    result["open"] = n_open
+    result["rate, GFLOP/s"], result["matrix product, GFLOP/s"] = measure_rate(model, args.students)
+    return result
+
+
+def peak_gib(device):
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, help="folder with the IDX files")
+    parser.add_argument("--cache", type=Path, default=Path(__file__).parent / "results" / "mnist")
+    parser.add_argument("--activation", nargs="+", default=["tanh"])
+    parser.add_argument("--width", type=int, default=8)
+    parser.add_argument("--rows", type=int, default=60_000)
+    parser.add_argument("--rho", type=float, default=2)
+    parser.add_argument("--students", type=int, default=4)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--solver", default="auto")
+    parser.add_argument("--working-memory", type=float, default=2048, help="MiB")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--resume", action="store_true", help="keep the students in the cache")
+    parser.add_argument("--verbose", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    images, labels, test_images, _ = load_images(args.data)
+    for activation in args.activation:
+        result = recover(args, activation, images, labels, test_images)
+        for name, value in result.items():
+            print(f"{name:28} {value:.3g}" if isinstance(value, float) else f"{name:28} {value}")
+        print(flush=True)
+        with (args.cache / "results.jsonl").open("a") as file:
+            file.write(json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+    main()
