@@ -34,7 +34,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_ec import ExpandClusterRegressor
 from sklearn_ec._activations import get_activation
-from sklearn_ec._matrix_free import MatrixFreeEquations, diagonal_blocks
+from sklearn_ec._matrix_free import MatrixFreeEquations
 
 N_CLASSES = 10
 TEACHER_EPOCHS = 15

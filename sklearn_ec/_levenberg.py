@@ -36,6 +36,7 @@ import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -337,7 +338,29 @@ class DampedShallowSystem:
         return hidden_step, readout_step
 
 
-NormalEquations = DenseEquations | ShallowEquations
+class DampedSystem(Protocol):
+    """``JᵀJ + λI`` of a batch of networks, ready to be solved."""
+
+    @property
+    def succeeded(self) -> Tensor:
+        """Shape (batch,), False where the matrix is not positive definite."""
+
+    def step(self, gradient: Layers) -> Layers:
+        """``−(JᵀJ + λI)⁻¹`` times a gradient."""
+
+
+class NormalEquations(Protocol):
+    """``JᵀJ``, as a matrix or as an operator, and ``Jᵀr`` of a batch of networks."""
+
+    @property
+    def gradient(self) -> Layers:
+        """``Jᵀr``, layer by layer."""
+
+    def take(self, index: Tensor) -> NormalEquations:
+        """The same for some of the networks."""
+
+    def damped(self, damping: Tensor) -> DampedSystem:
+        """The system with damping, one for each network."""
 
 
 def _dot(a: Layers, b: Layers) -> Tensor:
