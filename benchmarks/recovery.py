@@ -44,15 +44,16 @@ EXACT = 1e-10
 RANK_TOLERANCE = 1e-13
 
 
-def make_problems(suite, activation, n_seeds, rho):
+def make_problems(suite, activation, n_seeds, rho, widths):
     if suite == "mlp":
-        return [problem for seed in range(n_seeds) for problem in mlp_problems(activation, seed)]
+        seeds = range(n_seeds)
+        return [problem for seed in seeds for problem in mlp_problems(activation, seed, widths)]
     if suite == "deep":
         return load_deep_suite(activation, n_seeds=n_seeds)
     return load_reference_suite(activation, family=suite, n_seeds=n_seeds, rho=rho)
 
 
-def mlp_problems(activation, seed):
+def mlp_problems(activation, seed, widths):
     """MLPRegressors trained on real data, probed at their training rows.
 
     Columns are standardized. Pixels of the digits that are lit in less than a tenth of the rows are
@@ -66,7 +67,7 @@ def mlp_problems(activation, seed):
         X, y = load(return_X_y=True)
         X = scale(X[:, (X != 0).mean(axis=0) >= 0.1])
         y = np.eye(10)[y] if data == "digits" else scale(y)
-        for width in (4, 6, 8, 12):
+        for width in widths:
             mlp = MLPRegressor(
                 hidden_layer_sizes=(width,), activation=activation, max_iter=2000, random_state=seed
             )
@@ -86,7 +87,8 @@ def recover(problem, activation, options):
     if options["threads"]:
         torch.set_num_threads(options["threads"])
     if options["exhaustive"]:
-        _training.CONVERGED_SHARE = _training.FIRST_QUESTION_EPOCH = np.inf
+        _training.CONVERGED_SHARE = np.inf
+        _training.FIRST_QUESTION_EPOCH = dict.fromkeys(_training.FIRST_QUESTION_EPOCH, np.inf)
     sizes = problem.teacher.layer_sizes_
     model = ExpandClusterRegressor(
         options["rho"],
@@ -204,6 +206,9 @@ def main():
     parser.add_argument("--activation", choices=[*ACTIVATIONS, "all"], default="g")
     parser.add_argument("--seeds", type=int, default=10, help="teachers per cell")
     parser.add_argument("--inputs", type=int, nargs="+", help="only cells with so many inputs")
+    parser.add_argument(
+        "--widths", type=int, nargs="+", default=[4, 6, 8, 12], help="of the suite mlp"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="teachers at a time")
     parser.add_argument("--threads", type=int, help="torch threads per job")
     parser.add_argument("--rho", type=float, default=4)
@@ -227,7 +232,7 @@ def main():
     names = list(ACTIVATIONS) if arguments.activation == "all" else [arguments.activation]
     start, results = time.perf_counter(), []
     for activation in names:
-        problems = make_problems(arguments.suite, activation, arguments.seeds, 4)
+        problems = make_problems(arguments.suite, activation, arguments.seeds, 4, arguments.widths)
         if arguments.inputs:
             problems = [p for p in problems if p.X.shape[1] in arguments.inputs]
         size = "auto" if arguments.auto else "given"

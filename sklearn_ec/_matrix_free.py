@@ -54,7 +54,7 @@ class MatrixFreeEquations:
     layers: Layers
     run: ForwardPass
     gradient: Layers
-    blocks: Layers  # (batch, fan_out, n_features, n_features) for each layer
+    blocks: Layers  # as of :func:`diagonal_blocks`
 
     @classmethod
     def assemble(
@@ -102,7 +102,7 @@ class DampedMatrixFreeSystem:
 
     equations: MatrixFreeEquations
     damping: Tensor  # (batch,)
-    inverses: Layers  # (batch, fan_out, n_features, n_features) for each layer
+    inverses: Layers  # of the damped blocks
     succeeded: Tensor  # (batch,), False where a block is not positive definite
 
     def step(self, gradient: Layers) -> Layers:
@@ -134,8 +134,11 @@ class DampedMatrixFreeSystem:
 
     def _precondition(self, residual: Tensor) -> Tensor:
         parts = split_parameters(residual, self.equations.layers)
-        pairs = zip(self.inverses, parts, strict=True)
-        return _flat(tuple((inverse @ part[..., None])[..., 0] for inverse, part in pairs))
+        *inverses, shared = self.inverses
+        *hidden, readout = parts
+        pairs = zip(inverses, hidden, strict=True)
+        solved = [(inverse @ part[..., None])[..., 0] for inverse, part in pairs]
+        return _flat((*solved, readout @ shared[:, 0]))
 
 
 def _flat(parts: Layers) -> Tensor:
@@ -143,11 +146,13 @@ def _flat(parts: Layers) -> Tensor:
 
 
 def diagonal_blocks(task: LeastSquaresTask, layers: Layers) -> Layers:
-    """The blocks of ``JᵀJ`` of every neuron's incoming vector, the readout included.
+    """The blocks of ``JᵀJ`` of every neuron's incoming vector (lower triangles).
 
-    Shape (batch, fan_out, n_features, n_features) for each layer.
+    Shape (batch, fan_out, n_features, n_features) for each layer. All outputs share their block,
+    which is there once.
     """
-    blocks = tuple(layer.new_zeros(*layer.shape, layer.shape[2]) for layer in layers)
+    owners = (*layers[:-1], layers[-1][:, :1])
+    blocks = tuple(owner.new_zeros(*owner.shape, owner.shape[2]) for owner in owners)
     n_neurons = sum(layer.shape[0] * layer.shape[1] for layer in layers)
     for rows in task.chunks(task.targets.shape[1] * n_neurons):
         run = forward(layers, task.inputs[rows], task.activation)
@@ -192,9 +197,13 @@ class MatrixFreeLevenberg(BatchedLevenberg):
     @staticmethod
     def step_bytes(task: LeastSquaresTask, layers: Layers) -> int:
         n_parameters = sum(layer[0].numel() for layer in layers)
-        n_blocks = sum(layer[0].numel() * layer.shape[2] for layer in layers)
-        n_activations = len(task.inputs) * sum(layer.shape[1] for layer in layers)
-        n_elements = BLOCK_COPIES * n_blocks + VECTOR_COPIES * (n_parameters + n_activations)
+        n_blocks = sum(layer[0].numel() * layer.shape[2] for layer in layers[:-1])
+        n_blocks += layers[-1].shape[2] ** 2
+        n_activations = sum(layer.shape[1] for layer in layers)
+        n_features = sum(layer.shape[2] for layer in layers[1:])
+        n_vectors = n_parameters + len(task.inputs) * n_activations
+        n_elements = BLOCK_COPIES * n_blocks + VECTOR_COPIES * n_vectors
+        n_elements += len(task.inputs) * n_features
         return task.targets.element_size() * n_elements
 
     @staticmethod

@@ -62,6 +62,12 @@ def has_skip(layers: Layers) -> bool:
     return layers[-1].shape[-1] > layers[-2].shape[-2] + 1
 
 
+def _hidden_columns(layers: Layers, index: int) -> Tensor:
+    """The columns of a layer that read activations of hidden layers."""
+    lowest = 0 if has_skip(layers) else index - 1
+    return layers[index][..., : sum(layer.shape[-2] for layer in layers[lowest:index])]
+
+
 def backpropagate(
     layers: Layers, run: ForwardPass, activation: Activation, cotangents: Tensor
 ) -> list[Tensor]:
@@ -72,7 +78,7 @@ def backpropagate(
     """
     found, skipped = [cotangents], None
     for index in range(len(layers) - 1, 0, -1):
-        gradient = found[0] @ layers[index][:, None, :, :-1]  # by the activations below
+        gradient = found[0] @ _hidden_columns(layers, index)[:, None]  # by the activations below
         if skipped is not None:
             gradient = gradient + skipped
         z = run.preactivations[index - 1]
@@ -107,11 +113,11 @@ def tangent(layers: Layers, run: ForwardPass, activation: Activation, steps: Lay
     """
     z_first = (run.features[0] @ steps[0].flatten(end_dim=1).mT).unflatten(1, steps[0].shape[:2])
     z_first = z_first.transpose(0, 1)
-    first = torch.zeros_like(run.features[0][:1])
+    first = z_first[..., :0]  # derivatives of the hidden activations that the next layer reads
     for index in range(1, len(layers)):
-        slopes = activation.tensor_derivative(run.preactivations[index - 1])
-        first = _next_features(slopes * z_first, first, has_skip(layers))
-        z_first = run.features[index] @ steps[index].mT + first @ layers[index].mT
+        h_first = activation.tensor_derivative(run.preactivations[index - 1]) * z_first
+        first = torch.cat([h_first, first], dim=-1) if has_skip(layers) else h_first
+        z_first = run.features[index] @ steps[index].mT + first @ _hidden_columns(layers, index).mT
     return z_first
 
 

@@ -354,7 +354,7 @@ def test_large_students_go_on_with_the_batch_they_were_in(
     problem, checkpoint_every_epoch, short_warm_up, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(_training, "BATCH_FLOPS", {"cpu": 0.0, "cuda": 0.0})
-    monkeypatch.setattr(_training, "MIN_BATCH", 2)
+    monkeypatch.setitem(_training.MIN_BATCH, _training.BatchedLevenberg, 2)
     with monkeypatch.context() as patch:
         fail_at_save(patch, 4)
         with pytest.raises(RuntimeError, match="the end"):

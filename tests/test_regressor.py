@@ -134,7 +134,7 @@ def test_learned_attributes(tanh_problem, fitted):
 
 def test_further_students_confirm_an_early_network(tanh_problem, monkeypatch):
     """One student ends the training; two more are pruned, and all three hold every neuron."""
-    monkeypatch.setattr(_training, "FIRST_QUESTION_EPOCH", 1)
+    monkeypatch.setitem(_training.FIRST_QUESTION_EPOCH, _training.BatchedLevenberg, 1)
     _, X, y = tanh_problem
     model = make_model(n_students=6, tol=0.0).fit(X, y)
     assert model.recovered_

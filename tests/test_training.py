@@ -137,7 +137,8 @@ def test_training_stops_when_the_best_student_is_recovered(trainer):
 
     students = trainer.train(SEEDS, (4,), max_iter=1000, tol=0.0, is_recovered=is_recovered)
     assert len(asked) == 2
-    epochs = _training.FIRST_QUESTION_EPOCH * _training.QUESTION_FACTOR
+    first = _training.FIRST_QUESTION_EPOCH[_training.BatchedLevenberg]
+    epochs = first * _training.QUESTION_FACTOR
     assert students.n_iter == epochs * _training.LEVENBERG_STEPS_PER_EPOCH
     assert asked[1] == (np.nanargmin(students.losses), np.nanmin(students.losses))
 
@@ -197,7 +198,7 @@ def test_all_students_failing_is_an_error(tanh_problem, monkeypatch):
 
 def test_large_students_are_trained_in_groups_best_first(trainer, monkeypatch):
     monkeypatch.setattr(_training, "BATCH_FLOPS", {"cpu": 0.0, "cuda": 0.0})
-    monkeypatch.setattr(_training, "MIN_BATCH", 2)
+    monkeypatch.setitem(_training.MIN_BATCH, _training.BatchedLevenberg, 2)
     students = trainer.train(SEEDS, (16,), max_iter=100, tol=1e-4)
     assert students.trained.sum() == 2
     assert students.losses[students.trained].max() < students.losses[~students.trained].min()
