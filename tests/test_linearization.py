@@ -67,7 +67,7 @@ def use_chunks(monkeypatch, task, n_chunks):
     monkeypatch.setattr(
         type(task),
         "chunks",
-        lambda self, n: [slice(i, i + step) for i in range(0, len(self.inputs), step)],
+        lambda self, *sizes: [slice(i, i + step) for i in range(0, len(self.inputs), step)],
     )
 
 
