@@ -124,7 +124,8 @@ class DampedMatrixFreeSystem:
             residual = residual - length * product
             preconditioned = self._precondition(residual)
             next_size = (residual * preconditioned).sum(dim=1)
-            direction = preconditioned + (next_size / size)[:, None] * direction
+            ratio = torch.where(active, next_size / size, 0.0)[:, None]
+            direction = preconditioned + ratio * direction
             active, size = active & (next_size > goal), next_size
         return split_parameters(step, gradient)
 
