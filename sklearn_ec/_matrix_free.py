@@ -124,7 +124,8 @@ class DampedMatrixFreeSystem:
             residual = residual - length * product
             preconditioned = self._precondition(residual)
             next_size = (residual * preconditioned).sum(dim=1)
-            direction = preconditioned + (next_size / size)[:, None] * direction
+            ratio = torch.where(active, next_size / size, 0.0)[:, None]
+            direction = preconditioned + ratio * direction
             active, size = active & (next_size > goal), next_size
         return split_parameters(step, gradient)
 
@@ -230,8 +231,12 @@ class MatrixFreeLevenberg(BatchedLevenberg):
 def suited_solver(
     task: LeastSquaresTask, layers: Layers, working_bytes: float
 ) -> type[BatchedLevenberg]:
-    """The solver that advances a network fastest within the memory."""
+    """The solver that advances a network fastest within the memory.
+
+    Where neither fits, the one that takes less.
+    """
     dense, matrix_free = BatchedLevenberg, MatrixFreeLevenberg
-    fits = dense.step_bytes(task, layers) <= working_bytes
+    enough = max(working_bytes, matrix_free.step_bytes(task, layers))
+    fits = dense.step_bytes(task, layers) <= enough
     is_fast = dense.flops(task, layers) <= DENSE_FLOPS
     return dense if fits and is_fast else matrix_free

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
+from sklearn_ec import _certificate
 from sklearn_ec._activations import get_activation
 from sklearn_ec._annealing import Annealer, Candidate
 from sklearn_ec._certificate import certify, relative_error
@@ -445,6 +446,49 @@ def test_certificate_accepts_the_planted_network():
     assert certificate.reason == ""
     assert certificate.n_equations == 400
     assert certificate.n_parameters == 16
+
+
+def test_large_networks_are_judged_by_single_neurons_first(monkeypatch):
+    network, trainer, held_out = planted("tanh")
+    whole = certify(network, trainer, held_out, EPS)
+    monkeypatch.setattr(_certificate, "MAX_DENSE_PARAMETERS", 0)
+    assert certify(network, trainer, held_out, EPS) == whole
+    assert whole.is_conclusive
+    assert whole.fits_exactly
+
+
+def open_in_one_neuron():
+    """A ReLU network, and rows on which one input varies only where its last neuron is off."""
+    network, trainer, held_out = planted("relu", n_rows=800)
+    network.layers[0][-1] = [-1.0, 0.1, 0.0, -0.3]
+    parts = []
+    for samples in (trainer.samples, held_out):
+        X = samples.X.copy()
+        X[X[:, 0] < 0.0, 2] = 0.0
+        y = network_outputs(network, X, trainer.activation)
+        parts.append(Samples(X, y, samples.sample_weight))
+    return network, Trainer(*parts, "relu", "cpu", has_skip=True), parts[1]
+
+
+@pytest.mark.parametrize("limit", [0, 1000])
+def test_weights_that_the_rows_leave_open_are_found_either_way(limit, monkeypatch):
+    monkeypatch.setattr(_certificate, "MAX_DENSE_PARAMETERS", limit)
+    certificate = certify(*open_in_one_neuron(), EPS)
+    assert not certificate.passed
+    assert certificate.fits_exactly
+    assert certificate.weight_error > 1.0
+    assert "leave the weights open" in certificate.reason
+    assert np.isnan(certificate.isolation) == (limit == 0)
+    assert certificate.is_conclusive == (limit == 0)
+
+
+def test_other_students_may_help_where_a_network_is_refused_for_other_reasons(monkeypatch):
+    monkeypatch.setattr(_certificate, "MAX_DENSE_PARAMETERS", 0)
+    network, trainer, held_out = planted("tanh")
+    for refused in (with_spare_neurons(network), with_spare_neurons(network, noise=1e-3)):
+        certificate = certify(refused, trainer, held_out, EPS)
+        assert not certificate.passed
+        assert not certificate.is_conclusive
 
 
 def test_certificate_refuses_spare_neurons():

@@ -295,20 +295,20 @@ def fail_at_save(monkeypatch, number):
     monkeypatch.setattr(_cache.FileCheckpoint, "save", save_or_fail)
 
 
-@pytest.mark.parametrize("solver", ["levenberg", "adam"])
+@pytest.mark.parametrize("solver", ["levenberg", "matrix_free", "adam"])
 @pytest.mark.parametrize("n_saved", [1, 3, 5])
 def test_a_failed_fit_goes_on_where_it_was(
     problem, groups_of_two, checkpoint_every_epoch, tmp_path, monkeypatch, solver, n_saved
 ):
     """Two groups of three epochs each; what was saved is not trained again."""
-    settings = {"solver": solver, "n_students": 4, "max_iter": 30 if solver == "levenberg" else 3}
+    settings = {"solver": solver, "n_students": 4, "max_iter": 3 if solver == "adam" else 30}
     with monkeypatch.context() as patch:
         fail_at_save(patch, n_saved)
         with pytest.raises(RuntimeError, match="the end"):
             make_model(memory=tmp_path, **settings).fit(*problem)
     assert len(list(tmp_path.rglob("*.checkpoint"))) == 1
     with monkeypatch.context() as patch:
-        net = _training.LevenbergNet if solver == "levenberg" else _training.AdamNet
+        net = _training.AdamNet if solver == "adam" else _training.LevenbergNet
         epochs = spy_on(patch, net, "train_step")
         model = make_model(memory=tmp_path, **settings).fit(*problem)
     assert len(epochs) == 6 - n_saved
@@ -446,11 +446,12 @@ def test_ctrl_c_while_networks_are_finished(problem, groups_of_two, monkeypatch)
 
 def test_a_small_working_memory_splits_the_steps(problem, groups_of_two):
     whole = make_model(n_students=2, prune=True).fit(*problem)
+    settings = {"n_students": 2, "solver": "levenberg"}
     with pytest.warns(EfficiencyWarning, match="2 students take .* trained 1 at a time"):
-        split = make_model(n_students=2, prune=True, working_memory=0.01).fit(*problem)
+        split = make_model(prune=True, working_memory=0.01, **settings).fit(*problem)
     assert_same_network(split, whole)
     with config_context(working_memory=0.01), pytest.warns(EfficiencyWarning, match="0 MiB"):
-        make_model(n_students=2).fit(*problem)
+        make_model(**settings).fit(*problem)
 
 
 def test_a_device_without_memory_takes_fewer_students_at_a_time(

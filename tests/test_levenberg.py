@@ -434,4 +434,7 @@ def test_damping_follows_the_gain_ratio():
     gain = torch.tensor([0.9, 0.4, 0.1, 0.9, np.nan, 0.9], dtype=torch.float64)
     accepted = torch.tensor([True, True, True, False, False, True])
     expected = torch.tensor([0.2, 0.6, 2.4, 2.4, 2.4, DAMPING_FLOOR], dtype=torch.float64)
-    torch.testing.assert_close(_next_damping(damping, gain, accepted), expected)
+    found = _next_damping(damping, gain, accepted, DAMPING_FLOOR)
+    torch.testing.assert_close(found, expected)
+    lower = _next_damping(damping, gain, accepted, 1e-24)
+    torch.testing.assert_close(lower[5], damping[5] / 3.0, rtol=1e-12, atol=0)

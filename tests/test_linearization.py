@@ -5,7 +5,8 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from sklearn_ec._linearization import Linearization
+from sklearn_ec._activations import ACTIVATIONS
+from sklearn_ec._linearization import Linearization, least_neuron_singular_value
 from sklearn_ec._students import layer_shapes
 from sklearn_ec._training import Trainer
 from sklearn_ec._types import Network, Samples
@@ -67,7 +68,7 @@ def use_chunks(monkeypatch, task, n_chunks):
     monkeypatch.setattr(
         type(task),
         "chunks",
-        lambda self, n: [slice(i, i + step) for i in range(0, len(self.inputs), step)],
+        lambda self, *sizes: [slice(i, i + step) for i in range(0, len(self.inputs), step)],
     )
 
 
@@ -105,6 +106,56 @@ def test_scale_of_homogeneous_neurons_is_pinned(rows, widths, seed):
     for layer in range(len(widths)):
         doubled = with_double(network, layer)
         assert Linearization(trainer.task, doubled).singular_values[-1] < 1e-12
+
+
+SMOOTH = sorted(name for name, a in ACTIVATIONS.items() if not a.homogeneous)
+
+
+@pytest.mark.parametrize("n_outputs", [1, 2])
+@pytest.mark.parametrize("widths", [(3,), (3, 2), (3, 2, 2)])
+@pytest.mark.parametrize("name", [*SMOOTH, "relu", "leaky_relu"])
+def test_least_singular_value_of_single_neurons(rows, name, widths, n_outputs):
+    """It is that of the columns of one neuron's incoming vector, and bounds that of all."""
+    trainer = trainer_of(rows, name, n_outputs)
+    network = random_network(widths, n_outputs)
+    jacobian = numerical_jacobian(trainer.task, network)
+    jacobian = jacobian * incoming_lengths(network) / np.sqrt(len(jacobian))
+    least, start = [], 0
+    for layer in network.layers:
+        for _ in layer:
+            columns = jacobian[:, start : start + layer.shape[1]]
+            least.append(np.linalg.svd(columns, compute_uv=False)[-1])
+            start += layer.shape[1]
+    found = least_neuron_singular_value(trainer.task, network)
+    assert_allclose(found, min(least), rtol=1e-4, atol=1e-9)
+    if not trainer.activation.homogeneous:
+        smallest = Linearization(trainer.task, network).singular_values[-1].item()
+        assert smallest <= found * (1.0 + 1e-9)
+
+
+def test_a_readout_alone_is_judged_by_its_own_singular_value(rows):
+    """A neuron that is switched off leaves the readout's columns alone."""
+    trainer = trainer_of(rows, "relu", 1)
+    hidden = np.array([[0.0, 0.0, 0.0, 2.0]])
+    on, off = Network((hidden, np.ones((1, 2)))), Network((-hidden, np.ones((1, 2))))
+    assert least_neuron_singular_value(trainer.task, off) == 0.0
+    assert least_neuron_singular_value(trainer.task, on) < 1e-12  # h is constant, like the bias
+
+
+def test_inputs_that_vary_where_a_neuron_is_off_leave_it_open(rows):
+    """The second neuron never sees the last input vary."""
+    X = rows.X.copy()
+    X[X[:, 0] < 0.0, 2] = 0.0
+    hidden = np.array([[0.3, 1.0, 0.2, 0.1], [-1.0, 0.1, 0.0, -0.3]])
+    network = Network((hidden, np.array([[1.0, -0.5, 0.2]])))
+    trainer = trainer_of(Samples(X, rows.y, rows.sample_weight), "relu", 1)
+    z = X @ hidden[1, :-1] + hidden[1, -1]
+    assert (X[z > 0, 2] == 0).all()
+    assert np.mean(z > 0) > 0.2
+    assert least_neuron_singular_value(trainer.task, network) < 1e-15
+    assert Linearization(trainer.task, network).singular_values[-1] < 1e-15
+    elsewhere = trainer_of(rows, "relu", 1)
+    assert least_neuron_singular_value(elsewhere.task, network) > 1e-3
 
 
 def with_double(network, layer):

@@ -6,6 +6,8 @@ import pytest
 from sklearn_ec._preprocessing import (
     HELD_OUT_SHARE,
     MAX_HELD_OUT,
+    MAX_HELD_OUT_LEVERAGE,
+    leverages,
     merge_duplicate_rows,
     split_rows,
     standardize,
@@ -222,6 +224,64 @@ def test_split_rows_is_determined_by_the_generator():
     held_out = [split_rows(samples, np.random.default_rng(seed))[1].X for seed in (6, 6, 7)]
     np.testing.assert_array_equal(held_out[0], held_out[1])
     assert not np.array_equal(held_out[0], held_out[2])
+
+
+@pytest.mark.parametrize("case", FULL_RANK)
+def test_leverages_are_the_diagonal_of_the_hat_matrix(case):
+    X = FULL_RANK[case]
+    samples, _ = standardize(X, BASE[:, :1], np.ones(100))
+    found = leverages(samples.X)
+    design = np.column_stack([samples.X, np.ones(100)])
+    hat = design @ np.linalg.pinv(design)
+    np.testing.assert_allclose(found, hat.diagonal(), rtol=1e-9)
+    np.testing.assert_allclose(found.sum(), X.shape[1] + 1, rtol=1e-12)
+    assert (found <= 1.0 + 1e-12).all()
+
+
+@pytest.mark.parametrize("case", ALL_REDUCED)
+def test_leverages_sum_to_the_rank(case):
+    X, rank = ALL_REDUCED[case]
+    samples, _ = standardize(X, *targets_and_weights(len(X)))
+    np.testing.assert_allclose(leverages(samples.X).sum(), rank + 1, rtol=1e-12)
+
+
+def with_a_pixel(n_lit):
+    """Rows of which the first few alone light a column."""
+    X = np.random.default_rng(9).normal(size=(200, 4))
+    X[:, 3] = 0.0
+    X[:n_lit, 3] = 1.0
+    return standardize(X, X[:, :1], np.ones(200))[0]
+
+
+@pytest.mark.parametrize("n_lit", [1, 2, 3])
+def test_rows_that_alone_light_a_column_stay_in_training(n_lit):
+    samples = with_a_pixel(n_lit)
+    assert (leverages(samples.X)[:n_lit] > MAX_HELD_OUT_LEVERAGE).all()
+    held_out = set()
+    for seed in range(100):
+        train, kept = split_rows(samples, np.random.default_rng(seed))
+        assert (len(train.X), len(kept.X)) == (180, 20)
+        assert set(samples.X[:n_lit, 0]) <= set(train.X[:, 0])
+        held_out |= set(kept.X[:, 0])
+    assert len(held_out) == 200 - n_lit  # every other row is held out now and then
+
+
+def test_split_rows_draws_at_random_where_no_leverage_is_high():
+    samples = Samples(BASE, BASE[:, :1], np.ones(100))
+    assert leverages(BASE).max() < MAX_HELD_OUT_LEVERAGE
+    for seed in range(20):
+        order = np.random.default_rng(seed).permutation(100)
+        train, held_out = split_rows(samples, np.random.default_rng(seed))
+        np.testing.assert_array_equal(train.X, BASE[np.sort(order[10:])])
+        np.testing.assert_array_equal(held_out.X, BASE[np.sort(order[:10])])
+
+
+@pytest.mark.parametrize("n_samples", [2, 4, 6])
+def test_some_rows_are_held_out_where_every_leverage_is_high(n_samples):
+    X = BASE[:n_samples]
+    assert (leverages(X) > MAX_HELD_OUT_LEVERAGE).all()
+    train, held_out = split_rows(Samples(X, X[:, :1], np.ones(n_samples)), np.random.default_rng(0))
+    assert (len(train.X), len(held_out.X)) == (n_samples - 1, 1)
 
 
 def test_split_of_one_row_uses_it_twice():

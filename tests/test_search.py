@@ -37,27 +37,51 @@ def make_students(widths, losses, held_out_loss=None):
 
 
 class FakeAnnealer:
-    """Certifies students of some widths; denoised students have the widths of a list."""
+    """Certifies students of some widths; denoised students have the widths of a list.
+
+    ``refused`` maps activation and widths of students to the widths of the exact networks that
+    annealing makes of them, which get no certificate.
+    """
 
     prune = True
 
-    def __init__(self, name="tanh", certified=(), events=None, n_equations=10**6, denoised=()):
+    def __init__(
+        self,
+        name="tanh",
+        certified=(),
+        events=None,
+        n_equations=10**6,
+        denoised=(),
+        refused=None,
+        is_conclusive=False,
+    ):
         self.name, self.certified = name, certified
+        self.refused, self.is_conclusive = refused or {}, is_conclusive
         self.events = [] if events is None else events
-        self.denoised = list(denoised)
+        self.denoised, self.persistent = list(denoised), []
         samples = SimpleNamespace(n_equations=n_equations)
         self.trainer = SimpleNamespace(samples=samples)
 
     def finish(self, network, persistent=True):
         self.events.append(("anneal", self.name, network.widths))
+        self.persistent.append(persistent)
+        refused = self.refused.get((self.name, network.widths))
+        if refused is not None:
+            return self._candidate(make_network(refused), passed=False, fits_exactly=True)
         return self._candidate(network, network.widths in self.certified)
 
     def denoise(self, network):
         self.events.append(("denoise", self.name, network.widths))
         return self._candidate(make_network(self.denoised.pop(0)), passed=False)
 
-    def _candidate(self, network, passed):
-        return Candidate(network, SimpleNamespace(passed=passed, is_exact=passed))
+    def _candidate(self, network, passed, fits_exactly=False):
+        certificate = SimpleNamespace(
+            passed=passed,
+            is_exact=passed,
+            is_conclusive=passed or self.is_conclusive,
+            fits_exactly=passed or fits_exactly,
+        )
+        return Candidate(network, certificate)
 
 
 class Script:
@@ -75,10 +99,12 @@ class Script:
         at_floor=False,
         n_students=20,
         n_equations=10**6,
+        refused=None,
     ):
         self.losses, self.at_floor, self.events = losses, at_floor, []
         annealers = {
-            name: FakeAnnealer(name, certified, self.events, n_equations) for name in activations
+            name: FakeAnnealer(name, certified, self.events, n_equations, refused=refused)
+            for name in activations
         }
         self.search = Search(annealers, self._train, lambda shape: 10 * sum(shape), n_students)
 
@@ -93,6 +119,10 @@ class Script:
         """Shapes, or activations and shapes, in the order in which they were probed."""
         probed = [e[1:3] for e in self.events if e[0] == "train" and e[4] == PROBE_STEPS]
         return probed if len(self.search.annealers) > 1 else [widths for _, widths in probed]
+
+    @property
+    def trained_to_the_end(self):
+        return [e[1:4] for e in self.events if e[0] == "train" and e[4] is None]
 
     @property
     def annealed(self):
@@ -279,11 +309,75 @@ def test_activations_of_given_widths_race(certified):
     assert len(script.annealed) == (1 if certified else 3)
 
 
+# Exact networks that get no certificate
+
+PAIR_LOSSES = {("relu", (8,)): 1e-12, ("leaky_relu", (8,)): 1e-4}
+PAIR = ("tanh", "relu", "leaky_relu")
+
+
+def test_paired_neurons_are_trained_where_an_exact_network_is_refused():
+    """Twelve ReLU neurons may be six leaky ones, which the probes did not show."""
+    script = Script(PAIR_LOSSES, PAIR, refused={("relu", (8,)): (12,)})
+    script.search.run()
+    assert script.events[:5] == [
+        ("train", "tanh", (8,), N_PROBES, PROBE_STEPS),
+        ("train", "relu", (8,), N_PROBES, PROBE_STEPS),
+        ("train", "leaky_relu", (8,), N_PROBES, PROBE_STEPS),
+        ("anneal", "relu", (8,)),
+        ("train", "leaky_relu", (8,), 15, None),
+    ]
+    assert script.trained_to_the_end.count(("leaky_relu", (8,), 15)) == 1
+
+
+def test_the_certificate_of_paired_neurons_ends_the_search():
+    script = Script(PAIR_LOSSES, PAIR, refused={("relu", (8,)): (12,)})
+    train = script.search.train
+
+    def train_and_certify(annealer, widths, *numbers):
+        ensemble = train(annealer, widths, *numbers)
+        if annealer.name == "leaky_relu" and len(numbers) == 1:
+            ensemble.certified[0] = annealer._candidate(make_network((6,)), passed=True)
+        return ensemble
+
+    script.search.train = train_and_certify
+    trial = script.search.run()
+    assert (trial.activation, trial.certified) == ("leaky_relu", True)
+    assert list(trial.ensemble.certified) == [N_PROBES]  # the first one behind the probes
+    assert {widths for _, widths in script.probed} == {(8,)}
+
+
+@pytest.mark.parametrize(
+    ("activations", "certified", "refused"),
+    [
+        (PAIR, [(8,)], {}),  # certified
+        (PAIR, [], {}),  # not exact
+        (("tanh", "relu"), [], {("relu", (8,)): (12,)}),  # leaky ReLU is not in question
+        (("relu",), [], {("relu", (8,)): (12,)}),
+    ],
+)
+def test_paired_neurons_are_not_trained_elsewhere(activations, certified, refused):
+    script = Script(PAIR_LOSSES, activations, certified, refused=refused)
+    script.search.run()
+    assert "leaky_relu" not in [name for name, *_ in script.trained_to_the_end]
+
+
+def test_the_smallest_exact_network_is_the_most_parsimonious():
+    losses = {("relu", (8,)): 1e-14, ("tanh", (8,)): 1e-12, ("g", (8,)): 1e-16}
+    refused = {("relu", (8,)): (7,), ("tanh", (8,)): (5,)}
+    script = Script(losses, ("g", "relu", "tanh"), refused=refused)
+    trial = script.search.run_given((8,))
+    assert trial.activation == "tanh"
+    sizes = {t.activation: t.exact_size for t in script.search.trials}
+    small, large = (make_network(widths).n_parameters for widths in ((5,), (7,)))
+    assert sizes == {"g": None, "relu": large, "tanh": small}
+    assert script.trained_to_the_end == [("tanh", (8,), 15)]
+
+
 # What becomes of students once training is over
 
 
-def settle(losses, certified=(), denoised=(), prune=True, widths=(8,)):
-    annealer = FakeAnnealer(certified=certified, denoised=denoised)
+def settle(losses, certified=(), denoised=(), prune=True, widths=(8,), is_conclusive=False):
+    annealer = FakeAnnealer(certified=certified, denoised=denoised, is_conclusive=is_conclusive)
     annealer.prune = prune
     ensemble = Ensemble(make_students(widths, losses), TOL)
     ensemble.settle(annealer)
@@ -325,6 +419,26 @@ def test_exact_students_are_never_denoised():
     assert settle([1e-21, 1e-5, 1e-4])[1] == ["anneal"] * 3
 
 
+def test_an_exact_network_of_which_the_rows_leave_neurons_open_is_confirmed():
+    """Two more students are annealed to vote, whatever they give; none is annealed again."""
+    losses = [1e-21, 1e-5, 1e-4, 1e-4]
+    ensemble, events = settle(losses, is_conclusive=True)
+    assert events == ["anneal"] * 3
+    assert list(ensemble.conclusive) == list(ensemble.annealed) == list(ensemble.voters())
+    assert ensemble.width_agreement(make_network((8,))) == (3, 3)
+    ensemble.settled = False
+    annealer = FakeAnnealer()
+    ensemble.settle(annealer)
+    assert not annealer.events
+
+
+@pytest.mark.parametrize(("is_conclusive", "persistent"), [(False, [True] * 3), (True, [True])])
+def test_annealing_persists_up_to_a_conclusive_network(is_conclusive, persistent):
+    annealer = FakeAnnealer(is_conclusive=is_conclusive)
+    Ensemble(make_students((8,), [1e-21, 1e-5, 1e-4]), TOL).settle(annealer)
+    assert [p for p in annealer.persistent if p] == persistent
+
+
 def test_nothing_is_pruned_where_it_is_not_wanted():
     ensemble, events = settle([1e-4] * 5, prune=False)
     assert not events
@@ -340,3 +454,14 @@ def test_joined_students_keep_their_certificates():
     both = first.joined(second)
     assert list(both.certified) == [1, 2]
     assert both.students.losses.tolist() == [1.0, 1e-5, 1e-6, 1.0]
+
+
+def test_joined_students_keep_the_networks_that_were_refused():
+    ensembles = [Ensemble(make_students((8,), losses), TOL) for losses in ([1, 1e-5], [1e-6, 1])]
+    for ensemble, widths in zip(ensembles, [(3,), (4,)], strict=True):
+        ensemble.anneal_first(FakeAnnealer(refused={("tanh", (8,)): widths}))
+    both = ensembles[0].joined(ensembles[1])
+    widths = {student: c.network.widths for student, c in both.annealed.items()}
+    assert widths == {1: (3,), 2: (4,)}
+    assert not both.certified
+    assert not both.conclusive
