@@ -48,13 +48,17 @@ DENSE_FLOPS = 1e11
 
 @dataclass(frozen=True)
 class MatrixFreeEquations:
-    """``Jᵀr`` of a batch of networks, and products with their ``JᵀJ``."""
+    """``Jᵀr`` of a batch of networks, and products with the parts of their ``JᵀJ``.
+
+    The hidden layers come first, the readout last.
+    """
 
     task: LeastSquaresTask
     layers: Layers
     run: ForwardPass
     gradient: Layers
-    blocks: Layers  # as of :func:`diagonal_blocks`
+    readout_gram: Tensor  # (batch, n_features, n_features), the same for every output
+    blocks: Layers  # of the hidden layers, as of :func:`diagonal_blocks`
 
     @classmethod
     def assemble(
@@ -63,7 +67,9 @@ class MatrixFreeEquations:
         run = forward(layers, task.inputs, task.activation)
         residuals = (run.outputs - task.targets) * task.sqrt_weight.square()
         gradient = pull_back(layers, run, task.activation, residuals / task.n_equations)
-        return cls(task, layers, run, gradient, blocks)
+        features = run.features[-1] * task.sqrt_weight
+        readout_gram = features.mT @ features / task.n_equations
+        return cls(task, layers, run, gradient, readout_gram, blocks)
 
     def take(self, index: Tensor) -> MatrixFreeEquations:
         if len(index) == len(self.layers[0]):
@@ -73,41 +79,82 @@ class MatrixFreeEquations:
             tuple(layer[index] for layer in self.layers),
             self.run.take(index),
             tuple(part[index] for part in self.gradient),
+            self.readout_gram[index],
             tuple(block[index] for block in self.blocks),
         )
 
     def damped(self, damping: Tensor) -> DampedMatrixFreeSystem:
-        """Invert the blocks of ``JᵀJ + λI``."""
-        inverses, succeeded = [], torch.ones_like(damping, dtype=torch.bool)
+        """Invert the blocks of ``JᵀJ + λI`` and factorize that of the readout."""
+        readout_factor, succeeded = _damped_factor(self.readout_gram[:, None], damping)
+        inverses = []
         for block in self.blocks:
-            matrix = block.clone()
-            diagonal = matrix.diagonal(dim1=2, dim2=3)
-            least = BLOCK_RCOND * diagonal.amax(dim=2, keepdim=True)
-            diagonal.add_(torch.maximum(damping[:, None, None], least))
-            factor, info = torch.linalg.cholesky_ex(matrix)
+            factor, is_positive = _damped_factor(block, damping)
             inverses.append(torch.cholesky_inverse(factor))
-            succeeded = succeeded & (info == 0).all(dim=1)
-        return DampedMatrixFreeSystem(self, damping, tuple(inverses), succeeded)
+            succeeded = succeeded & is_positive
+        return DampedMatrixFreeSystem(
+            self, damping, tuple(inverses), readout_factor[:, 0], succeeded
+        )
 
-    def product(self, direction: Layers) -> Layers:
-        """``JᵀJ`` times a direction."""
-        activation, weight = self.task.activation, self.task.sqrt_weight.square()
-        change = tangent(self.layers, self.run, activation, direction) * weight
-        return pull_back(self.layers, self.run, activation, change / self.task.n_equations)
+    def hidden_change(self, direction: Layers) -> Tensor:
+        """Weighted change of the outputs along a direction of the hidden layers."""
+        change = tangent(self.layers, self.run, self.task.activation, direction)
+        return change * self._weight
+
+    def readout_change(self, direction: Tensor) -> Tensor:
+        """Weighted change of the outputs along a direction of the readout."""
+        return (self.run.features[-1] @ direction.mT) * self._weight
+
+    def hidden_gradient(self, change: Tensor) -> Layers:
+        """``Jᵀ`` times a weighted change, for the hidden layers."""
+        n_hidden = len(self.layers) - 1
+        return pull_back(self.layers, self.run, self.task.activation, change, n_hidden)
+
+    def readout_gradient(self, change: Tensor) -> Tensor:
+        """``Jᵀ`` times a weighted change, for the readout."""
+        return change.mT @ self.run.features[-1]
+
+    @property
+    def _weight(self) -> Tensor:
+        return self.task.sqrt_weight.square() / self.task.n_equations
+
+
+def _damped_factor(blocks: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
+    """Cholesky factors of damped blocks (lower triangles), and whether those of a network exist."""
+    matrix = blocks.clone()
+    diagonal = matrix.diagonal(dim1=2, dim2=3)
+    least = BLOCK_RCOND * diagonal.amax(dim=2, keepdim=True)
+    diagonal.add_(torch.maximum(damping[:, None, None], least))
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    return factor, (info == 0).all(dim=1)
 
 
 @dataclass(frozen=True)
 class DampedMatrixFreeSystem:
-    """``JᵀJ + λI`` of a batch of networks and the inverses of its diagonal blocks."""
+    """``JᵀJ + λI`` of a batch of networks, with the readout eliminated.
+
+    What is left for the hidden layers, the Schur complement, costs no more to multiply with than
+    ``JᵀJ``: the change of the outputs is rid of what the readout can undo on its way back.
+    """
 
     equations: MatrixFreeEquations
     damping: Tensor  # (batch,)
-    inverses: Layers  # of the damped blocks
+    inverses: Layers  # of the damped blocks of the hidden layers
+    readout_factor: Tensor  # (batch, n_features, n_features)
     succeeded: Tensor  # (batch,), False where a block is not positive definite
 
     def step(self, gradient: Layers) -> Layers:
-        """``−(JᵀJ + λI)⁻¹`` times a gradient, by conjugate gradients."""
-        residual = -_flat(gradient)
+        """``−(JᵀJ + λI)⁻¹`` times a gradient."""
+        equations = self.equations
+        *hidden_gradient, readout_gradient = gradient
+        alone = self._solve_readout(readout_gradient)
+        carried = equations.hidden_gradient(equations.readout_change(alone))
+        step = self._solve_hidden(_flat(carried) - _flat(tuple(hidden_gradient)))
+        hidden_step = split_parameters(step, equations.layers[:-1])
+        undone = equations.readout_gradient(equations.hidden_change(hidden_step))
+        return *hidden_step, -self._solve_readout(readout_gradient + undone)
+
+    def _solve_hidden(self, residual: Tensor) -> Tensor:
+        """Preconditioned conjugate gradients with the Schur complement."""
         step = torch.zeros_like(residual)
         direction = preconditioned = self._precondition(residual)
         size = (residual * preconditioned).sum(dim=1)
@@ -127,19 +174,24 @@ class DampedMatrixFreeSystem:
             ratio = torch.where(active, next_size / size, 0.0)[:, None]
             direction = preconditioned + ratio * direction
             active, size = active & (next_size > goal), next_size
-        return split_parameters(step, gradient)
+        return step
 
     def _product(self, direction: Tensor) -> Tensor:
-        parts = split_parameters(direction, self.equations.layers)
-        return _flat(self.equations.product(parts)) + self.damping[:, None] * direction
+        """The Schur complement of the readout times a direction of the hidden layers."""
+        equations = self.equations
+        change = equations.hidden_change(split_parameters(direction, equations.layers[:-1]))
+        undoing = self._solve_readout(equations.readout_gradient(change))
+        change = change - equations.readout_change(undoing)
+        product = _flat(equations.hidden_gradient(change))
+        return product + self.damping[:, None] * direction
+
+    def _solve_readout(self, gradient: Tensor) -> Tensor:
+        return torch.cholesky_solve(gradient.mT, self.readout_factor).mT
 
     def _precondition(self, residual: Tensor) -> Tensor:
-        parts = split_parameters(residual, self.equations.layers)
-        *inverses, shared = self.inverses
-        *hidden, readout = parts
-        pairs = zip(inverses, hidden, strict=True)
-        solved = [(inverse @ part[..., None])[..., 0] for inverse, part in pairs]
-        return _flat((*solved, readout @ shared[:, 0]))
+        parts = split_parameters(residual, self.equations.layers[:-1])
+        pairs = zip(self.inverses, parts, strict=True)
+        return _flat(tuple((inverse @ part[..., None])[..., 0] for inverse, part in pairs))
 
 
 def _flat(parts: Layers) -> Tensor:
@@ -147,18 +199,16 @@ def _flat(parts: Layers) -> Tensor:
 
 
 def diagonal_blocks(task: LeastSquaresTask, layers: Layers) -> Layers:
-    """The blocks of ``JᵀJ`` of every neuron's incoming vector (lower triangles).
+    """The blocks of ``JᵀJ`` of every hidden neuron's incoming vector (lower triangles).
 
-    Shape (batch, fan_out, n_features, n_features) for each layer. All outputs share their block,
-    which is there once.
+    Shape (batch, fan_out, n_features, n_features) for each hidden layer.
     """
-    owners = (*layers[:-1], layers[-1][:, :1])
-    blocks = tuple(owner.new_zeros(*owner.shape, owner.shape[2]) for owner in owners)
+    blocks = tuple(layer.new_zeros(*layer.shape, layer.shape[2]) for layer in layers[:-1])
     n_neurons = sum(layer.shape[0] * layer.shape[1] for layer in layers)
     for rows in task.chunks(task.targets.shape[1] * n_neurons):
         run = forward(layers, task.inputs[rows], task.activation)
-        found = sensitivities(layers, run, task.activation)
-        for block, sensitivity, features in zip(blocks, found, run.features, strict=True):
+        *found, _ = sensitivities(layers, run, task.activation)
+        for block, sensitivity, features in zip(blocks, found, run.features[:-1], strict=True):
             scales = sensitivity * task.sqrt_weight[rows]
             _add_grams(block, scales, features.expand(len(block), -1, -1))
     return tuple(block.div_(task.n_equations) for block in blocks)

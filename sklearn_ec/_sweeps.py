@@ -109,7 +109,8 @@ def gradients(
 def tangent(layers: Layers, run: ForwardPass, activation: Activation, steps: Layers) -> Tensor:
     """First derivative of the outputs along a step, shape (batch, n_rows, n_outputs).
 
-    All networks read the inputs in one matrix product: twice as fast as one product for each.
+    The step of the readout may be left out. All networks read the inputs in one matrix product:
+    twice as fast as one product for each.
     """
     z_first = (run.features[0] @ steps[0].flatten(end_dim=1).mT).unflatten(1, steps[0].shape[:2])
     z_first = z_first.transpose(0, 1)
@@ -117,18 +118,24 @@ def tangent(layers: Layers, run: ForwardPass, activation: Activation, steps: Lay
     for index in range(1, len(layers)):
         h_first = activation.tensor_derivative(run.preactivations[index - 1]) * z_first
         first = torch.cat([h_first, first], dim=-1) if has_skip(layers) else h_first
-        z_first = run.features[index] @ steps[index].mT + first @ _hidden_columns(layers, index).mT
+        z_first = first @ _hidden_columns(layers, index).mT
+        if index < len(steps):
+            z_first = z_first + run.features[index] @ steps[index].mT
     return z_first
 
 
 def pull_back(
-    layers: Layers, run: ForwardPass, activation: Activation, cotangents: Tensor
+    layers: Layers,
+    run: ForwardPass,
+    activation: Activation,
+    cotangents: Tensor,
+    n_layers: int | None = None,
 ) -> Layers:
-    """The same as :func:`gradients`, with one product of all networks with the inputs."""
-    lowest, *found = backpropagate(layers, run, activation, cotangents[:, None])
+    """The same as :func:`gradients` of the first layers, with one product for the inputs."""
+    lowest, *found = backpropagate(layers, run, activation, cotangents[:, None])[:n_layers]
     stacked = lowest[:, 0].mT.contiguous().flatten(end_dim=1)
     first = (stacked @ run.features[0]).view_as(layers[0])
-    pairs = zip(found, run.features[1:], strict=True)
+    pairs = zip(found, run.features[1:])  # noqa: B905, layers above are left out
     return first, *(cotangent[:, 0].mT @ features for cotangent, features in pairs)
 
 

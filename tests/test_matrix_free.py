@@ -117,7 +117,10 @@ def test_products_and_gradients_are_those_of_the_normal_equations(
     layers = random_batch(rng, 3, widths, n_outputs=n_outputs, has_skip=has_skip)
     direction = random_batch(rng, 3, widths, n_outputs=n_outputs, has_skip=has_skip)
     equations = equations_of(task, layers)
-    product = rowwise(equations.product(direction))
+    *hidden, readout = direction
+    change = equations.hidden_change(tuple(hidden)) + equations.readout_change(readout)
+    parts = (*equations.hidden_gradient(change), equations.readout_gradient(change))
+    product = rowwise(parts)
     expected = task.normal_equations(layers).gradient
     assert_close_layers(equations.gradient, expected, rtol=1e-12, atol=1e-13)
     for i in range(3):
@@ -141,9 +144,10 @@ def test_blocks_are_the_diagonal_blocks_of_the_normal_equations(
     assert len(task.chunks(10)) == (1 if chunk_elements is None else 3)
     layers = random_batch(rng, 2, widths, n_inputs, n_outputs, has_skip)
     blocks = diagonal_blocks(task, layers)
+    readout = MatrixFreeEquations.assemble(task, layers, blocks).readout_gram[:, None]
     for i in range(2):
         matrix, start = dense_system(task, alone(layers, i))[0], 0
-        for layer, block in zip(layers, blocks, strict=True):
+        for layer, block in zip(layers, (*blocks, readout), strict=True):
             is_readout = layer is layers[-1]  # all outputs share their block
             fan_out, n_features = layer.shape[1:]
             assert block.shape == (2, 1 if is_readout else fan_out, n_features, n_features)
@@ -213,9 +217,12 @@ def test_solves_end_at_the_relative_residual():
     equations = equations_of(task, layers)
     damping = torch.full((3,), 1e-4, dtype=torch.float64)
     system = equations.damped(damping)
-    step = torch.from_numpy(rowwise(system.step(equations.gradient)))
-    gradient = torch.from_numpy(rowwise(equations.gradient))
-    residual = gradient + system._product(step)
+    *hidden_step, _ = system.step(equations.gradient)
+    *hidden_gradient, readout_gradient = equations.gradient
+    alone = system._solve_readout(readout_gradient)
+    carried = equations.hidden_gradient(equations.readout_change(alone))
+    gradient = torch.from_numpy(rowwise(hidden_gradient) - rowwise(carried))
+    residual = gradient + system._product(torch.from_numpy(rowwise(hidden_step)))
     sizes = [(r * system._precondition(r)).sum(dim=1) for r in (residual, gradient)]
     assert (sizes[0] <= _matrix_free.RELATIVE_RESIDUAL**2 * sizes[1]).all()
 
@@ -227,11 +234,11 @@ def test_the_preconditioner_solves_the_damped_diagonal_blocks(widths):
     layers = random_batch(rng, 1, widths, n_outputs=2)
     equations = equations_of(task, layers)
     damping = torch.full((1,), 1e-3, dtype=torch.float64)
-    right = torch.from_numpy(rowwise(equations.gradient))
+    right = torch.from_numpy(rowwise(equations.gradient[:-1]))
     found = equations.damped(damping)._precondition(right)[0].numpy()
-    sizes = [layer.shape[2] for layer in layers for _ in range(layer.shape[1])]
+    sizes = [layer.shape[2] for layer in layers[:-1] for _ in range(layer.shape[1])]
     owners = np.repeat(np.arange(len(sizes)), sizes)
-    matrix = dense_system(task, layers)[0]
+    matrix = dense_system(task, layers)[0][: len(owners), : len(owners)]
     matrix = matrix * (owners[:, None] == owners) + 1e-3 * np.eye(len(matrix))
     assert_close(found, np.linalg.solve(matrix, right[0].numpy()), 1e-11)
 
@@ -255,7 +262,7 @@ def test_failed_blocks_are_reported_and_leave_the_others_alone(widths):
     task, layers = random_task(rng, "tanh"), random_batch(rng, 4, widths)
     layers[0][2, 0, 0] = np.nan
     blocks = diagonal_blocks(task, layers)
-    blocks[1][1, 0] = -torch.eye(blocks[1].shape[2], dtype=torch.float64)
+    blocks[-1][1, 0] = -torch.eye(blocks[-1].shape[2], dtype=torch.float64)
     equations = MatrixFreeEquations.assemble(task, layers, blocks)
     damping = torch.tensor([1e-2, 1e-2, 1e-2, 1e-3], dtype=torch.float64)
     system = equations.damped(damping)
