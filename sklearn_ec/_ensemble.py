@@ -103,10 +103,10 @@ class Ensemble:
 
     def _confirm(self, annealer: Annealer) -> None:
         """Where one student gave the network and few converged, anneal more of them to vote."""
-        voters = self.voters()
-        others = [int(student) for student in self.students.by_loss() if student not in voters]
+        voters, losses = self.voters(), self.students.losses
+        others = [int(student) for student in np.argsort(losses) if student not in voters]
         for student in others[: max(0, MIN_VOTERS - len(voters))]:
-            if self.students.losses[student] < ANNEALING_LOSS:
+            if losses[student] < ANNEALING_LOSS:
                 self._anneal(student, annealer, persistent=False)
 
     def _anneal_best(self, annealer: Annealer) -> None:
