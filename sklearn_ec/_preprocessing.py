@@ -10,9 +10,9 @@ from ._types import Network, Samples
 
 HELD_OUT_SHARE = 0.1
 MAX_HELD_OUT = 1000
-# Rows of a higher leverage stay in the training rows, where hardly another row tells as much about
-# some direction: a pixel that is lit in few images.
-MAX_HELD_OUT_LEVERAGE = 0.2
+# Above this leverage hardly another row tells as much about some direction, such as a pixel that is
+# lit in few images. These rows are never held out.
+HIGH_LEVERAGE = 0.2
 # Largest entry of a column of X in units of its scale. A pixel that is lit in one row of thousands
 # is many standard deviations away from its mean: there every random neuron would be saturated.
 MAX_DEVIATION = 6.0
@@ -141,7 +141,7 @@ def split_rows(samples: Samples, rng: np.random.Generator) -> tuple[Samples, Sam
     n_samples = len(samples.X)
     n_held_out = min(MAX_HELD_OUT, max(1, round(HELD_OUT_SHARE * n_samples)))
     order = rng.permutation(n_samples)
-    order = order[np.argsort(leverages(samples.X)[order] > MAX_HELD_OUT_LEVERAGE, kind="stable")]
+    order = order[np.argsort(leverages(samples.X)[order] > HIGH_LEVERAGE, kind="stable")]
     train = np.sort(order[n_held_out:]) if n_samples > 1 else order
     return samples.take(train), samples.take(np.sort(order[:n_held_out]))
 

@@ -33,7 +33,7 @@ from ._preprocessing import prepare
 from ._progress import CallbackSupportMixin, Stage, begin_fit, end_fit, print_network
 from ._reconstruction import canonical_form
 from ._search import Search, Trial
-from ._students import layer_shapes
+from ._students import has_skip_terms, layer_shapes
 from ._summary import summary_text
 from ._training import Trainer
 
@@ -707,7 +707,7 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
             problem.held_out,
             activation,
             self.device,
-            has_skip=get_activation(activation).has_linear_flip,
+            has_skip=has_skip_terms(get_activation(activation), problem.train),
             working_memory=self.working_memory,
             solver=self.solver,
         )

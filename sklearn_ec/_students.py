@@ -7,6 +7,19 @@ from torch import Tensor, nn
 
 from ._activations import Activation
 from ._sweeps import Layers, forward
+from ._types import Samples
+
+# Networks of more inputs have no skip terms.
+MAX_SKIP_INPUTS = 100
+
+
+def has_skip_terms(activation: Activation, samples: Samples) -> bool:
+    """Whether students read the inputs linearly, too, to leave the signs of neurons open.
+
+    With many inputs it is the linear map that tells the neurons apart which are active nearly
+    everywhere: skip terms would absorb it.
+    """
+    return activation.has_linear_flip and samples.X.shape[1] <= MAX_SKIP_INPUTS
 
 
 class StackedStudents(nn.Module):

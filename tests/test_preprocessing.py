@@ -6,7 +6,7 @@ import pytest
 from sklearn_ec._preprocessing import (
     HELD_OUT_SHARE,
     MAX_HELD_OUT,
-    MAX_HELD_OUT_LEVERAGE,
+    HIGH_LEVERAGE,
     leverages,
     merge_duplicate_rows,
     split_rows,
@@ -256,7 +256,7 @@ def with_a_pixel(n_lit):
 @pytest.mark.parametrize("n_lit", [1, 2, 3])
 def test_rows_that_alone_light_a_column_stay_in_training(n_lit):
     samples = with_a_pixel(n_lit)
-    assert (leverages(samples.X)[:n_lit] > MAX_HELD_OUT_LEVERAGE).all()
+    assert (leverages(samples.X)[:n_lit] > HIGH_LEVERAGE).all()
     held_out = set()
     for seed in range(100):
         train, kept = split_rows(samples, np.random.default_rng(seed))
@@ -268,7 +268,7 @@ def test_rows_that_alone_light_a_column_stay_in_training(n_lit):
 
 def test_split_rows_draws_at_random_where_no_leverage_is_high():
     samples = Samples(BASE, BASE[:, :1], np.ones(100))
-    assert leverages(BASE).max() < MAX_HELD_OUT_LEVERAGE
+    assert leverages(BASE).max() < HIGH_LEVERAGE
     for seed in range(20):
         order = np.random.default_rng(seed).permutation(100)
         train, held_out = split_rows(samples, np.random.default_rng(seed))
@@ -279,7 +279,7 @@ def test_split_rows_draws_at_random_where_no_leverage_is_high():
 @pytest.mark.parametrize("n_samples", [2, 4, 6])
 def test_some_rows_are_held_out_where_every_leverage_is_high(n_samples):
     X = BASE[:n_samples]
-    assert (leverages(X) > MAX_HELD_OUT_LEVERAGE).all()
+    assert (leverages(X) > HIGH_LEVERAGE).all()
     train, held_out = split_rows(Samples(X, X[:, :1], np.ones(n_samples)), np.random.default_rng(0))
     assert (len(train.X), len(held_out.X)) == (n_samples - 1, 1)
 
