@@ -20,6 +20,7 @@ from ._pruning import (
     NoiseCap,
     prune,
     regrow,
+    unstick,
 )
 from ._reconstruction import linear_pairs, resolve_signs, solve_readout, with_skip
 from ._training import Trainer
@@ -90,10 +91,15 @@ class Annealer:
         is_large = self.prune and self.trainer.is_matrix_free(network)
         enough = FIRST_POLISH_LOSS if is_large else 0.0
         network, loss = self.trainer.polish(network, n_steps, enough=enough)
+        if is_large and loss > FIRST_POLISH_LOSS:
+            settled = self.trainer.settled(network)
+            network, loss = self.trainer.polish(settled, n_steps, enough=enough)
         if self.prune and loss < ANNEALING_LOSS:
             network, loss = prune(network, loss, self.trainer)
             if persistent and len(network.widths) > 1:
                 network, loss = regrow(network, loss, self.trainer)
+            elif persistent and is_large:
+                network, loss = unstick(network, loss, self.trainer)
         network, loss = self._without_skip(network, loss, ExactCap(loss))
         if loss < REFINEMENT_LOSS:
             network, loss = self.trainer.refine(network, loss)

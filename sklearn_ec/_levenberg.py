@@ -391,6 +391,7 @@ class BatchedLevenberg:
     """
 
     damping_floor = DAMPING_FLOOR
+    rounding_loss = ROUNDING_LOSS
 
     def __init__(
         self,
@@ -524,7 +525,7 @@ class BatchedLevenberg:
     def _mark_finished(self, active: Tensor, before: Tensor) -> None:
         losses, damping = self.losses[active], self.damping[active]
         slow = (losses > 0.5 * before) & (damping < ROUNDING_DAMPING)
-        at_rounding = (losses < ROUNDING_LOSS) & (slow | (losses == before))
+        at_rounding = (losses < self.rounding_loss) & (slow | (losses == before))
         stuck = damping > DAMPING_CEILING
         self.finished[active] = (losses <= self.tol) | at_rounding | stuck
 

@@ -229,7 +229,9 @@ def _add_grams(blocks: Tensor, scales: Tensor, features: Tensor) -> None:
 class MatrixFreeLevenberg(BatchedLevenberg):
     """Levenberg without ``JᵀJ``: inexact steps by conjugate gradients."""
 
-    damping_floor = 1e-24  # products lose less than JᵀJ itself, which ends at 1e-16
+    # Products lose less than JᵀJ itself.
+    damping_floor = 1e-24
+    rounding_loss = 1e-28
 
     def __init__(
         self,

@@ -211,6 +211,22 @@ def regrow(network: Network, loss: float, trainer: Trainer) -> tuple[Network, fl
     return network, loss
 
 
+def unstick(network: Network, loss: float, trainer: Trainer) -> tuple[Network, float]:
+    """Lead a pruned large network out of a corner: settle it, polish, prune again.
+
+    It goes on while it halves the loss.
+    """
+    for _ in range(MAX_REGROWTHS):
+        if loss < REGROWTH_GOAL:
+            break
+        settled = trainer.polish(trainer.settled(network), REGROWTH_STEPS)
+        pruned = prune(*settled, trainer)
+        if pruned[1] > REGROWTH_PROGRESS * loss:
+            break
+        network, loss = pruned
+    return network, loss
+
+
 def with_random_neurons(network: Network, rng: np.random.Generator) -> Network:
     """The same function with half as many neurons more in every hidden layer.
 

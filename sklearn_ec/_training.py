@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -596,29 +597,35 @@ class Trainer:
         module = module.float()
         completed = self._adam(module, self.task.float(), seeds, n_epochs)
         module = module.double()
-        return (self._settled(module) if is_large else module), completed
+        return (self._settled_students(module) if is_large else module), completed
 
-    def _settled(self, module: StackedStudents) -> StackedStudents:
-        """The same students with less weight along directions that few rows tell about.
+    def _settled_students(self, module: StackedStudents) -> StackedStudents:
+        n_students = len(module.weights[0])
+        networks = [self.settled(_to_network(module.weights, i)) for i in range(n_students)]
+        layers = zip(*(network.layers for network in networks), strict=True)
+        tensors = tuple(torch.from_numpy(np.stack(layer)).to(self.device) for layer in layers)
+        return StackedStudents(tensors, self.activation)
+
+    def settled(self, network: Network) -> Network:
+        """A network with less weight along directions that few rows tell about.
 
         Adam walks at random there: its steps have the same length however small the gradient. A
         ReLU neuron that it switches off in the only images in which a pixel is lit never comes
         back: 784-8-10 students of the right neurons stop at 2e-4, and reach 3e-30 from here.
         """
+        first, *others = network.layers[:-1]
+        own = network.columns(0, 0)
+        weights = first[:, own] @ self._shrinkage
+        hidden = [np.column_stack([weights, first[:, -1]]), *others]
+        return solve_readout(hidden, self.samples, self.activation, network.has_skip)
+
+    @cached_property
+    def _shrinkage(self) -> np.ndarray:
+        """The matrix ``C(C + ε)⁻¹`` with the covariance ``C`` of the rows of low leverage."""
         X = self.samples.X
         common = X[leverages(X) <= HIGH_LEVERAGE]
         covariance = common.T @ common / max(len(common), 1)
-        shrinkage = covariance + SHRINKAGE * np.eye(len(covariance))
-        networks = []
-        for index in range(len(module.weights[0])):
-            first, *others, _ = _to_network(module.weights, index).layers
-            weights = np.linalg.solve(shrinkage, covariance @ first[:, :-1].T).T
-            hidden = [np.column_stack([weights, first[:, -1]]), *others]
-            has_skip = module.weights[-1].shape[2] > module.weights[-2].shape[1] + 1
-            networks.append(solve_readout(hidden, self.samples, self.activation, has_skip))
-        layers = zip(*(network.layers for network in networks), strict=True)
-        tensors = tuple(torch.from_numpy(np.stack(layer)).to(self.device) for layer in layers)
-        return StackedStudents(tensors, self.activation)
+        return np.linalg.solve(covariance + SHRINKAGE * np.eye(len(covariance)), covariance)
 
     def _initial_students(self, seeds: np.ndarray, widths: tuple[int, ...]) -> StackedStudents:
         n_inputs, n_outputs = self.samples.X.shape[1], self.samples.y.shape[1]

@@ -5,8 +5,8 @@ import pytest
 
 from sklearn_ec._preprocessing import (
     HELD_OUT_SHARE,
-    MAX_HELD_OUT,
     HIGH_LEVERAGE,
+    MAX_HELD_OUT,
     leverages,
     merge_duplicate_rows,
     split_rows,
