@@ -231,7 +231,7 @@ class MatrixFreeLevenberg(BatchedLevenberg):
 
     # Products lose less than JᵀJ itself.
     damping_floor = 1e-24
-    rounding_loss = 1e-28
+    rounding_loss = 1e-26
 
     def __init__(
         self,

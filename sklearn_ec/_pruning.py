@@ -42,6 +42,8 @@ REGROWTH_STEPS = 300
 # Growing is given up when it leaves more than this share of the loss, or once the loss is this low.
 REGROWTH_PROGRESS = 0.5
 REGROWTH_GOAL = 1e-18
+# Variances below which settling takes weight away, one attempt after the other.
+SETTLING = (1e-3, 1e-2, 1e-1)
 # Singular values of a layer's features below this share of the largest count as zero.
 FEATURE_RCOND = 1e-14
 TINY = np.finfo(np.float64).tiny
@@ -212,18 +214,13 @@ def regrow(network: Network, loss: float, trainer: Trainer) -> tuple[Network, fl
 
 
 def unstick(network: Network, loss: float, trainer: Trainer) -> tuple[Network, float]:
-    """Lead a pruned large network out of a corner: settle it, polish, prune again.
-
-    It goes on while it halves the loss.
-    """
-    for _ in range(MAX_REGROWTHS):
+    """Lead a pruned large network out of a corner: settle it more and more, polish, prune again."""
+    for shrinkage in SETTLING:
         if loss < REGROWTH_GOAL:
             break
-        settled = trainer.polish(trainer.settled(network), REGROWTH_STEPS)
-        pruned = prune(*settled, trainer)
-        if pruned[1] > REGROWTH_PROGRESS * loss:
-            break
-        network, loss = pruned
+        settled = trainer.polish(trainer.settled(network, shrinkage), REGROWTH_STEPS)
+        if settled[1] < REGROWTH_PROGRESS * loss:
+            network, loss = prune(*settled, trainer)
     return network, loss
 
 

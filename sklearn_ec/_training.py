@@ -606,7 +606,7 @@ class Trainer:
         tensors = tuple(torch.from_numpy(np.stack(layer)).to(self.device) for layer in layers)
         return StackedStudents(tensors, self.activation)
 
-    def settled(self, network: Network) -> Network:
+    def settled(self, network: Network, shrinkage: float = SHRINKAGE) -> Network:
         """A network with less weight along directions that few rows tell about.
 
         Adam walks at random there: its steps have the same length however small the gradient. A
@@ -615,17 +615,18 @@ class Trainer:
         """
         first, *others = network.layers[:-1]
         own = network.columns(0, 0)
-        weights = first[:, own] @ self._shrinkage
+        covariance = self._common_covariance
+        damped = covariance + shrinkage * np.eye(len(covariance))
+        weights = np.linalg.solve(damped, covariance @ first[:, own].T).T
         hidden = [np.column_stack([weights, first[:, -1]]), *others]
         return solve_readout(hidden, self.samples, self.activation, network.has_skip)
 
     @cached_property
-    def _shrinkage(self) -> np.ndarray:
-        """The matrix ``C(C + ε)⁻¹`` with the covariance ``C`` of the rows of low leverage."""
+    def _common_covariance(self) -> np.ndarray:
+        """Second moments of the inputs over the rows of low leverage."""
         X = self.samples.X
         common = X[leverages(X) <= HIGH_LEVERAGE]
-        covariance = common.T @ common / max(len(common), 1)
-        return np.linalg.solve(covariance + SHRINKAGE * np.eye(len(covariance)), covariance)
+        return common.T @ common / max(len(common), 1)
 
     def _initial_students(self, seeds: np.ndarray, widths: tuple[int, ...]) -> StackedStudents:
         n_inputs, n_outputs = self.samples.X.shape[1], self.samples.y.shape[1]
