@@ -40,6 +40,7 @@ N_CLASSES = 10
 TEACHER_EPOCHS = 15
 TEACHER_BATCH = 256
 TEACHER_LEARNING_RATE = 3e-3
+PIXEL_MEAN, PIXEL_SCALE = 0.1307, 0.3081  # as usual for MNIST
 DETERMINED = 1e-8
 ROW_SPACE = 1e-10
 
@@ -68,9 +69,12 @@ def load_images(folder):
 
 
 def train_teacher(width, activation, images, labels, device):
-    """Weights and biases of both layers, trained with Adam and a one-cycle learning rate."""
+    """Weights and biases of both layers, trained with Adam and a one-cycle learning rate.
+
+    It sees normalized pixels; the normalization is folded into the first layer.
+    """
     torch.manual_seed(0)
-    X = torch.tensor(images, dtype=torch.float32, device=device)
+    X = torch.tensor((images - PIXEL_MEAN) / PIXEL_SCALE, dtype=torch.float32, device=device)
     y = torch.tensor(labels, device=device)
     hidden = torch.nn.Linear(X.shape[1], width).to(device)
     readout = torch.nn.Linear(width, N_CLASSES).to(device)
@@ -86,8 +90,10 @@ def train_teacher(width, activation, images, labels, device):
         torch.nn.functional.cross_entropy(logits, y[rows]).backward()
         optimizer.step()
         schedule.step()
-    arrays = [p.detach().double().cpu().numpy() for p in parameters]
-    return {"W": arrays[0].T, "b": arrays[1], "A": arrays[2].T, "c": arrays[3]}
+    incoming, biases, outgoing, offsets = [p.detach().double().cpu().numpy() for p in parameters]
+    weights = incoming.T / PIXEL_SCALE
+    biases = biases - PIXEL_MEAN * weights.sum(axis=0)
+    return {"W": weights, "b": biases, "A": outgoing.T, "c": offsets}
 
 
 def load_teacher(args, activation, images, labels):
@@ -170,8 +176,13 @@ def measure_rate(model, n_students):
     students = model._ensemble.students.layers
     layers = tuple(torch.from_numpy(layer[:n_students]).to(device) for layer in students)
     equations = MatrixFreeEquations.assemble(task, layers, ())
-    n_flops = 4 * len(task.inputs) * sum(layer.numel() for layer in layers)
-    products = n_flops / best_seconds(lambda: equations.product(layers), device)
+    hidden = layers[:-1]
+
+    def product():
+        equations.hidden_gradient(equations.hidden_change(hidden))
+
+    n_flops = 4 * len(task.inputs) * sum(layer.numel() for layer in hidden)
+    products = n_flops / best_seconds(product, device)
     square = torch.randn(4096, 4096, dtype=torch.float64, device=device)
     return products / 1e9, 2 * 4096**3 / best_seconds(lambda: square @ square, device) / 1e9
 
@@ -188,7 +199,7 @@ def recover(args, activation, images, labels, test_images):
         device=args.device,
         solver=args.solver,
         memory=args.cache / "students" if args.resume else None,
-        working_memory=args.working_memory,
+        working_memory=args.working_memory or None,
         random_state=0,
         verbose=args.verbose,
     )
@@ -238,7 +249,7 @@ def main():
     parser.add_argument("--students", type=int, default=4)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--solver", default="auto")
-    parser.add_argument("--working-memory", type=float, default=2048, help="MiB")
+    parser.add_argument("--working-memory", type=float, default=2048, help="MiB; 0: default")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--resume", action="store_true", help="keep the students in the cache")
     parser.add_argument("--verbose", type=int, default=0)

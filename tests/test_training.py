@@ -9,10 +9,16 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from sklearn_ec import ExpandClusterRegressor, _training
 from sklearn_ec._preprocessing import split_rows, standardize
+from sklearn_ec._pruning import unstick
 from sklearn_ec._reconstruction import network_outputs
-from sklearn_ec._students import StackedStudents, initial_weights, layer_shapes
+from sklearn_ec._students import (
+    StackedStudents,
+    has_skip_terms,
+    initial_weights,
+    layer_shapes,
+)
 from sklearn_ec._training import AdamNet, LevenbergNet, Trainer, TrainingMonitor
-from sklearn_ec._types import Network
+from sklearn_ec._types import Network, Samples
 
 SEEDS = np.arange(6)
 
@@ -330,3 +336,59 @@ def test_polish_ends_where_it_stalls(trainer):
     assert loss > 1e-6
     _, further_loss = trainer.polish(polished, 100)
     assert further_loss > _training.POLISH_PROGRESS * loss
+
+
+# Settled networks
+
+
+@pytest.fixture(scope="module")
+def rare_column():
+    """ReLU teacher of two neurons; the last column is lit in a single row."""
+    rng = np.random.default_rng(0)
+    X = np.column_stack([rng.normal(size=(300, 2)), np.zeros(300)])
+    X[7] = 0.5, 0.5, 6.0  # both neurons are on there, with and without the last column
+    incoming = np.array([[1.0, 0.5, 0.3, 0.1], [-0.4, 1.0, 0.4, 0.3]])
+    readout = np.array([[1.0, 0.5, 0.0], [-0.6, 1.0, 0.2]])
+    teacher = Network((incoming, readout))
+    y = network_outputs(teacher, X, _training.get_activation("relu"))
+    samples = Samples(X, y, np.ones(300))
+    return Trainer(samples, samples, "relu", "cpu", has_skip=False), teacher
+
+
+def test_settling_takes_weight_away_where_few_rows_tell(rare_column):
+    trainer, teacher = rare_column
+    settled = trainer.settled(teacher)
+    assert_allclose(settled.layers[0][:, 2], 0.0, atol=1e-12)
+    assert_allclose(settled.layers[0][:, [0, 1, 3]], teacher.layers[0][:, [0, 1, 3]], rtol=2e-3)
+    strongly = trainer.settled(teacher, shrinkage=1.0)
+    assert np.linalg.norm(strongly.layers[0]) < 0.9 * np.linalg.norm(teacher.layers[0])
+
+
+def test_settling_frees_neurons_that_are_switched_off_in_a_single_row(rare_column):
+    """No gradient tells that they should be on."""
+    trainer, teacher = rare_column
+    layers = [layer.copy() for layer in teacher.layers]
+    layers[0][:, 2] = -2.0
+    stuck, loss = trainer.polish(Network(tuple(layers)), 100)
+    assert loss > 1e-6
+    freed, loss = unstick(stuck, loss, trainer)
+    assert loss < 1e-25
+    assert_allclose(np.abs(freed.layers[0][:, 2] / freed.layers[0][:, 0]), [0.3, 1.0], rtol=1e-6)
+
+
+def test_large_students_are_settled_after_a_longer_warm_up(rare_column, monkeypatch):
+    trainer, _ = rare_column
+    trainer = Trainer(trainer.samples, trainer.samples, "relu", "cpu", False, solver="matrix_free")
+    monkeypatch.setattr(_training, "LARGE_WARM_UP_STEPS", 200)
+    course = trainer._warmed_up(SEEDS[:2], (4,))
+    assert_allclose(course.layers[0][:, :, 2], 0.0, atol=1e-12)
+    assert (course.losses < 1.0).all()
+
+
+@pytest.mark.parametrize(
+    ("activation", "n_inputs", "expected"),
+    [("relu", 100, True), ("relu", 101, False), ("tanh", 2, False)],
+)
+def test_students_of_many_inputs_have_no_skip_terms(activation, n_inputs, expected):
+    samples = Samples(np.zeros((5, n_inputs)), np.zeros((5, 1)), np.ones(5))
+    assert has_skip_terms(_training.get_activation(activation), samples) == expected
