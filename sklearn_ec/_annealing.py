@@ -28,7 +28,8 @@ from ._types import Network, Samples
 
 # Steps before the first removal, when steps are most expensive and do least.
 FIRST_POLISH_STEPS = 20
-# Large networks are pruned as soon as their loss is below this: steps cost less afterwards.
+# Large networks are pruned once their loss is below this, and not polished before: steps cost less
+# afterwards. While training goes on, large students above it are left alone.
 FIRST_POLISH_LOSS = 1e-6
 # The network behind noisy data is polished while 20 steps leave less than this share of the loss.
 FINAL_PROGRESS = 0.99999

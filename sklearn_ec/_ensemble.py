@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ._annealing import ANNEALING_LOSS, Annealer, Candidate
+from ._annealing import ANNEALING_LOSS, FIRST_POLISH_LOSS, Annealer, Candidate
 from ._course import Checkpoint, OnEpoch
 from ._noise import reached_noise_floor
 from ._reconstruction import count_agreeing
@@ -193,7 +193,8 @@ def train_group(
     annealed: dict[int, Candidate] = {}
 
     def is_recovered(student: int, network: Network, loss: float) -> bool:
-        if loss < ANNEALING_LOSS:
+        is_large = trainer.is_matrix_free(network)
+        if loss < (FIRST_POLISH_LOSS if is_large else ANNEALING_LOSS):
             candidate = annealer.finish(network)
             if candidate.certificate.passed:
                 certified[student] = candidate
