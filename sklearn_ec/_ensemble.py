@@ -46,8 +46,8 @@ class Ensemble:
     @property
     def conclusive(self) -> dict[int, Candidate]:
         """The networks that other students can confirm, but not improve."""
-        candidates = self.certified | self.annealed
-        return {s: c for s, c in candidates.items() if c.certificate.is_conclusive}
+        annealed = self.annealed.items()
+        return self.certified | {s: c for s, c in annealed if c.certificate.is_conclusive}
 
     def joined(self, others: Ensemble) -> Ensemble:
         """These students and further ones behind them."""
