@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from ._cache import CACHE_VERSION, Store, digest
 from ._certificate import Certificate, certify
 from ._noise import one_standard_error_bound, smallest_network, squared_errors
 from ._pruning import (
+    LARGE_POLISH_STEPS,
     NOISE_POLISH_STEPS,
     POLISH_STEPS,
     Cap,
@@ -95,7 +96,8 @@ class Annealer:
         if is_large and loss > FIRST_POLISH_LOSS:
             settled = self.trainer.settled(network)
             network, loss = self.trainer.polish(settled, n_steps, enough=enough)
-        if self.prune and loss < ANNEALING_LOSS:
+        worth_pruning = ANNEALING_LOSS if persistent or not is_large else FIRST_POLISH_LOSS
+        if self.prune and loss < worth_pruning:
             network, loss = prune(network, loss, self.trainer)
             if persistent and len(network.widths) > 1:
                 network, loss = regrow(network, loss, self.trainer)
@@ -104,7 +106,30 @@ class Annealer:
         network, loss = self._without_skip(network, loss, ExactCap(loss))
         if loss < REFINEMENT_LOSS:
             network, loss = self.trainer.refine(network, loss)
-        return self._judge(network)
+        candidate = self._judge(network)
+        certificate = candidate.certificate
+        if is_large and certificate.fits_exactly and not certificate.is_exact:
+            return self._with_held_out_rows(candidate)
+        return candidate
+
+    def _with_held_out_rows(self, candidate: Candidate) -> Candidate:
+        """Train a network that is exact on all other rows on the held-out ones too.
+
+        They decide what the others leave open, as on which side of a kink a row lies. If they can
+        be fitted as well, the network counts as exact. No row is left to test it, so that it is not
+        certified.
+        """
+        error = candidate.certificate.held_out_error
+        trainer = self.trainer.with_rows(self.held_out)
+        network, _ = trainer.polish(candidate.network, LARGE_POLISH_STEPS)
+        certificate = certify(network, trainer, self.held_out, self.y_rounding)
+        if not certificate.is_exact:
+            return candidate
+        reason = (
+            f"the relative error on held-out rows was {error:.1e} before they joined the training, "
+            "and none are left to test the network"
+        )
+        return Candidate(network, replace(certificate, passed=False, reason=reason))
 
     def denoise(self, network: Network) -> Candidate:
         """The smallest network that fits noisy data about as well, see :mod:`sklearn_ec._noise`."""

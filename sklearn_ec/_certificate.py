@@ -91,11 +91,13 @@ class Certificate:
     def is_conclusive(self) -> bool:
         """Whether other students have nothing to add.
 
-        The network is certified, or exact but for what the rows leave open of single neurons.
+        The network is certified, or it is large and exact but for what the rows leave open: of
+        single neurons, or until the held-out rows joined the training.
         """
         is_large = self.n_parameters > MAX_DENSE_PARAMETERS
         is_open = self.weight_error > MAX_WEIGHT_ERROR and np.isnan(self.isolation)
-        return self.passed or (is_large and bool(is_open))
+        is_isolated = self.isolation >= MIN_ISOLATION
+        return self.passed or (is_large and bool(is_open or is_isolated))
 
     @property
     def fits_exactly(self) -> bool:

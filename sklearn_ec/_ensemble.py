@@ -193,8 +193,8 @@ def train_group(
     annealed: dict[int, Candidate] = {}
 
     def is_recovered(student: int, network: Network, loss: float) -> bool:
-        is_large = trainer.is_matrix_free(network)
-        if loss < (FIRST_POLISH_LOSS if is_large else ANNEALING_LOSS):
+        is_costly = trainer.is_matrix_free(network) and network.widths == recipe.widths
+        if loss < (FIRST_POLISH_LOSS if is_costly else ANNEALING_LOSS):
             candidate = annealer.finish(network)
             if candidate.certificate.passed:
                 certified[student] = candidate

@@ -24,6 +24,12 @@ from ._training import POLISH_PROGRESS, Trainer
 from ._types import Network, Samples
 
 POLISH_STEPS = 1000
+# Large networks that do not get there in a few steps do not in hundreds, which take minutes.
+LARGE_POLISH_STEPS = 100
+LARGE_PROGRESS = 0.9
+# An exact network owes nothing to its spare neurons: one whose removal raises the relative mean
+# squared error by more than this is none, and its removal is not tried where steps take long.
+SPARE_COST = 1e-4
 # On noisy data, polishing goes on while 20 steps leave less than this share of the loss. Networks
 # of the right neurons get to the minimum within a few dozen steps; those with spare neurons fit the
 # noise better and better for thousands.
@@ -134,7 +140,7 @@ def pruning_path(
         if not removals:
             return
         for candidates in sorted(removals, key=lambda c: (len(c[0].neurons) == 1, c[0].cost)):
-            smaller = _try_removals(network, trainer, candidates, cap)
+            smaller = _try_removals(network, loss, trainer, candidates, cap)
             if smaller is not None:
                 network, loss = smaller
                 cap.update(network, loss)
@@ -147,7 +153,7 @@ def pruning_path(
 
 
 def _try_removals(
-    network: Network, trainer: Trainer, candidates: list[Removal], cap: Cap
+    network: Network, loss: float, trainer: Trainer, candidates: list[Removal], cap: Cap
 ) -> tuple[Network, float] | None:
     """The first removal that stands, polished.
 
@@ -155,19 +161,21 @@ def _try_removals(
     their steps cost most, and they reach the rest of the way with fewer neurons. On noisy data, no
     network with spare neurons needs more than what is allowed.
     """
+    is_large = trainer.is_matrix_free(network)
+    is_costly = len(network.widths) > 1 or isinstance(cap, NoiseCap) or is_large
+    if is_large and loss < REGROWTH_GOAL:
+        worth_trying = SPARE_COST * trainer.samples.n_equations
+        candidates = [removal for removal in candidates if removal.cost <= worth_trying]
     for removal in candidates:
         smaller = without_neurons(network, trainer, removal)
         allowed = cap.allowed(smaller)
-        is_costly = (
-            len(network.widths) > 1 or isinstance(cap, NoiseCap) or trainer.is_matrix_free(network)
-        )
         is_rough = is_costly and len(removal.neurons) > 1
         smaller, loss = trainer.polish(
             smaller,
-            cap.n_steps,
+            min(cap.n_steps, LARGE_POLISH_STEPS) if is_large else cap.n_steps,
             target=allowed,
             enough=allowed / cap.margin if is_rough else 0.0,
-            progress=cap.progress,
+            progress=min(cap.progress, LARGE_PROGRESS) if is_large else cap.progress,
         )
         if loss <= allowed:
             return smaller, loss

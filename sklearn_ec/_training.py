@@ -26,6 +26,7 @@ from ._course import BatchState, Checkpoint, Course, OnEpoch
 from ._levenberg import BatchedLevenberg, LeastSquaresTask, networks_at_a_time
 from ._linearization import Linearization, stacked
 from ._matrix_free import MatrixFreeLevenberg, suited_solver
+from ._pooling import compact_network, pool_neurons
 from ._preprocessing import HIGH_LEVERAGE, leverages
 from ._reconstruction import solve_readout
 from ._students import StackedStudents, initial_weights
@@ -33,7 +34,8 @@ from ._sweeps import Layers
 from ._types import Network, Samples, Students
 
 WARM_UP_STEPS = 1000
-LARGE_WARM_UP_STEPS = 4000  # of students that take matrix-free steps
+LARGE_WARM_UP_STEPS = 16_000  # of students for which dense steps cost too much
+POOLING_STEPS = 4000  # of each round in which neurons of several students are pooled
 WARM_UP_BATCH = 256
 WARM_UP_LEARNING_RATE = 1e-2
 WARM_UP_STEPS_PER_EPOCH = 100
@@ -331,6 +333,10 @@ class Trainer:
     def __reduce__(self) -> tuple[Any, ...]:
         return Trainer, self._arguments
 
+    def with_rows(self, samples: Samples) -> Trainer:
+        """A trainer on further rows, which are no longer kept out where they were."""
+        return Trainer(self.samples.joined(samples), *self._arguments[1:])
+
     def identity(self) -> dict[str, Any]:
         """What results depend on; device and memory matter up to rounding only."""
         train, held_out, activation, _, has_skip, _, solver = self._arguments
@@ -356,15 +362,20 @@ class Trainer:
         """Train one student per seed: a short warm-up with Adam, then Levenberg.
 
         Where students are large, Levenberg takes them in batches, best first, and stops after the
-        first batch of which enough converged, or whose best student ``is_recovered`` accepts.
+        first batch of which enough converged, or whose best student ``is_recovered`` accepts. Of
+        large ones, the first starts from the best neurons of all, see :mod:`sklearn_ec._pooling`,
+        and ``is_recovered`` sees those that matter before.
 
         A training that left a checkpoint goes on from there. One that is interrupted ends with the
         students as they are.
         """
         course = checkpoint.load() if checkpoint else None
+        is_new = course is None
         if course is None:
             course = self._warmed_up(seeds, widths)
         try:
+            if is_new and course.starts_from_pool and is_recovered is not None:
+                course.succeeded = self._pool_is_recovered(course, is_recovered)
             while not course.ended:
                 self._train_batch(course, max_iter, tol, is_recovered, checkpoint, on_epoch)
         except KeyboardInterrupt:
@@ -373,10 +384,15 @@ class Trainer:
 
     def _warmed_up(self, seeds: np.ndarray, widths: tuple[int, ...]) -> Course:
         module, completed = self._warm_up(seeds, widths)
+        order = self._best_first(module.weights)
+        starts_from_pool = completed and self._can_pool(module.weights)
+        if starts_from_pool:
+            completed = self._pool(module, seeds, order[-1])
+            order = order.roll(1)
         losses = self.task.losses(module.weights)
         held_out = self.held_out_task.losses(module.weights).nan_to_num(math.inf)
         best = int(held_out.argmin())
-        batches = self._batches(losses, module.weights)
+        batches = self._batches(order, module.weights)
         self._warn_about_memory(module.weights, max(map(len, batches)))
         return Course(
             layers=_arrays(module.weights),
@@ -384,8 +400,17 @@ class Trainer:
             batches=[batch.cpu().numpy() for batch in batches],
             best=_to_network(module.weights, best),
             best_held_out_loss=float(held_out[best]),
+            starts_from_pool=starts_from_pool and completed,
             interrupted=not completed,
         )
+
+    def _pool_is_recovered(self, course: Course, is_recovered: IsRecovered) -> bool:
+        """Whether the few neurons of the pool that matter give the network."""
+        student = int(course.batch[0])
+        pooled = Network(tuple(layer[student] for layer in course.layers))
+        compact = compact_network(pooled, self.samples, self.activation)
+        loss = float(self.task.losses(stacked(compact, self.device))[0])
+        return is_recovered(student, compact, loss)
 
     def _train_batch(
         self,
@@ -464,7 +489,9 @@ class Trainer:
             )
 
         reporter = EpochReporter(snapshot, checkpoint, on_epoch)
-        completed = self._adam(module, self.task, seeds, max_iter, start, [recorder, reporter])
+        completed = self._adam(
+            module, self.task, int(seeds[0]), max_iter, start, [recorder, reporter]
+        )
         losses = self.task.losses(module.weights)
         held_out = self.held_out_task.losses(module.weights).nan_to_num(math.inf)
         best = int(held_out.argmin())
@@ -479,9 +506,13 @@ class Trainer:
             interrupted=not completed,
         )
 
-    def _batches(self, losses: Tensor, layers: Layers) -> tuple[Tensor, ...]:
-        """Indices of the students that Levenberg trains at a time, best first."""
-        order = torch.where(losses.isfinite(), losses, math.inf).argsort(stable=True)
+    def _best_first(self, layers: Layers) -> Tensor:
+        """Indices of students by loss, those that diverged last."""
+        losses = self.task.losses(layers)
+        return torch.where(losses.isfinite(), losses, math.inf).argsort(stable=True)
+
+    def _batches(self, order: Tensor, layers: Layers) -> tuple[Tensor, ...]:
+        """Indices of the students that Levenberg trains at a time."""
         solver = self.levenberg(layers)
         flops = LEVENBERG_STEPS_PER_EPOCH * solver.flops(self.task, layers)
         limit = BATCH_FLOPS[torch.device(self.device).type] / flops
@@ -587,21 +618,58 @@ class Trainer:
         return [part.cpu().numpy() for part in errors]
 
     def _warm_up(self, seeds: np.ndarray, widths: tuple[int, ...]) -> tuple[StackedStudents, bool]:
-        """Initial students after a short training with Adam in single precision.
-
-        Also tells whether that was completed.
-        """
+        """Initial students after a short training, and whether that was completed."""
         module = self._initial_students(seeds, widths)
-        is_large = self.levenberg(module.weights) is MatrixFreeLevenberg
-        n_epochs = (LARGE_WARM_UP_STEPS if is_large else WARM_UP_STEPS) // WARM_UP_STEPS_PER_EPOCH
-        module = module.float()
-        completed = self._adam(module, self.task.float(), seeds, n_epochs)
-        module = module.double()
-        return (self._settled_students(module) if is_large else module), completed
+        if not self._is_large(module.weights):
+            return self._train_briefly(module, WARM_UP_STEPS, int(seeds[0]))
+        module, completed = self._train_briefly(module, LARGE_WARM_UP_STEPS, int(seeds[0]))
+        return self._stack(self._settled_networks(module)), completed
 
-    def _settled_students(self, module: StackedStudents) -> StackedStudents:
-        n_students = len(module.weights[0])
-        networks = [self.settled(_to_network(module.weights, i)) for i in range(n_students)]
+    def _train_briefly(
+        self, module: StackedStudents, n_steps: int, seed: int
+    ) -> tuple[StackedStudents, bool]:
+        """Train with Adam in single precision; also tells whether that was completed."""
+        module = module.float()
+        n_epochs = n_steps // WARM_UP_STEPS_PER_EPOCH
+        completed = self._adam(module, self.task.float(), seed, n_epochs)
+        return module.double(), completed
+
+    def _is_large(self, layers: Layers) -> bool:
+        """Whether Levenberg steps cost so much that a long warm-up pays."""
+        return suited_solver(self.task, layers, self.working_bytes) is MatrixFreeLevenberg
+
+    def _can_pool(self, layers: Layers) -> bool:
+        """Whether neurons of several students are to be pooled: large ones of one hidden layer."""
+        n_students, width, _ = layers[0].shape
+        return self._is_large(layers) and len(layers) == 2 and min(n_students, width) > 1
+
+    def _pool(self, module: StackedStudents, seeds: np.ndarray, worst: Tensor) -> bool:
+        """Let the worst student start from the best neurons of all; tell whether that was done."""
+        rng = np.random.default_rng(seeds)
+
+        def train(networks: list[Network]) -> list[Network]:
+            seed = int(rng.integers(2**31))
+            trained, completed = self._train_briefly(self._stack(networks), POOLING_STEPS, seed)
+            if not completed:
+                raise KeyboardInterrupt
+            return _finite(self._settled_networks(trained))
+
+        networks = _finite(_to_networks(module.weights))
+        if not networks:
+            return True
+        try:
+            pooled = pool_neurons(networks, train, self.samples, self.activation, rng)
+        except KeyboardInterrupt:
+            return False
+        for layer, start in zip(module.layers, pooled.layers, strict=True):
+            layer.data[worst] = torch.from_numpy(start).to(self.device)
+        return True
+
+    def _settled_networks(self, module: StackedStudents) -> list[Network]:
+        networks = _to_networks(module.weights)
+        return [self.settled(network) if network.is_finite else network for network in networks]
+
+    def _stack(self, networks: list[Network]) -> StackedStudents:
         layers = zip(*(network.layers for network in networks), strict=True)
         tensors = tuple(torch.from_numpy(np.stack(layer)).to(self.device) for layer in layers)
         return StackedStudents(tensors, self.activation)
@@ -640,7 +708,7 @@ class Trainer:
         self,
         module: StackedStudents,
         task: LeastSquaresTask,
-        seeds: np.ndarray,
+        seed: int,
         n_epochs: int,
         start: AdamState | None = None,
         callbacks: list[Callback] | None = None,
@@ -648,7 +716,7 @@ class Trainer:
         """Train a module in place; tell whether that was completed."""
         net = AdamNet(
             module,
-            seed=int(seeds[0]),
+            seed=seed,
             start=start,
             device=self.device,
             max_epochs=n_epochs,
@@ -693,6 +761,14 @@ def resolve_device(device: str) -> str:
 
 def _arrays(tensors: tuple[Tensor, ...]) -> tuple[np.ndarray, ...]:
     return tuple(tensor.cpu().numpy() for tensor in tensors)
+
+
+def _to_networks(layers: Layers) -> list[Network]:
+    return [_to_network(layers, index) for index in range(len(layers[0]))]
+
+
+def _finite(networks: list[Network]) -> list[Network]:
+    return [network for network in networks if network.is_finite]
 
 
 def _to_network(layers: Layers, index: int) -> Network:

@@ -36,6 +36,14 @@ class Samples:
         weight = self.sample_weight[rows]
         return Samples(self.X[rows], self.y[rows], weight / weight.mean())
 
+    def joined(self, others: Samples) -> Samples:
+        """These rows and further ones behind them."""
+        return Samples(
+            np.vstack([self.X, others.X]),
+            np.vstack([self.y, others.y]),
+            np.concatenate([self.sample_weight, others.sample_weight]),
+        )
+
 
 @dataclass(frozen=True)
 class Network:
@@ -56,6 +64,10 @@ class Network:
     @property
     def n_parameters(self) -> int:
         return sum(layer.size for layer in self.layers)
+
+    @property
+    def is_finite(self) -> bool:
+        return all(np.isfinite(layer).all() for layer in self.layers)
 
     @property
     def has_skip(self) -> bool:

@@ -482,6 +482,70 @@ def test_weights_that_the_rows_leave_open_are_found_either_way(limit, monkeypatc
     assert certificate.is_conclusive == (limit == 0)
 
 
+def wrong_until_the_held_out_rows_join(contradiction=0.0):
+    """A network that is exact on training rows, but not on the held-out ones.
+
+    Training rows leave the weight of the last input open, which varies in them only where the last
+    neuron is off.
+    """
+    network, trainer, held_out = open_in_one_neuron()
+    X = held_out.X.copy()
+    X[:, 2] += 1.0
+    y = network_outputs(network, X, trainer.activation)
+    y[0] += contradiction
+    held_out = Samples(X, y, held_out.sample_weight)
+    wrong = Network((network.layers[0].copy(), network.layers[1]))
+    wrong.layers[0][-1, 2] += 1e-6
+    trainer = Trainer(trainer.samples, held_out, "relu", "cpu", has_skip=False)
+    return network, wrong, trainer, held_out
+
+
+@pytest.fixture
+def all_networks_are_large(monkeypatch):
+    monkeypatch.setattr("sklearn_ec._matrix_free.DENSE_FLOPS", 0.0)
+    monkeypatch.setattr(_certificate, "MAX_DENSE_PARAMETERS", 0)
+
+
+def test_held_out_rows_join_where_others_leave_large_networks_open(all_networks_are_large):
+    network, wrong, trainer, held_out = wrong_until_the_held_out_rows_join()
+    assert 1e-8 < certify(wrong, trainer, held_out, EPS).held_out_error < 1e-5
+    candidate = Annealer(trainer, held_out, EPS, prune=True).finish(wrong)
+    (found, _), (true, _) = candidate.network.layers, network.layers
+    assert_allclose(found[-1] / -found[-1, 0], true[-1], atol=1e-12)
+    certificate = candidate.certificate
+    assert certificate.is_exact
+    assert certificate.n_equations == 850
+    assert certificate.is_conclusive
+    assert not certificate.passed
+    assert "before they joined the training" in certificate.reason
+
+
+def test_held_out_rows_that_no_network_fits_do_not_join(all_networks_are_large):
+    _, wrong, trainer, held_out = wrong_until_the_held_out_rows_join(contradiction=0.1)
+    candidate = Annealer(trainer, held_out, EPS, prune=True).finish(wrong)
+    certificate = candidate.certificate
+    assert certificate.fits_exactly
+    assert certificate.n_equations == 800
+    assert not certificate.is_conclusive
+    assert_allclose(certificate.held_out_error, 0.1 * 50**-0.5, rtol=0.01)
+
+
+def test_held_out_rows_never_join_the_training_of_small_networks():
+    _, wrong, trainer, held_out = wrong_until_the_held_out_rows_join()
+    certificate = Annealer(trainer, held_out, EPS, prune=True).finish(wrong).certificate
+    assert certificate.n_equations == 800
+    assert certificate.held_out_error > 1e-8
+
+
+def test_no_neuron_that_an_exact_large_network_needs_is_tried(all_networks_are_large, monkeypatch):
+    network, trainer, _ = planted("tanh")
+    duplicated = with_duplicates(network)
+    *_, (pruned, loss) = pruning_path(duplicated, 0.0, trainer, ExactCap(0.0))
+    assert pruned.widths == network.widths
+    monkeypatch.setattr(Trainer, "polish", lambda *_, **__: pytest.fail("polished"))
+    assert [n.widths for n, _ in pruning_path(pruned, loss, trainer, ExactCap(loss))] == [(3,)]
+
+
 def test_other_students_may_help_where_a_network_is_refused_for_other_reasons(monkeypatch):
     monkeypatch.setattr(_certificate, "MAX_DENSE_PARAMETERS", 0)
     network, trainer, held_out = planted("tanh")

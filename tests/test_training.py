@@ -378,8 +378,9 @@ def test_settling_frees_neurons_that_are_switched_off_in_a_single_row(rare_colum
 
 def test_large_students_are_settled_after_a_longer_warm_up(rare_column, monkeypatch):
     trainer, _ = rare_column
-    trainer = Trainer(trainer.samples, trainer.samples, "relu", "cpu", False, solver="matrix_free")
+    monkeypatch.setattr("sklearn_ec._matrix_free.DENSE_FLOPS", 0.0)
     monkeypatch.setattr(_training, "LARGE_WARM_UP_STEPS", 200)
+    monkeypatch.setattr(_training, "POOLING_STEPS", 100)
     course = trainer._warmed_up(SEEDS[:2], (4,))
     assert_allclose(course.layers[0][:, :, 2], 0.0, atol=1e-12)
     assert (course.losses < 1.0).all()

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
 
 from sklearn_ec._students import layer_shapes
-from sklearn_ec._types import Network
+from sklearn_ec._types import Network, Samples
 
 SIZES = [(3, 5, 1), (3, 5, 4, 2), (2, 5, 4, 3, 1)]
 
@@ -50,3 +51,18 @@ def test_skip_terms_are_seen_without_inputs():
     """Of inputs that are all constant, the skip terms have no column."""
     assert not network_of((0, 3, 1), has_skip=True).has_skip
     assert network_of((0, 3, 2, 1), has_skip=True).has_skip
+
+
+def test_joined_rows_come_one_behind_the_other():
+    parts = [Samples(np.full((n, 2), n), np.full((n, 1), -n), np.full(n, 1.0)) for n in (2, 3)]
+    joined = parts[0].joined(parts[1])
+    assert_array_equal(joined.X, [[2, 2]] * 2 + [[3, 3]] * 3)
+    assert_array_equal(joined.y.ravel(), [-2, -2, -3, -3, -3])
+    assert_array_equal(joined.sample_weight, np.ones(5))
+
+
+def test_networks_without_finite_weights_are_seen():
+    layers = np.ones((2, 3)), np.ones((1, 3))
+    assert Network(layers).is_finite
+    layers[0][1, 1] = np.nan
+    assert not Network(layers).is_finite
