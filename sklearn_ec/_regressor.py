@@ -79,8 +79,8 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         How the dendrogram is cut: every branch where its clusters last longest, or all at the one
         height where the number of large clusters peaks, as in the paper.
     solver : {"auto", "levenberg", "matrix_free", "adam"}, default="auto"
-        How students are trained after a warm-up with Adam (1,000 steps; 4,000 steps before
-        matrix-free ones), and networks polished:
+        How students are trained after a warm-up with Adam (1,000 steps; 16,000 steps for large
+        students, of which one starts from the best neurons of all), and networks polished:
         ``"levenberg"`` factorizes the normal equations, ``"matrix_free"`` solves them by
         preconditioned conjugate gradients, for networks of thousands of parameters and more;
         ``"auto"`` takes the first where it fits into ``working_memory`` and is fast. ``"adam"``
