@@ -31,7 +31,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPRegressor
 from sklearn.preprocessing import scale
 
-from sklearn_ec import ExpandClusterRegressor, _training
+from sklearn_ec import ExpandClusterRegressor, _nets
 from sklearn_ec._activations import ACTIVATIONS
 from sklearn_ec._linearization import Linearization
 from sklearn_ec._preprocessing import standardize
@@ -87,8 +87,8 @@ def recover(problem, activation, options):
     if options["threads"]:
         torch.set_num_threads(options["threads"])
     if options["exhaustive"]:
-        _training.CONVERGED_SHARE = np.inf
-        _training.FIRST_QUESTION_EPOCH = dict.fromkeys(_training.FIRST_QUESTION_EPOCH, np.inf)
+        _nets.CONVERGED_SHARE = np.inf
+        _nets.FIRST_QUESTION_EPOCH = dict.fromkeys(_nets.FIRST_QUESTION_EPOCH, np.inf)
     sizes = problem.teacher.layer_sizes_
     model = ExpandClusterRegressor(
         options["rho"],

@@ -12,9 +12,10 @@ import numpy as np
 
 from ._annealing import ANNEALING_LOSS, FIRST_POLISH_LOSS, Annealer, Candidate
 from ._course import Checkpoint, OnEpoch
+from ._nets import n_levenberg_epochs
 from ._noise import reached_noise_floor
 from ._reconstruction import count_agreeing
-from ._training import Trainer, n_levenberg_epochs
+from ._training import Trainer
 from ._types import MIN_VOTERS, Network, Students
 
 MAX_ANNEALED = 3

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ._activations import Activation
 from ._sweeps import Layers, forward
-from ._types import Samples
+from ._types import Network, Samples
 
 # Networks of more inputs have no skip terms.
 MAX_SKIP_INPUTS = 100
@@ -70,3 +70,8 @@ def initial_weights(
             if layer is not layers[-1]:
                 layer[i, :, -1] = rng.normal(scale=0.5, size=layer.shape[1])
     return layers
+
+
+def network_at(layers: Layers, index: int) -> Network:
+    """One of several stacked networks, on the CPU."""
+    return Network(tuple(layer[index].cpu().numpy().copy() for layer in layers))

@@ -16,7 +16,7 @@ from sklearn import config_context
 from sklearn.exceptions import ConvergenceWarning, EfficiencyWarning
 from sklearn.model_selection import GridSearchCV
 
-from sklearn_ec import ExpandClusterRegressor, _cache, _groups, _levenberg, _training
+from sklearn_ec import ExpandClusterRegressor, _cache, _groups, _levenberg, _nets, _training
 from sklearn_ec.datasets import make_teacher
 
 pytestmark = pytest.mark.filterwarnings("ignore:The network is not certified")
@@ -268,7 +268,7 @@ def test_groups_behind_the_successful_one_are_discarded(problem, groups_of_two, 
 @pytest.fixture
 def checkpoint_every_epoch(monkeypatch):
     monkeypatch.setattr(_cache, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(_training, "WARM_UP_STEPS_PER_EPOCH", 10)
+    monkeypatch.setattr(_nets, "ADAM_STEPS_PER_EPOCH", 10)
 
 
 def spy_on(monkeypatch, owner, name):
@@ -308,7 +308,7 @@ def test_a_failed_fit_goes_on_where_it_was(
             make_model(memory=tmp_path, **settings).fit(*problem)
     assert len(list(tmp_path.rglob("*.checkpoint"))) == 1
     with monkeypatch.context() as patch:
-        net = _training.AdamNet if solver == "adam" else _training.LevenbergNet
+        net = _nets.AdamNet if solver == "adam" else _nets.LevenbergNet
         epochs = spy_on(patch, net, "train_step")
         model = make_model(memory=tmp_path, **settings).fit(*problem)
     assert len(epochs) == 6 - n_saved
@@ -360,7 +360,7 @@ def test_large_students_go_on_with_the_batch_they_were_in(
         with pytest.raises(RuntimeError, match="the end"):
             make_model(memory=tmp_path, n_students=4).fit(*problem)
     with monkeypatch.context() as patch:
-        epochs = spy_on(patch, _training.LevenbergNet, "train_step")
+        epochs = spy_on(patch, _nets.LevenbergNet, "train_step")
         model = make_model(memory=tmp_path, n_students=4).fit(*problem)
     assert len(epochs) == 2
     assert_same_fit(model, make_model(n_students=4).fit(*problem))
@@ -390,10 +390,10 @@ def interrupt_at(monkeypatch, owner, name, number):
 @pytest.mark.parametrize(
     ("owner", "name", "number", "n_students"),
     [
-        (_training.AdamNet, "_minibatch_step", 50, 2),
+        (_nets.AdamNet, "_minibatch_step", 50, 2),
         (_levenberg.LeastSquaresTask, "normal_equations", 15, 2),
         (_levenberg.LeastSquaresTask, "normal_equations", 45, 4),
-        (_training.TrainingMonitor, "_remember", 3, 2),
+        (_nets.TrainingMonitor, "_remember", 3, 2),
         (_groups, "effective_n_jobs", 1, None),
     ],
 )
@@ -425,7 +425,7 @@ def test_ctrl_c_stops_between_two_steps(problem, groups_of_two, monkeypatch):
         interrupt_at(patch, _levenberg.LeastSquaresTask, "normal_equations", 15)
         with pytest.warns(ConvergenceWarning, match="interrupted"):
             model = make_model(n_students=2).fit(*problem)
-    monkeypatch.setattr(_training, "LEVENBERG_STEPS_PER_EPOCH", 14)
+    monkeypatch.setattr(_nets, "LEVENBERG_STEPS_PER_EPOCH", 14)
     exact = make_model(n_students=2, max_iter=14).fit(*problem)
     assert_array_equal(model.student_losses_, exact.student_losses_)
 

@@ -34,9 +34,10 @@ from sklearn_ec._matrix_free import (
     diagonal_blocks,
     suited_solver,
 )
+from sklearn_ec._nets import LEVENBERG_STEPS_PER_EPOCH
 from sklearn_ec._preprocessing import split_rows, standardize
 from sklearn_ec._sweeps import forward, gradients, pull_back, tangent
-from sklearn_ec._training import LEVENBERG_STEPS_PER_EPOCH, Trainer
+from sklearn_ec._training import Trainer
 from sklearn_ec.datasets import make_teacher
 from sklearn_ec.metrics import max_cosine_distance
 

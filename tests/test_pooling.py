@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from sklearn_ec import ExpandClusterRegressor, _pooling, _training
+from sklearn_ec import ExpandClusterRegressor, _nets, _pooling, _training
 from sklearn_ec._activations import get_activation
 from sklearn_ec._pooling import (
     MAX_ROUNDS,
@@ -224,7 +224,7 @@ def test_the_compact_network_gives_the_network_behind_the_data(large_trainer, mo
     samples = large_trainer.samples
     monkeypatch.setattr(_training, "LARGE_WARM_UP_STEPS", 1000)
     monkeypatch.setattr(_pooling, "COMPACT_FACTOR", 3.0)
-    monkeypatch.setattr(_training.LevenbergNet, "train_step", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(_nets.LevenbergNet, "train_step", lambda *_: pytest.fail("trained"))
     model = ExpandClusterRegressor(
         hidden_layer_sizes=4, rho=2, activation="relu", n_students=3, random_state=0
     ).fit(samples.X, samples.y)

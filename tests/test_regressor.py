@@ -19,7 +19,7 @@ from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, scale
 
-from sklearn_ec import ExpandClusterRegressor, _pruning, _training
+from sklearn_ec import ExpandClusterRegressor, _nets, _pruning, _training
 from sklearn_ec._activations import ACTIVATIONS, DISTINCT_ACTIVATIONS, get_activation
 from sklearn_ec._reconstruction import canonical_form
 from sklearn_ec.datasets import load_deep_suite, make_teacher
@@ -134,11 +134,11 @@ def test_learned_attributes(tanh_problem, fitted):
 
 def test_further_students_confirm_an_early_network(tanh_problem, monkeypatch):
     """One student ends the training; two more are pruned, and all three hold every neuron."""
-    monkeypatch.setitem(_training.FIRST_QUESTION_EPOCH, _training.BatchedLevenberg, 1)
+    monkeypatch.setitem(_nets.FIRST_QUESTION_EPOCH, _training.BatchedLevenberg, 1)
     _, X, y = tanh_problem
     model = make_model(n_students=6, tol=0.0).fit(X, y)
     assert model.recovered_
-    assert model.n_iter_ == _training.LEVENBERG_STEPS_PER_EPOCH
+    assert model.n_iter_ == _nets.LEVENBERG_STEPS_PER_EPOCH
     assert model.n_agreeing_ == 3
     assert [cluster["n_students"] for cluster in model.cluster_report_] == [3] * 4
     assert len(np.unique(model.dendrogram_[0].students)) == 3

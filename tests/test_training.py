@@ -7,7 +7,8 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
-from sklearn_ec import ExpandClusterRegressor, _training
+from sklearn_ec import ExpandClusterRegressor, _nets, _training
+from sklearn_ec._nets import AdamNet, LevenbergNet, TrainingMonitor
 from sklearn_ec._preprocessing import split_rows, standardize
 from sklearn_ec._pruning import unstick
 from sklearn_ec._reconstruction import network_outputs
@@ -17,7 +18,7 @@ from sklearn_ec._students import (
     initial_weights,
     layer_shapes,
 )
-from sklearn_ec._training import AdamNet, LevenbergNet, Trainer, TrainingMonitor
+from sklearn_ec._training import Trainer
 from sklearn_ec._types import Network, Samples
 
 SEEDS = np.arange(6)
@@ -130,7 +131,7 @@ def test_training_is_deterministic_and_seeded_per_student(trainer):
 
 def test_training_stops_when_most_students_converged(trainer):
     students = trainer.train(SEEDS, (16,), max_iter=1000, tol=1e-4)
-    assert np.mean(students.losses <= 1e-4) >= _training.CONVERGED_SHARE
+    assert np.mean(students.losses <= 1e-4) >= _nets.CONVERGED_SHARE
     assert students.n_iter <= 20
 
 
@@ -143,9 +144,9 @@ def test_training_stops_when_the_best_student_is_recovered(trainer):
 
     students = trainer.train(SEEDS, (4,), max_iter=1000, tol=0.0, is_recovered=is_recovered)
     assert len(asked) == 2
-    first = _training.FIRST_QUESTION_EPOCH[_training.BatchedLevenberg]
-    epochs = first * _training.QUESTION_FACTOR
-    assert students.n_iter == epochs * _training.LEVENBERG_STEPS_PER_EPOCH
+    first = _nets.FIRST_QUESTION_EPOCH[_training.BatchedLevenberg]
+    epochs = first * _nets.QUESTION_FACTOR
+    assert students.n_iter == epochs * _nets.LEVENBERG_STEPS_PER_EPOCH
     assert asked[1] == (np.nanargmin(students.losses), np.nanmin(students.losses))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_ec._training import LEVENBERG_STEPS_PER_EPOCH
+from sklearn_ec._nets import LEVENBERG_STEPS_PER_EPOCH
 
 from ._common import NEUTRAL, Display
 
