@@ -30,10 +30,10 @@ LEVENBERG_STEPS_PER_EPOCH = 10
 # Training has stalled when no student improved on the held-out rows for so many epochs.
 PATIENCE_EPOCHS = 5
 CONVERGED_SHARE = 0.6
-# The best student is annealed after so many epochs of Levenberg, then after 4 times as many, ...
-# Epochs of large students cost more than pruning them.
+# The best student is annealed after so many epochs of Levenberg, then after more by a factor each
+# time. Epochs of large students cost more than pruning them.
 FIRST_QUESTION_EPOCH = {BatchedLevenberg: 3, MatrixFreeLevenberg: 1}
-QUESTION_FACTOR = 4
+QUESTION_FACTOR = {BatchedLevenberg: 4, MatrixFreeLevenberg: 2}
 
 # Judges a student by its index, network and loss.
 IsRecovered = Callable[[int, Network, float], bool]
@@ -248,7 +248,7 @@ class TrainingMonitor(Callback):
     def _best_is_recovered(self, solver: BatchedLevenberg, epoch: int) -> bool:
         if self.is_recovered is None or epoch < self.next_question_:
             return False
-        self.next_question_ *= QUESTION_FACTOR
+        self.next_question_ *= QUESTION_FACTOR[type(solver)]
         best = int(torch.where(solver.losses.isfinite(), solver.losses, math.inf).argmin())
         network = network_at(solver.layers, best)
         return self.is_recovered(int(self.students[best]), network, float(solver.losses[best]))

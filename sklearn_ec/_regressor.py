@@ -80,7 +80,8 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         height where the number of large clusters peaks, as in the paper.
     solver : {"auto", "levenberg", "matrix_free", "adam"}, default="auto"
         How students are trained after a warm-up with Adam (1,000 steps; 16,000 steps for large
-        students, of which one starts from the best neurons of all), and networks polished:
+        students; if these are of ReLU neurons, one starts from the best of all), and networks
+        polished:
         ``"levenberg"`` factorizes the normal equations, ``"matrix_free"`` solves them by
         preconditioned conjugate gradients, for networks of thousands of parameters and more;
         ``"auto"`` takes the first where it fits into ``working_memory`` and is fast. ``"adam"``

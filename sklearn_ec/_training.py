@@ -120,8 +120,8 @@ class Trainer:
 
         Where students are large, Levenberg takes them in batches, best first, and stops after the
         first batch of which enough converged, or whose best student ``is_recovered`` accepts. Of
-        large ones, the first starts from the best neurons of all, see :mod:`sklearn_ec._pooling`,
-        and ``is_recovered`` sees those that matter before.
+        large ones with ReLU neurons, the first starts from the best neurons of all, see
+        :mod:`sklearn_ec._pooling`, and ``is_recovered`` sees those that matter before.
 
         A training that left a checkpoint goes on from there. One that is interrupted ends with the
         students as they are.
@@ -396,9 +396,14 @@ class Trainer:
         return suited_solver(self.task, layers, self.working_bytes) is MatrixFreeLevenberg
 
     def _can_pool(self, layers: Layers) -> bool:
-        """Whether neurons of several students are to be pooled: large ones of one hidden layer."""
+        """Whether neurons of several students are to be pooled: large ones of one hidden layer.
+
+        Smooth activations need no pool. Levenberg moves their neurons from afar, and what students
+        lack after the warm-up no subset of short-trained neurons has either.
+        """
         n_students, width, _ = layers[0].shape
-        return self._is_large(layers) and len(layers) == 2 and min(n_students, width) > 1
+        is_shallow = len(layers) == 2 and min(n_students, width) > 1
+        return is_shallow and self.activation.homogeneous and self._is_large(layers)
 
     def _pool(self, module: StackedStudents, seeds: np.ndarray, worst: Tensor) -> bool:
         """Let the worst student start from the best neurons of all; tell whether that was done."""

@@ -192,6 +192,13 @@ def test_single_students_single_neurons_and_deep_students_are_not_pooled(
         assert_array_equal(before.numpy(), after)
 
 
+@pytest.mark.parametrize(("activation", "pooled"), [("leaky_relu", True), ("softplus", False)])
+def test_only_neurons_with_a_kink_are_pooled(large_trainer, activation, pooled):
+    samples = large_trainer.samples
+    trainer = Trainer(samples, samples, activation, "cpu", has_skip=False)
+    assert trainer._warmed_up(np.arange(2), (6,)).starts_from_pool == pooled
+
+
 def test_a_student_that_diverged_is_no_part_of_the_pool(large_trainer, monkeypatch):
     initial_students = Trainer._initial_students
 

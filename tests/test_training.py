@@ -145,7 +145,7 @@ def test_training_stops_when_the_best_student_is_recovered(trainer):
     students = trainer.train(SEEDS, (4,), max_iter=1000, tol=0.0, is_recovered=is_recovered)
     assert len(asked) == 2
     first = _nets.FIRST_QUESTION_EPOCH[_training.BatchedLevenberg]
-    epochs = first * _nets.QUESTION_FACTOR
+    epochs = first * _nets.QUESTION_FACTOR[_training.BatchedLevenberg]
     assert students.n_iter == epochs * _nets.LEVENBERG_STEPS_PER_EPOCH
     assert asked[1] == (np.nanargmin(students.losses), np.nanmin(students.losses))
 
