@@ -135,7 +135,9 @@ def test_training_stops_when_most_students_converged(trainer):
     assert students.n_iter <= 20
 
 
-def test_training_stops_when_the_best_student_is_recovered(trainer):
+@pytest.mark.parametrize("solver", ["levenberg", "matrix_free"])
+def test_training_stops_when_the_best_student_is_recovered(rows, solver):
+    trainer = Trainer(*rows, "tanh", "cpu", has_skip=False, solver=solver)
     asked = []
 
     def is_recovered(student, network, loss):
@@ -144,9 +146,11 @@ def test_training_stops_when_the_best_student_is_recovered(trainer):
 
     students = trainer.train(SEEDS, (4,), max_iter=1000, tol=0.0, is_recovered=is_recovered)
     assert len(asked) == 2
-    first = _nets.FIRST_QUESTION_EPOCH[_training.BatchedLevenberg]
-    epochs = first * _nets.QUESTION_FACTOR[_training.BatchedLevenberg]
-    assert students.n_iter == epochs * _nets.LEVENBERG_STEPS_PER_EPOCH
+    first, factor = (
+        table[_training.SOLVERS[solver]]
+        for table in (_nets.FIRST_QUESTION_EPOCH, _nets.QUESTION_FACTOR)
+    )
+    assert students.n_iter == first * factor * _nets.LEVENBERG_STEPS_PER_EPOCH
     assert asked[1] == (np.nanargmin(students.losses), np.nanmin(students.losses))
 
 
