@@ -89,13 +89,8 @@ class Annealer:
     def _finish(self, network: Network, persistent: bool) -> Candidate:
         if self.prune and self.trainer.has_skip:
             network = with_skip(network)
-        n_steps = FIRST_POLISH_STEPS if self.prune else POLISH_STEPS
         is_large = self.prune and self.trainer.is_matrix_free(network)
-        enough = FIRST_POLISH_LOSS if is_large else 0.0
-        network, loss = self.trainer.polish(network, n_steps, enough=enough)
-        if is_large and loss > FIRST_POLISH_LOSS:
-            settled = self.trainer.settled(network)
-            network, loss = self.trainer.polish(settled, n_steps, enough=enough)
+        network, loss = self._polished(network, is_large)
         worth_pruning = ANNEALING_LOSS if persistent or not is_large else FIRST_POLISH_LOSS
         if self.prune and loss < worth_pruning:
             network, loss = prune(network, loss, self.trainer)
@@ -111,6 +106,16 @@ class Annealer:
         if is_large and certificate.fits_exactly and not certificate.is_exact:
             return self._with_held_out_rows(candidate)
         return candidate
+
+    def _polished(self, network: Network, is_large: bool) -> tuple[Network, float]:
+        """A network before its pruning: large ones only far enough for it, settled if need be."""
+        trainer = self.trainer
+        n_steps = FIRST_POLISH_STEPS if self.prune else POLISH_STEPS
+        enough = FIRST_POLISH_LOSS if is_large else 0.0
+        network, loss = trainer.polish(network, n_steps, enough=enough)
+        if is_large and loss > FIRST_POLISH_LOSS:
+            network, loss = trainer.polish(trainer.settled(network), n_steps, enough=enough)
+        return network, loss
 
     def _with_held_out_rows(self, candidate: Candidate) -> Candidate:
         """Train a network that is exact on all other rows on the held-out ones too.

@@ -194,6 +194,7 @@ def train_group(
     annealed: dict[int, Candidate] = {}
 
     def is_recovered(student: int, network: Network, loss: float) -> bool:
+        # Large students take minutes, the few neurons of a pool do not.
         is_costly = trainer.is_matrix_free(network) and network.widths == recipe.widths
         if loss < (FIRST_POLISH_LOSS if is_costly else ANNEALING_LOSS):
             candidate = annealer.finish(network)
