@@ -113,8 +113,12 @@ Cap = ExactCap | NoiseCap
 
 def prune(network: Network, loss: float, trainer: Trainer) -> tuple[Network, float]:
     """Remove neurons as long as the loss allows it, on data without noise."""
-    *_, last = pruning_path(network, loss, trainer, ExactCap(loss))
-    return trainer.polish(last[0], POLISH_STEPS) if len(network.widths) > 1 else last
+    *_, (network, loss) = pruning_path(network, loss, trainer, ExactCap(loss))
+    if len(network.widths) > 1:
+        return trainer.polish(network, POLISH_STEPS)
+    if trainer.is_matrix_free(network) and loss > REGROWTH_GOAL:
+        return trainer.polish(network, POLISH_STEPS, progress=LARGE_PROGRESS)
+    return network, loss
 
 
 def pruning_path(

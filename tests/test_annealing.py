@@ -546,6 +546,16 @@ def test_no_neuron_that_an_exact_large_network_needs_is_tried(all_networks_are_l
     assert [n.widths for n, _ in pruning_path(pruned, loss, trainer, ExactCap(loss))] == [(3,)]
 
 
+def test_large_networks_are_polished_to_the_end(all_networks_are_large):
+    """The group of spare neurons that goes first is the last one; it is polished roughly."""
+    network, trainer, _ = planted("tanh", width=12)
+    spare = with_spare_neurons(network, noise=1e-4)
+    loss = float(trainer.task.losses(stacked(spare, "cpu"))[0])
+    pruned, pruned_loss = prune(spare, loss, trainer)
+    assert pruned.widths == (12,)
+    assert pruned_loss < 1e-20 < loss
+
+
 def test_other_students_may_help_where_a_network_is_refused_for_other_reasons(monkeypatch):
     monkeypatch.setattr(_certificate, "MAX_DENSE_PARAMETERS", 0)
     network, trainer, held_out = planted("tanh")
