@@ -125,7 +125,7 @@ class Annealer:
         certified.
         """
         error = candidate.certificate.held_out_error
-        trainer = self.trainer.with_rows(self.held_out)
+        trainer = self.trainer.with_samples(self.trainer.samples.joined(self.held_out))
         network, _ = trainer.polish(candidate.network, LARGE_POLISH_STEPS)
         certificate = certify(network, trainer, self.held_out, self.y_rounding)
         if not certificate.is_exact:

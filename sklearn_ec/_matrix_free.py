@@ -31,6 +31,12 @@ from ._sweeps import ForwardPass, Layers, forward, pull_back, sensitivities, tan
 # gradient, or after so many iterations.
 RELATIVE_RESIDUAL = 0.1
 MAX_ITERATIONS = 100
+# Networks below this loss have the right neurons. What is left is spread over directions that few
+# rows tell about, and takes solves that are nearly exact: 16 ``g`` neurons on 10,000 MNIST images
+# come from 1e-15 to 2e-18 in 100 s, instead of 6e-16.
+FINAL_LOSS = 1e-12
+FINAL_RESIDUAL = 0.01
+MAX_FINAL_ITERATIONS = 1000
 # Steps that the blocks of the preconditioner serve; a divisor of the steps of an epoch, so that a
 # training that is continued between two epochs goes on as if it had not been interrupted.
 BLOCK_STEPS = 5
@@ -58,6 +64,7 @@ class MatrixFreeEquations:
     run: ForwardPass
     gradient: Layers
     readout_gram: Tensor  # (batch, n_features, n_features), the same for every output
+    losses: Tensor  # (batch,)
     blocks: Layers  # of the hidden layers, as of :func:`diagonal_blocks`
 
     @classmethod
@@ -65,11 +72,13 @@ class MatrixFreeEquations:
         cls, task: LeastSquaresTask, layers: Layers, blocks: Layers
     ) -> MatrixFreeEquations:
         run = forward(layers, task.inputs, task.activation)
-        residuals = (run.outputs - task.targets) * task.sqrt_weight.square()
-        gradient = pull_back(layers, run, task.activation, residuals / task.n_equations)
+        errors = run.outputs - task.targets
+        residuals = errors * task.sqrt_weight.square() / task.n_equations
+        gradient = pull_back(layers, run, task.activation, residuals)
+        losses = (errors * residuals).sum(dim=(1, 2))
         features = run.features[-1] * task.sqrt_weight
         readout_gram = features.mT @ features / task.n_equations
-        return cls(task, layers, run, gradient, readout_gram, blocks)
+        return cls(task, layers, run, gradient, readout_gram, losses, blocks)
 
     def take(self, index: Tensor) -> MatrixFreeEquations:
         if len(index) == len(self.layers[0]):
@@ -80,6 +89,7 @@ class MatrixFreeEquations:
             self.run.take(index),
             tuple(part[index] for part in self.gradient),
             self.readout_gram[index],
+            self.losses[index],
             tuple(block[index] for block in self.blocks),
         )
 
@@ -158,9 +168,12 @@ class DampedMatrixFreeSystem:
         step = torch.zeros_like(residual)
         direction = preconditioned = self._precondition(residual)
         size = (residual * preconditioned).sum(dim=1)
-        goal = RELATIVE_RESIDUAL**2 * size
+        is_final = self.equations.losses < FINAL_LOSS
+        goal = torch.where(is_final, FINAL_RESIDUAL, RELATIVE_RESIDUAL) ** 2 * size
         active = self.succeeded & (size > 0)
-        for _ in range(MAX_ITERATIONS):
+        for iteration in range(MAX_FINAL_ITERATIONS):
+            if iteration == MAX_ITERATIONS:
+                active = active & is_final
             if not active.any():
                 break
             product = self._product(direction)

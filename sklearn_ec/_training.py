@@ -19,7 +19,7 @@ from ._activations import get_activation
 from ._course import BatchState, Checkpoint, Course, OnEpoch
 from ._levenberg import BatchedLevenberg, LeastSquaresTask, networks_at_a_time
 from ._linearization import Linearization, stacked
-from ._matrix_free import MatrixFreeLevenberg, suited_solver
+from ._matrix_free import FINAL_LOSS, MatrixFreeLevenberg, suited_solver
 from ._nets import (
     AdamNet,
     AdamState,
@@ -90,9 +90,9 @@ class Trainer:
     def __reduce__(self) -> tuple[Any, ...]:
         return Trainer, self._arguments
 
-    def with_rows(self, samples: Samples) -> Trainer:
-        """A trainer on further rows, which are no longer kept out where they were."""
-        return Trainer(self.samples.joined(samples), *self._arguments[1:])
+    def with_samples(self, samples: Samples) -> Trainer:
+        """A trainer on other rows or targets."""
+        return Trainer(samples, *self._arguments[1:])
 
     def identity(self) -> dict[str, Any]:
         """What results depend on; device and memory matter up to rounding only."""
@@ -280,6 +280,13 @@ class Trainer:
         suited = suited_solver(self.task, layers, self.working_bytes)
         return SOLVERS.get(self.solver, suited)
 
+    def _final_levenberg(self, layers: Layers) -> type[BatchedLevenberg]:
+        """The solver for the last steps of a network: dense where there is memory for it."""
+        n_bytes = BatchedLevenberg.step_bytes(self.task, layers)
+        if self.solver == "auto" and n_bytes <= self.working_bytes:
+            return BatchedLevenberg
+        return self.levenberg(layers)
+
     def is_matrix_free(self, network: Network) -> bool:
         """Whether a network is polished without forming its normal equations."""
         return self.levenberg(stacked(network, self.device)) is MatrixFreeLevenberg
@@ -321,19 +328,19 @@ class Trainer:
         """Levenberg on a single network, down to rounding or to a loss that is ``enough``.
 
         The descent is given up where 20 steps leave more than the share ``progress`` of the loss,
-        or where twice the present rate would not reach the ``target`` loss.
+        or where twice the present rate would not reach the ``target`` loss. Large networks get
+        their last steps from dense equations, if there is memory for them.
         """
         layers = stacked(network, self.device)
-        solver = self.levenberg(layers)(self.task, layers, tol=enough, damping=POLISH_DAMPING)
-        for n_windows in range(math.ceil(max_iter / POLISH_WINDOW) - 1, -1, -1):
-            before = float(solver.losses[0])
-            solver.run(POLISH_WINDOW)
-            loss = float(solver.losses[0])
-            if solver.finished.all() or loss > progress * before:
-                break
-            if target < loss * (loss / before) ** (2 * n_windows):
-                break
-        return network_at(solver.layers, 0), loss
+        kind, final_kind = self.levenberg(layers), self._final_levenberg(layers)
+        tol = enough if final_kind is kind else max(enough, FINAL_LOSS)
+        solver = kind(self.task, layers, tol=tol, damping=POLISH_DAMPING)
+        _descend(solver, max_iter, target, progress)
+        loss = float(solver.losses[0])
+        if enough < loss <= tol:
+            solver = final_kind(self.task, solver.layers, tol=enough, damping=loss)
+            _descend(solver, max_iter, target, progress)
+        return network_at(solver.layers, 0), float(solver.losses[0])
 
     def refine(self, network: Network, loss: float) -> tuple[Network, float]:
         """Gauss-Newton steps without damping, as long as each halves the loss.
@@ -515,6 +522,18 @@ def resolve_device(device: str) -> str:
             "'cpu' or a CUDA device that torch sees."
         ) from error
     return device
+
+
+def _descend(solver: BatchedLevenberg, max_iter: int, target: float, progress: float) -> None:
+    """Advance a single network as long as it is worthwhile, see :meth:`Trainer.polish`."""
+    for n_windows in range(math.ceil(max_iter / POLISH_WINDOW) - 1, -1, -1):
+        before = float(solver.losses[0])
+        solver.run(POLISH_WINDOW)
+        loss = float(solver.losses[0])
+        if solver.finished.all() or loss > progress * before:
+            break
+        if target < loss * (loss / before) ** (2 * n_windows):
+            break
 
 
 def _arrays(tensors: tuple[Tensor, ...]) -> tuple[np.ndarray, ...]:

@@ -51,6 +51,8 @@ def exact_solves(monkeypatch):
     """Conjugate gradients down to rounding."""
     monkeypatch.setattr(_matrix_free, "RELATIVE_RESIDUAL", 1e-12)
     monkeypatch.setattr(_matrix_free, "MAX_ITERATIONS", 2000)
+    monkeypatch.setattr(_matrix_free, "FINAL_LOSS", 0.0)
+    monkeypatch.setattr(_matrix_free, "MAX_FINAL_ITERATIONS", 2000)
 
 
 def rowwise(vectors):
@@ -212,7 +214,10 @@ def test_inexact_solves_decrease_the_model_as_predicted(widths, n_iterations, mo
             assert descent > 0.9 * best
 
 
-def test_solves_end_at_the_relative_residual():
+@pytest.mark.parametrize("is_final", [False, True])
+def test_solves_end_at_the_relative_residual(is_final, monkeypatch):
+    monkeypatch.setattr(_matrix_free, "FINAL_LOSS", np.inf if is_final else 0.0)
+    goal = _matrix_free.FINAL_RESIDUAL if is_final else _matrix_free.RELATIVE_RESIDUAL
     rng = np.random.default_rng(5)
     task, layers = random_task(rng, "tanh", n_samples=60), random_batch(rng, 3, (3, 2))
     equations = equations_of(task, layers)
@@ -225,7 +230,29 @@ def test_solves_end_at_the_relative_residual():
     gradient = torch.from_numpy(rowwise(hidden_gradient) - rowwise(carried))
     residual = gradient + system._product(torch.from_numpy(rowwise(hidden_step)))
     sizes = [(r * system._precondition(r)).sum(dim=1) for r in (residual, gradient)]
-    assert (sizes[0] <= _matrix_free.RELATIVE_RESIDUAL**2 * sizes[1]).all()
+    assert (sizes[0] <= goal**2 * sizes[1]).all()
+
+
+def test_only_networks_near_an_exact_fit_get_many_iterations(monkeypatch):
+    """Beside one of them, another network takes the same step as alone."""
+    monkeypatch.setattr(_matrix_free, "RELATIVE_RESIDUAL", 0.0)
+    monkeypatch.setattr(_matrix_free, "FINAL_RESIDUAL", 0.0)
+    monkeypatch.setattr(_matrix_free, "MAX_ITERATIONS", 2)
+    rng = np.random.default_rng(0)
+    true = random_batch(rng, 1, (3,))
+    task = task_of_teacher(rng, "tanh", pick(true, 0))
+    noise = torch.tensor([1e-8, 1e-1], dtype=torch.float64)[:, None, None]
+    changes = random_batch(rng, 2, (3,))
+    layers = tuple(layer + noise * change for layer, change in zip(true, changes, strict=True))
+    damping = torch.full((2,), 1e-12, dtype=torch.float64)
+    equations = equations_of(task, layers)
+    assert equations.losses[0] < _matrix_free.FINAL_LOSS < equations.losses[1]
+    assert_close(equations.losses.numpy(), task.losses(layers).numpy(), 1e-12)
+    both = rowwise(equations.damped(damping).step(equations.gradient))
+    matrix, gradient, _ = dense_system(task, alone(layers, 0))
+    assert_close(both[0], np.linalg.solve(matrix + 1e-12 * np.eye(len(matrix)), -gradient), 1e-4)
+    other = equations.take(torch.tensor([1]))
+    assert_close(both[1], rowwise(other.damped(damping[1:]).step(other.gradient))[0], 1e-12)
 
 
 @pytest.mark.parametrize("widths", WIDTHS)
@@ -566,7 +593,7 @@ def test_the_trainer_uses_the_chosen_or_the_suited_solver(
 ):
     trainer = Trainer(*rows, "tanh", "cpu", False, working_memory, solver)
     kinds = levenberg_kinds(monkeypatch)
-    students = trainer.train(np.arange(2), (8,), max_iter=20, tol=0.0)
+    students = trainer.train(np.arange(2), (8,), max_iter=10, tol=0.0)
     assert set(kinds) == {expected}
     assert students.losses.max() < 1e-2 * students.loss_curves[:, 0].min()
     kinds.clear()
@@ -575,6 +602,30 @@ def test_the_trainer_uses_the_chosen_or_the_suited_solver(
     assert kinds == [expected]
     assert loss < students.losses[0]
     assert trainer.is_matrix_free(network) == (expected is MatrixFreeLevenberg)
+
+
+@pytest.mark.parametrize(
+    ("solver", "working_memory", "expected"),
+    [
+        ("auto", 10.0, [MatrixFreeLevenberg, BatchedLevenberg]),
+        ("auto", 4.0, [MatrixFreeLevenberg]),
+        ("matrix_free", 10.0, [MatrixFreeLevenberg]),
+    ],
+)
+def test_large_networks_get_their_last_steps_from_dense_equations_that_fit(
+    rows, monkeypatch, short_warm_up, solver, working_memory, expected
+):
+    monkeypatch.setattr(_matrix_free, "DENSE_FLOPS", 0.0)
+    trainer = Trainer(*rows, "tanh", "cpu", False, working_memory, solver)
+    network = trainer.train(np.arange(1), (8,), max_iter=10, tol=1e-6).network(0)
+    kinds = levenberg_kinds(monkeypatch)
+    _, loss = trainer.polish(network, 100, enough=1e-9)
+    assert set(kinds) == {MatrixFreeLevenberg}
+    assert _matrix_free.FINAL_LOSS < loss <= 1e-9
+    kinds.clear()
+    _, loss = trainer.polish(network, 100)
+    assert list(dict.fromkeys(kinds)) == expected
+    assert loss < 1e-26
 
 
 def test_too_little_memory_is_told_by_the_solver_that_trains(rows, short_warm_up):
