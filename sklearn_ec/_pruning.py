@@ -19,6 +19,7 @@ import numpy as np
 
 from ._activations import Activation
 from ._linearization import stacked
+from ._merging import merged_network
 from ._reconstruction import read_features, solve_layer, solve_readout
 from ._training import POLISH_PROGRESS, Trainer
 from ._types import Network, Samples
@@ -113,12 +114,31 @@ Cap = ExactCap | NoiseCap
 
 def prune(network: Network, loss: float, trainer: Trainer) -> tuple[Network, float]:
     """Remove neurons as long as the loss allows it, on data without noise."""
-    *_, (network, loss) = pruning_path(network, loss, trainer, ExactCap(loss))
-    if len(network.widths) > 1:
+    cap = ExactCap(loss)
+    is_shallow = len(network.widths) == 1
+    if is_shallow and trainer.is_matrix_free(network):
+        network, loss = _try_merging(network, loss, trainer, cap)
+    *_, (network, loss) = pruning_path(network, loss, trainer, cap)
+    if not is_shallow:
         return trainer.polish(network, POLISH_STEPS)
     if trainer.is_matrix_free(network) and loss > REGROWTH_GOAL:
         return trainer.polish(network, POLISH_STEPS, progress=LARGE_PROGRESS)
     return network, loss
+
+
+def _try_merging(
+    network: Network, loss: float, trainer: Trainer, cap: Cap
+) -> tuple[Network, float]:
+    """One neuron for each that several imitate together, where the loss allows it."""
+    merged = merged_network(network, trainer)
+    if merged is None:
+        return network, loss
+    allowed = cap.allowed(merged)
+    polished = trainer.polish(merged, LARGE_POLISH_STEPS, target=allowed, progress=LARGE_PROGRESS)
+    if polished[1] > allowed:
+        return network, loss
+    cap.update(*polished)
+    return polished
 
 
 def pruning_path(
