@@ -8,11 +8,14 @@ without it. A teacher, 784-width-10, is trained with Adam and cross-entropy on a
 and recovered from its logits on the first ``--rows`` of them. Teachers and students are kept in
 ``--cache``: an interrupted run goes on where it stopped.
 
-Some pixels are lit in few images or none, and a neuron that is saturated or switched off in all of
-these says nothing about its weights there: no method can tell them. So cosine distances are taken
-of vectors projected on the row space of the images, and of vectors projected on what the images
-determine of that neuron: the right singular vectors of its inputs, times the slope of its
-activation, whose singular values are above 1e-8 of the largest. ``open`` counts all others.
+Some pixels are lit in few images or none, and what no image tells about a neuron no method can
+tell: its weights of pixels that are lit only where it is saturated or switched off, and, where
+there are more neurons than outputs, those of pixels lit in a single image, which gives fewer
+equations than unknowns. So cosine distances are taken of vectors projected on the row space of the
+images, and of vectors projected on what the images determine of that neuron. Its ``open``
+directions are those of the changes of all incoming weights, at fixed outgoing ones, that belong to
+singular values of the Jacobian below 1e-7 of the largest. Beyond 15,000 weights, each neuron is
+looked at alone.
 
 ``rate`` is that of a product with the Gauss-Newton matrix, the work of a matrix-free step, next to
 that of a large matrix product on the same device.
@@ -41,7 +44,9 @@ TEACHER_EPOCHS = 15
 TEACHER_BATCH = 256
 TEACHER_LEARNING_RATE = 3e-3
 PIXEL_MEAN, PIXEL_SCALE = 0.1307, 0.3081  # as usual for MNIST
-DETERMINED = 1e-8
+OPEN = 1e-7
+MIN_SHARE = 1e-6  # of a change of unit length that a neuron has to be counted as open
+MAX_JOINT_WEIGHTS = 15_000
 ROW_SPACE = 1e-10
 
 
@@ -108,32 +113,44 @@ def logits(teacher, activation, X):
     return activation.function(X @ teacher["W"] + teacher["b"]) @ teacher["A"] + teacher["c"]
 
 
-def determined_directions(X, threshold):
-    """Right singular vectors of singular values above a share of the largest, as rows."""
-    triangle = np.linalg.qr(X, mode="r")
-    _, values, right = np.linalg.svd(triangle)
-    return right[: np.count_nonzero(values > threshold * values[0])]
+def row_space_basis(X):
+    """Right singular vectors of singular values that are not rounding, as rows."""
+    _, values, right = np.linalg.svd(np.linalg.qr(X, mode="r"))
+    return right[: np.count_nonzero(values > ROW_SPACE * values[0])]
+
+
+def open_directions(inputs, slopes, outgoing):
+    """Orthonormal bases, for each neuron, of what the outputs do not tell about its vector."""
+    n_neurons, size = slopes.shape[1], inputs.shape[1]
+    if n_neurons * size > MAX_JOINT_WEIGHTS:
+        alone = zip(slopes.T[:, :, None], outgoing[:, None], strict=True)
+        return [open_directions(inputs, *neuron)[0] for neuron in alone]
+    columns = (slopes[:, :, None] * inputs[:, None]).reshape(len(inputs), -1)
+    gram = (columns.T @ columns).reshape(n_neurons, size, n_neurons, size)
+    gram *= (outgoing @ outgoing.T)[:, None, :, None]
+    values, changes = np.linalg.eigh(gram.reshape(n_neurons * size, -1))
+    changes = changes[:, values < OPEN**2 * values[-1]].reshape(n_neurons, size, -1)
+    parts = [np.linalg.svd(change, full_matrices=False)[:2] for change in changes]
+    return [left[:, shares > MIN_SHARE] for left, shares in parts]
 
 
 def compare(teacher, model, X):
     """Cosine distances of matched vectors in the row space, in what is determined, and open."""
-    true = np.vstack([teacher["W"], teacher["b"]]).T
-    found = np.vstack([model.weights_[0], model.biases_[0]]).T
-    activation = get_activation(model.activation_)
     inputs = np.hstack([X, np.ones((len(X), 1))])
-    row_space = determined_directions(inputs, ROW_SPACE)
-    matched = match(true @ row_space.T, found @ row_space.T, activation.has_sign_flip)
-    within, determined, n_open = [], [], 0
-    for neuron, other in matched:
-        z = torch.from_numpy(inputs @ true[neuron])
-        slopes = activation.tensor_derivative(z).numpy()[:, None]
-        directions = determined_directions(inputs @ row_space.T * slopes, DETERMINED) @ row_space
-        n_open += len(row_space) - len(directions)
-        for basis, distances in ((row_space, within), (directions, determined)):
-            distances.append(
-                cosine_distance(basis @ true[neuron], basis @ found[other], activation)
-            )
-    return within, determined, n_open
+    row_space = row_space_basis(inputs)
+    inputs = inputs @ row_space.T
+    true = np.vstack([teacher["W"], teacher["b"]]).T @ row_space.T
+    found = np.vstack([model.weights_[0], model.biases_[0]]).T @ row_space.T
+    activation = get_activation(model.activation_)
+    slopes = activation.tensor_derivative(torch.from_numpy(inputs @ true.T)).numpy()
+    undetermined = open_directions(inputs, slopes, teacher["A"])
+    within, determined = [], []
+    for neuron, other in match(true, found, activation.has_sign_flip):
+        u, v, basis = true[neuron], found[other], undetermined[neuron]
+        within.append(cosine_distance(u, v, activation))
+        u, v = (vector - basis @ (basis.T @ vector) for vector in (u, v))
+        determined.append(cosine_distance(u, v, activation))
+    return within, determined, sum(basis.shape[1] for basis in undetermined)
 
 
 def match(true, found, has_sign_flip):
