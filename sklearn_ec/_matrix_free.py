@@ -31,11 +31,7 @@ from ._sweeps import ForwardPass, Layers, forward, pull_back, sensitivities, tan
 # gradient, or after so many iterations.
 RELATIVE_RESIDUAL = 0.1
 MAX_ITERATIONS = 100
-# Networks below this loss have the right neurons. What is left is spread over directions that few
-# rows tell about, and takes solves that are nearly exact: 16 ``g`` neurons on 10,000 MNIST images
-# come from 1e-15 to 2e-18 in 100 s, instead of 6e-16. Further up, cheap steps do as much: 20 dense
-# ones from 1e-12 to 2e-16 took ten times as long.
-FINAL_LOSS = 1e-15
+# The same of solves that are nearly exact.
 FINAL_RESIDUAL = 0.01
 MAX_FINAL_ITERATIONS = 1000
 # Steps that the blocks of the preconditioner serve; a divisor of the steps of an epoch, so that a
@@ -65,21 +61,19 @@ class MatrixFreeEquations:
     run: ForwardPass
     gradient: Layers
     readout_gram: Tensor  # (batch, n_features, n_features), the same for every output
-    losses: Tensor  # (batch,)
     blocks: Layers  # of the hidden layers, as of :func:`diagonal_blocks`
+    is_final: bool = False  # whether solves are nearly exact
 
     @classmethod
     def assemble(
-        cls, task: LeastSquaresTask, layers: Layers, blocks: Layers
+        cls, task: LeastSquaresTask, layers: Layers, blocks: Layers, is_final: bool = False
     ) -> MatrixFreeEquations:
         run = forward(layers, task.inputs, task.activation)
-        errors = run.outputs - task.targets
-        residuals = errors * task.sqrt_weight.square() / task.n_equations
-        gradient = pull_back(layers, run, task.activation, residuals)
-        losses = (errors * residuals).sum(dim=(1, 2))
+        residuals = (run.outputs - task.targets) * task.sqrt_weight.square()
+        gradient = pull_back(layers, run, task.activation, residuals / task.n_equations)
         features = run.features[-1] * task.sqrt_weight
         readout_gram = features.mT @ features / task.n_equations
-        return cls(task, layers, run, gradient, readout_gram, losses, blocks)
+        return cls(task, layers, run, gradient, readout_gram, blocks, is_final)
 
     def take(self, index: Tensor) -> MatrixFreeEquations:
         if len(index) == len(self.layers[0]):
@@ -90,8 +84,8 @@ class MatrixFreeEquations:
             self.run.take(index),
             tuple(part[index] for part in self.gradient),
             self.readout_gram[index],
-            self.losses[index],
             tuple(block[index] for block in self.blocks),
+            self.is_final,
         )
 
     def damped(self, damping: Tensor) -> DampedMatrixFreeSystem:
@@ -169,12 +163,10 @@ class DampedMatrixFreeSystem:
         step = torch.zeros_like(residual)
         direction = preconditioned = self._precondition(residual)
         size = (residual * preconditioned).sum(dim=1)
-        is_final = self.equations.losses < FINAL_LOSS
-        goal = torch.where(is_final, FINAL_RESIDUAL, RELATIVE_RESIDUAL) ** 2 * size
+        is_final = self.equations.is_final
+        goal = (FINAL_RESIDUAL if is_final else RELATIVE_RESIDUAL) ** 2 * size
         active = self.succeeded & (size > 0)
-        for iteration in range(MAX_FINAL_ITERATIONS):
-            if iteration == MAX_ITERATIONS:
-                active = active & is_final
+        for _ in range(MAX_FINAL_ITERATIONS if is_final else MAX_ITERATIONS):
             if not active.any():
                 break
             product = self._product(direction)
@@ -246,6 +238,7 @@ class MatrixFreeLevenberg(BatchedLevenberg):
     # Products lose less than JᵀJ itself.
     damping_floor = 1e-24
     rounding_loss = 1e-26
+    is_final = False
 
     def __init__(
         self,
@@ -291,7 +284,13 @@ class MatrixFreeLevenberg(BatchedLevenberg):
             self._blocks, self._owners = diagonal_blocks(self.task, layers), index
         at = torch.searchsorted(self._owners, index)
         blocks = tuple(block if len(at) == len(block) else block[at] for block in self._blocks)
-        return MatrixFreeEquations.assemble(self.task, layers, blocks)
+        return MatrixFreeEquations.assemble(self.task, layers, blocks, self.is_final)
+
+
+class FinalMatrixFreeLevenberg(MatrixFreeLevenberg):
+    """The same with nearly exact steps, for networks that cheap ones bring no further."""
+
+    is_final = True
 
 
 def suited_solver(

@@ -1,5 +1,7 @@
 """Matrix-free Levenberg: products, preconditioner, solves, minima; each against dense algebra."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,7 @@ from test_levenberg import (
     task_of_teacher,
 )
 
-from sklearn_ec import ExpandClusterRegressor, _levenberg, _matrix_free
+from sklearn_ec import ExpandClusterRegressor, _levenberg, _matrix_free, _training
 from sklearn_ec._activations import ACTIVATIONS
 from sklearn_ec._levenberg import (
     ROUNDING_LOSS,
@@ -26,9 +28,11 @@ from sklearn_ec._levenberg import (
     LeastSquaresTask,
     predicted_decrease,
 )
+from sklearn_ec._linearization import stacked
 from sklearn_ec._matrix_free import (
     BLOCK_STEPS,
     DENSE_FLOPS,
+    FinalMatrixFreeLevenberg,
     MatrixFreeEquations,
     MatrixFreeLevenberg,
     diagonal_blocks,
@@ -53,8 +57,6 @@ def exact_solves(monkeypatch):
     """Conjugate gradients down to rounding."""
     monkeypatch.setattr(_matrix_free, "RELATIVE_RESIDUAL", 1e-12)
     monkeypatch.setattr(_matrix_free, "MAX_ITERATIONS", 2000)
-    monkeypatch.setattr(_matrix_free, "FINAL_LOSS", 0.0)
-    monkeypatch.setattr(_matrix_free, "MAX_FINAL_ITERATIONS", 2000)
 
 
 def rowwise(vectors):
@@ -217,12 +219,11 @@ def test_inexact_solves_decrease_the_model_as_predicted(widths, n_iterations, mo
 
 
 @pytest.mark.parametrize("is_final", [False, True])
-def test_solves_end_at_the_relative_residual(is_final, monkeypatch):
-    monkeypatch.setattr(_matrix_free, "FINAL_LOSS", np.inf if is_final else 0.0)
+def test_solves_end_at_the_relative_residual(is_final):
     goal = _matrix_free.FINAL_RESIDUAL if is_final else _matrix_free.RELATIVE_RESIDUAL
     rng = np.random.default_rng(5)
     task, layers = random_task(rng, "tanh", n_samples=60), random_batch(rng, 3, (3, 2))
-    equations = equations_of(task, layers)
+    equations = replace(equations_of(task, layers), is_final=is_final)
     damping = torch.full((3,), 1e-4, dtype=torch.float64)
     system = equations.damped(damping)
     *hidden_step, _ = system.step(equations.gradient)
@@ -233,28 +234,6 @@ def test_solves_end_at_the_relative_residual(is_final, monkeypatch):
     residual = gradient + system._product(torch.from_numpy(rowwise(hidden_step)))
     sizes = [(r * system._precondition(r)).sum(dim=1) for r in (residual, gradient)]
     assert (sizes[0] <= goal**2 * sizes[1]).all()
-
-
-def test_only_networks_near_an_exact_fit_get_many_iterations(monkeypatch):
-    """Beside one of them, another network takes the same step as alone."""
-    monkeypatch.setattr(_matrix_free, "RELATIVE_RESIDUAL", 0.0)
-    monkeypatch.setattr(_matrix_free, "FINAL_RESIDUAL", 0.0)
-    monkeypatch.setattr(_matrix_free, "MAX_ITERATIONS", 2)
-    rng = np.random.default_rng(0)
-    true = random_batch(rng, 1, (3,))
-    task = task_of_teacher(rng, "tanh", pick(true, 0))
-    noise = torch.tensor([1e-9, 1e-1], dtype=torch.float64)[:, None, None]
-    changes = random_batch(rng, 2, (3,))
-    layers = tuple(layer + noise * change for layer, change in zip(true, changes, strict=True))
-    damping = torch.full((2,), 1e-12, dtype=torch.float64)
-    equations = equations_of(task, layers)
-    assert equations.losses[0] < _matrix_free.FINAL_LOSS < equations.losses[1]
-    assert_close(equations.losses.numpy(), task.losses(layers).numpy(), 1e-12)
-    both = rowwise(equations.damped(damping).step(equations.gradient))
-    matrix, gradient, _ = dense_system(task, alone(layers, 0))
-    assert_close(both[0], np.linalg.solve(matrix + 1e-12 * np.eye(len(matrix)), -gradient), 1e-4)
-    other = equations.take(torch.tensor([1]))
-    assert_close(both[1], rowwise(other.damped(damping[1:]).step(other.gradient))[0], 1e-12)
 
 
 @pytest.mark.parametrize("widths", WIDTHS)
@@ -606,33 +585,63 @@ def test_the_trainer_uses_the_chosen_or_the_suited_solver(
     assert trainer.is_matrix_free(network) == (expected is MatrixFreeLevenberg)
 
 
-@pytest.mark.parametrize(
-    ("solver", "working_memory", "expected"),
-    [
-        ("auto", 10.0, [MatrixFreeLevenberg, BatchedLevenberg]),
-        ("auto", 4.0, [MatrixFreeLevenberg]),
-        ("matrix_free", 10.0, [MatrixFreeLevenberg]),
-    ],
-)
-def test_large_networks_get_their_last_steps_from_dense_equations_that_fit(
-    monkeypatch, solver, working_memory, expected
-):
-    """The network takes 6 MiB with normal equations, 1 MiB without."""
-    monkeypatch.setattr(_matrix_free, "DENSE_FLOPS", 0.0)
+def spread_out(solver="auto", working_memory=None):
+    """A network near an exact fit, and its trainer: 6 MiB with normal equations, 1 MiB without."""
     rng = np.random.default_rng(0)
     X = rng.normal(size=(330, 40))
     true = Network((rng.normal(size=(8, 41)) / 6, rng.normal(size=(1, 9))))
     samples = Samples(X, network_outputs(true, X, ACTIVATIONS["tanh"]), np.ones(len(X)))
-    trainer = Trainer(samples, samples, "tanh", "cpu", False, working_memory, solver)
     network = Network(tuple(a + 0.01 * rng.normal(size=a.shape) for a in true.layers))
+    return network, Trainer(samples, samples, "tanh", "cpu", False, working_memory, solver)
+
+
+@pytest.mark.parametrize(
+    ("solver", "working_memory", "expected"),
+    [
+        ("auto", 10.0, BatchedLevenberg),
+        ("auto", 4.0, FinalMatrixFreeLevenberg),
+        ("matrix_free", 10.0, FinalMatrixFreeLevenberg),
+    ],
+)
+def test_large_networks_that_stall_near_zero_get_exact_steps(
+    monkeypatch, solver, working_memory, expected
+):
+    monkeypatch.setattr(_matrix_free, "DENSE_FLOPS", 0.0)
+    monkeypatch.setattr(_training, "POLISH_WINDOW", 1)
+    monkeypatch.setattr(_training, "STALLED", 0.0)
+    network, trainer = spread_out(solver, working_memory)
     kinds = levenberg_kinds(monkeypatch)
     _, loss = trainer.polish(network, 100, enough=1e-9)
     assert set(kinds) == {MatrixFreeLevenberg}
-    assert _matrix_free.FINAL_LOSS < loss <= 1e-9
+    assert _training.FINAL_LOSS < loss <= 1e-9
     kinds.clear()
     _, loss = trainer.polish(network, 100)
-    assert list(dict.fromkeys(kinds)) == expected
+    assert list(dict.fromkeys(kinds)) == [MatrixFreeLevenberg, expected]
     assert loss < 1e-26
+
+
+def test_large_networks_that_do_not_stall_keep_cheap_steps(monkeypatch):
+    monkeypatch.setattr(_matrix_free, "DENSE_FLOPS", 0.0)
+    network, trainer = spread_out()
+    kinds = levenberg_kinds(monkeypatch)
+    _, loss = trainer.polish(network, 100)
+    assert set(kinds) == {MatrixFreeLevenberg}
+    assert loss < 1e-26
+
+
+def test_steps_of_the_final_solver_are_nearly_exact():
+    """By the share of the possible decrease of the model that they miss."""
+    network, trainer = spread_out()
+    layers, damping = stacked(network, "cpu"), torch.tensor([1e-5])
+    matrix, gradient, _ = dense_system(trainer.task, layers)
+    possible = gradient @ np.linalg.solve(matrix + 1e-5 * np.eye(len(matrix)), gradient)
+    missed = []
+    for kind in (MatrixFreeLevenberg, FinalMatrixFreeLevenberg):
+        equations = kind(trainer.task, layers)._equations(torch.tensor([0]))
+        step = rowwise(equations.damped(damping).step(equations.gradient))[0]
+        missed.append(1.0 + gradient @ step / possible)
+    assert 0.0 < missed[1] < 0.01
+    assert missed[1] < 0.1 * missed[0]
 
 
 def test_too_little_memory_is_told_by_the_solver_that_trains(rows, short_warm_up):
