@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ._activations import get_activation
 from ._course import BatchState, Checkpoint, Course, OnEpoch
-from ._levenberg import ROUNDING_LOSS, BatchedLevenberg, LeastSquaresTask, networks_at_a_time
+from ._levenberg import BatchedLevenberg, LeastSquaresTask, networks_at_a_time
 from ._linearization import Linearization, stacked
 from ._matrix_free import FinalMatrixFreeLevenberg, MatrixFreeLevenberg, suited_solver
 from ._nets import (
@@ -49,12 +49,13 @@ POLISH_DAMPING = 1e-3
 POLISH_WINDOW = 20
 # A polish has stalled when a window leaves more than this share of the loss.
 POLISH_PROGRESS = 0.99
-# Large networks below this loss have the right neurons. What is left may be spread over directions
+# Large networks below FINAL_LOSS have the right neurons. What is left may be spread over directions
 # that few rows tell about, where cheap steps crawl: on 10,000 MNIST images, 16 ``g`` neurons stall
 # at 1e-15, and come to 1e-30 with nine dense steps. Others do not stall, and dense steps, of less
-# precision, would hold them up: 8 tanh neurons come to 1e-26 with cheap ones. So the solver changes
-# when a window leaves more than the share STALLED of the loss.
+# precision, would hold them up: 8 tanh neurons come to 1e-26 with cheap ones. So the steps change
+# when a window above FINISHED_LOSS leaves more than the share STALLED of the loss.
 FINAL_LOSS = 1e-12
+FINISHED_LOSS = 1e-20
 STALLED = 0.5
 MAX_REFINEMENTS = 10
 # Floating-point operations that one epoch of Levenberg may take for all students of a batch.
@@ -287,11 +288,12 @@ class Trainer:
         suited = suited_solver(self.task, layers, self.working_bytes)
         return SOLVERS.get(self.solver, suited)
 
-    def _final_levenberg(self, layers: Layers) -> type[BatchedLevenberg]:
-        """The solver for the last steps of large networks: dense where there is memory for it."""
-        n_bytes = BatchedLevenberg.step_bytes(self.task, layers)
+    def _with_exact_steps(self, solver: BatchedLevenberg) -> BatchedLevenberg:
+        """The same state with nearly exact steps, dense ones where there is memory for them."""
+        n_bytes = BatchedLevenberg.step_bytes(self.task, solver.layers)
         is_dense = self.solver == "auto" and n_bytes <= self.working_bytes
-        return BatchedLevenberg if is_dense else FinalMatrixFreeLevenberg
+        kind = BatchedLevenberg if is_dense else FinalMatrixFreeLevenberg
+        return kind(self.task, solver.layers, tol=solver.tol, damping=float(solver.losses[0]))
 
     def is_matrix_free(self, network: Network) -> bool:
         """Whether a network is polished without forming its normal equations."""
@@ -337,19 +339,22 @@ class Trainer:
         or where twice the present rate would not reach the ``target`` loss. Large networks that
         stall near zero get nearly exact steps, from dense equations if there is memory for them.
         """
-        layers, loss = stacked(network, self.device), math.inf
-        kind = self.levenberg(layers)
-        stages = [(kind, enough, progress)]
-        if kind is MatrixFreeLevenberg:
-            final = (self._final_levenberg(layers), enough, progress)
-            stages = [(kind, max(enough, FINAL_LOSS), progress), (kind, enough, STALLED), final]
-        for kind, tol, share in stages:
-            solver = kind(self.task, layers, tol=tol, damping=min(POLISH_DAMPING, loss))
-            _descend(solver, max_iter, target, share)
-            layers, loss = solver.layers, float(solver.losses[0])
-            if not max(enough, ROUNDING_LOSS) < loss <= FINAL_LOSS:
+        layers = stacked(network, self.device)
+        solver = self.levenberg(layers)(self.task, layers, tol=enough, damping=POLISH_DAMPING)
+        for n_windows in range(math.ceil(max_iter / POLISH_WINDOW) - 1, -1, -1):
+            before = float(solver.losses[0])
+            solver.run(POLISH_WINDOW)
+            loss = float(solver.losses[0])
+            if solver.finished.all():
                 break
-        return network_at(layers, 0), loss
+            if _has_stalled_near_zero(solver, before):
+                solver = self._with_exact_steps(solver)
+                continue
+            if loss > progress * before:
+                break
+            if target < loss * (loss / before) ** (2 * n_windows):
+                break
+        return network_at(solver.layers, 0), loss
 
     def refine(self, network: Network, loss: float) -> tuple[Network, float]:
         """Gauss-Newton steps without damping, as long as each halves the loss.
@@ -533,16 +538,11 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def _descend(solver: BatchedLevenberg, max_iter: int, target: float, progress: float) -> None:
-    """Advance a single network as long as it is worthwhile, see :meth:`Trainer.polish`."""
-    for n_windows in range(math.ceil(max_iter / POLISH_WINDOW) - 1, -1, -1):
-        before = float(solver.losses[0])
-        solver.run(POLISH_WINDOW)
-        loss = float(solver.losses[0])
-        if solver.finished.all() or loss > progress * before:
-            break
-        if target < loss * (loss / before) ** (2 * n_windows):
-            break
+def _has_stalled_near_zero(solver: BatchedLevenberg, before: float) -> bool:
+    """Whether cheap steps crawl where exact ones may not, from the loss a window before."""
+    loss = float(solver.losses[0])
+    is_near_zero = FINISHED_LOSS < loss < FINAL_LOSS
+    return type(solver) is MatrixFreeLevenberg and is_near_zero and loss > STALLED * before
 
 
 def _arrays(tensors: tuple[Tensor, ...]) -> tuple[np.ndarray, ...]:
