@@ -39,18 +39,19 @@ FIT_LOSS = 1e-5
 def merged_network(network: Network, trainer: Trainer) -> Network | None:
     """The network with one neuron for all that have parallel outgoing weights.
 
-    It has one hidden layer. None where all outgoing weights differ in direction, and with a single
-    output, where none can.
+    It has one hidden layer. None where no group of neurons imitates another one, and with a single
+    output, where it does not show.
     """
     samples, (width,) = trainer.samples, network.widths
-    outgoing = network.layers[-1][:, :width]
-    groups = parallel_groups(outgoing)
-    if len(outgoing) == 1 or len(groups) == width:
-        return None
+    incoming, outgoing = network.layers[0], network.layers[-1][:, :width]
     features = read_features(network.layers[:-1], samples.X, trainer.activation, False)[:, :width]
+    groups = parallel_groups(outgoing)
+    parts = [joint_contributions(features[:, group], outgoing[:, group]) for group in groups]
+    if len(outgoing) == 1 or max(map(unexplained_share, parts)) <= MAX_UNEXPLAINED:
+        return None
     neurons = [
-        _joint_neuron(network.layers[0][group], features[:, group], outgoing[:, group], trainer)
-        for group in groups
+        _joint_neuron(incoming[group], part, trainer)
+        for group, part in zip(groups, parts, strict=True)
     ]
     return solve_readout([np.vstack(neurons)], samples, trainer.activation, network.has_skip)
 
@@ -63,23 +64,31 @@ def parallel_groups(outgoing: np.ndarray) -> list[np.ndarray]:
     return [np.flatnonzero(labels == group) for group in range(n_groups)]
 
 
-def _joint_neuron(
-    incoming: np.ndarray, features: np.ndarray, outgoing: np.ndarray, trainer: Trainer
-) -> np.ndarray:
-    """Incoming vector, shape (1, n_inputs + 1), of the neuron that contributes most like several.
-
-    Their outgoing weight vectors are the columns of ``outgoing``.
-    """
-    if len(incoming) == 1:
-        return incoming
+def joint_contributions(features: np.ndarray, outgoing: np.ndarray) -> np.ndarray:
+    """What neurons add to the outputs along their common direction, centered, one per column."""
     direction = np.linalg.svd(outgoing)[0][:, 0]
     contributions = features * (direction @ outgoing)
-    sizes = contributions.std(axis=0)
+    return contributions - contributions.mean(axis=0)
+
+
+def unexplained_share(contributions: np.ndarray) -> float:
+    """Share of the variance of their sum that a multiple of the strongest one leaves."""
+    total = contributions.sum(axis=1)
+    if not total.any():
+        return 0.0
+    strongest = contributions[:, np.argmax(contributions.std(axis=0))]
+    explained = (strongest @ total) ** 2 / (strongest @ strongest)
+    return float(1.0 - explained / (total @ total))
+
+
+def _joint_neuron(incoming: np.ndarray, contributions: np.ndarray, trainer: Trainer) -> np.ndarray:
+    """Incoming vector, shape (1, n_inputs + 1), of the neuron that does most like several."""
+    if len(incoming) == 1:
+        return incoming
     total = contributions.sum(axis=1, keepdims=True)
-    targets = (total - total.mean()) / (total.std() or 1.0)
-    samples = replace(trainer.samples, y=targets)
+    samples = replace(trainer.samples, y=total / (total.std() or 1.0))
     alone = trainer.with_samples(samples)
-    strongest = np.argsort(-sizes)[:N_STARTS]
+    strongest = np.argsort(-contributions.std(axis=0))[:N_STARTS]
     best, unexplained = incoming[strongest[:1]], math.inf
     for neuron in strongest:
         start = solve_readout([incoming[[neuron]]], samples, trainer.activation, trainer.has_skip)

@@ -7,7 +7,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn_ec import _matrix_free, _pruning
 from sklearn_ec._activations import get_activation
 from sklearn_ec._linearization import stacked
-from sklearn_ec._merging import MAX_ANGLE, merged_network, parallel_groups
+from sklearn_ec._merging import MAX_ANGLE, merged_network, parallel_groups, unexplained_share
 from sklearn_ec._pruning import prune
 from sklearn_ec._reconstruction import network_outputs, solve_readout, with_skip
 from sklearn_ec._training import Trainer
@@ -74,16 +74,42 @@ def test_one_neuron_takes_the_place_of_its_imitators(name):
     assert loss < 1e-20
 
 
-def test_an_idle_group_gives_an_idle_neuron():
-    """ReLU neurons that are switched off in all rows."""
-    network = random_network(width=4)
+def with_idle_pair(network):
+    """Two more neurons with parallel outgoing weights, switched off in all rows."""
     hidden, readout = network.layers
-    hidden[2:, -1] = -100.0
-    readout[:, 3] = -0.5 * readout[:, 2]
-    merged = merged_network(network, trainer_of(network, "relu"))
-    assert merged.widths == (3,)
+    idle = np.zeros((2, hidden.shape[1]))
+    idle[:, -1] = -100.0
+    outgoing = np.outer(np.arange(len(readout)), [1.0, -0.5])
+    return Network((np.vstack([idle, hidden]), np.hstack([outgoing, readout])))
+
+
+def test_idle_neurons_imitate_none_and_become_one_beside_those_that_do():
+    network = random_network()
+    trainer = trainer_of(network, "relu")
+    assert merged_network(with_idle_pair(network), trainer) is None
+    merged = merged_network(with_idle_pair(with_imitators(network, trainer)), trainer)
+    assert merged.widths == (4,)
     assert merged.is_finite
-    assert_allclose(merged.layers[1][:, [0, 1, 3]], readout[:, [0, 1, 4]], atol=1e-12)
+
+
+def test_copies_and_traces_are_left_to_pruning():
+    network = random_network()
+    hidden, readout = network.layers
+    split = readout[:, :3] * np.array([0.3, 0.5, 0.8])
+    copied = Network(
+        (
+            np.vstack([hidden, hidden, hidden + 1.0]),
+            np.hstack([split, readout[:, :3] - split, 1e-3 * readout[:, :3], readout[:, 3:]]),
+        )
+    )
+    assert [len(group) for group in parallel_groups(copied.layers[1][:, :9])] == [3, 3, 3]
+    assert merged_network(copied, trainer_of(network, "tanh")) is None
+
+
+def test_what_the_strongest_neuron_leaves_unexplained():
+    first, second = np.array([[1.0, -1, 0, 0], [0, 0, 1.0, -1]])
+    assert_allclose(unexplained_share(np.column_stack([first, 2 * first])), 0.0, atol=1e-15)
+    assert_allclose(unexplained_share(np.column_stack([first, 2 * second])), 0.2)
 
 
 def test_neurons_of_different_directions_stay():
