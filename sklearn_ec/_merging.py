@@ -27,10 +27,13 @@ from ._types import Network
 
 # Outgoing weight vectors are parallel up to this angle, in radians.
 MAX_ANGLE = 0.03
-# The joint neuron is fitted from so many starts, the strongest neurons, until one explains all but
-# this share of the variance. A fit ends when 20 steps leave more than half of the error, or little.
+# A group imitates another neuron where the strongest of it leaves more than this share of the
+# variance of their joint contribution. Copies and traces of the right neuron are left to pruning,
+# which needs less time: for networks of 8 tanh neurons on MNIST, 160 s less.
+MAX_UNEXPLAINED = 0.01
+# The joint neuron is fitted from so many starts, the strongest neurons, until one leaves no more.
+# A fit ends when 20 steps leave more than half of the error, or little.
 N_STARTS = 3
-MAX_UNEXPLAINED = 1e-2
 FIT_STEPS = 60
 FIT_PROGRESS = 0.5
 FIT_LOSS = 1e-5
