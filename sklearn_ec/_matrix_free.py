@@ -288,7 +288,7 @@ class MatrixFreeLevenberg(BatchedLevenberg):
 
 
 class FinalMatrixFreeLevenberg(MatrixFreeLevenberg):
-    """The same with nearly exact steps, for networks that cheap ones bring no further."""
+    """Matrix-free Levenberg with nearly exact steps, for networks at which cheap ones stall."""
 
     is_final = True
 
