@@ -12,10 +12,11 @@ Some pixels are lit in few images or none, and what no image tells about a neuro
 tell: its weights of pixels that are lit only where it is saturated or switched off, and, where
 there are more neurons than outputs, those of pixels lit in a single image, which gives fewer
 equations than unknowns. So cosine distances are taken of vectors projected on the row space of the
-images, and of vectors projected on what the images determine of that neuron. Its ``open``
-directions are those of the changes of all incoming weights, at fixed outgoing ones, that belong to
-singular values of the Jacobian below 1e-7 of the largest. Beyond 15,000 weights, each neuron is
-looked at alone.
+images, and of vectors projected on what the images determine of that neuron, without its ``open``
+directions: right singular vectors of its inputs, times the slope of its activation, whose singular
+values are below 1e-8 of the largest. With more neurons than outputs, and up to 15,000 weights, they
+are those of the changes of all incoming weights together, at fixed outgoing ones, and the limit is
+1e-7: the Gram matrix of that Jacobian does not tell smaller singular values.
 
 ``rate`` is that of a product with the Gauss-Newton matrix, the work of a matrix-free step, next to
 that of a large matrix product on the same device.
@@ -44,8 +45,8 @@ TEACHER_EPOCHS = 15
 TEACHER_BATCH = 256
 TEACHER_LEARNING_RATE = 3e-3
 PIXEL_MEAN, PIXEL_SCALE = 0.1307, 0.3081  # as usual for MNIST
-OPEN = 1e-7
-MIN_SHARE = 1e-6  # of a change of unit length that a neuron has to be counted as open
+OPEN, JOINTLY_OPEN = 1e-8, 1e-7
+MIN_SHARE = 1e-6  # of a joint change of unit length that makes a neuron's part of it open
 MAX_JOINT_WEIGHTS = 15_000
 ROW_SPACE = 1e-10
 
@@ -113,23 +114,22 @@ def logits(teacher, activation, X):
     return activation.function(X @ teacher["W"] + teacher["b"]) @ teacher["A"] + teacher["c"]
 
 
-def row_space_basis(X):
-    """Right singular vectors of singular values that are not rounding, as rows."""
+def split_directions(X, threshold):
+    """Right singular vectors, as rows: above a share of the largest singular value, and below."""
     _, values, right = np.linalg.svd(np.linalg.qr(X, mode="r"))
-    return right[: np.count_nonzero(values > ROW_SPACE * values[0])]
+    return np.split(right, [np.count_nonzero(values > threshold * values[0])])
 
 
 def open_directions(inputs, slopes, outgoing):
     """Orthonormal bases, for each neuron, of what the outputs do not tell about its vector."""
     n_neurons, size = slopes.shape[1], inputs.shape[1]
-    if n_neurons * size > MAX_JOINT_WEIGHTS:
-        alone = zip(slopes.T[:, :, None], outgoing[:, None], strict=True)
-        return [open_directions(inputs, *neuron)[0] for neuron in alone]
+    if n_neurons <= N_CLASSES or n_neurons * size > MAX_JOINT_WEIGHTS:
+        return [split_directions(inputs * slope[:, None], OPEN)[1].T for slope in slopes.T]
     columns = (slopes[:, :, None] * inputs[:, None]).reshape(len(inputs), -1)
     gram = (columns.T @ columns).reshape(n_neurons, size, n_neurons, size)
     gram *= (outgoing @ outgoing.T)[:, None, :, None]
     values, changes = np.linalg.eigh(gram.reshape(n_neurons * size, -1))
-    changes = changes[:, values < OPEN**2 * values[-1]].reshape(n_neurons, size, -1)
+    changes = changes[:, values < JOINTLY_OPEN**2 * values[-1]].reshape(n_neurons, size, -1)
     parts = [np.linalg.svd(change, full_matrices=False)[:2] for change in changes]
     return [left[:, shares > MIN_SHARE] for left, shares in parts]
 
@@ -137,7 +137,7 @@ def open_directions(inputs, slopes, outgoing):
 def compare(teacher, model, X):
     """Cosine distances of matched vectors in the row space, in what is determined, and open."""
     inputs = np.hstack([X, np.ones((len(X), 1))])
-    row_space = row_space_basis(inputs)
+    row_space, _ = split_directions(inputs, ROW_SPACE)
     inputs = inputs @ row_space.T
     true = np.vstack([teacher["W"], teacher["b"]]).T @ row_space.T
     found = np.vstack([model.weights_[0], model.biases_[0]]).T @ row_space.T

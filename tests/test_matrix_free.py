@@ -574,7 +574,7 @@ def test_the_trainer_uses_the_chosen_or_the_suited_solver(
 ):
     trainer = Trainer(*rows, "tanh", "cpu", False, working_memory, solver)
     kinds = levenberg_kinds(monkeypatch)
-    students = trainer.train(np.arange(2), (8,), max_iter=10, tol=0.0)
+    students = trainer.train(np.arange(2), (8,), max_iter=20, tol=0.0)
     assert set(kinds) == {expected}
     assert students.losses.max() < 1e-2 * students.loss_curves[:, 0].min()
     kinds.clear()
