@@ -12,6 +12,7 @@ import numpy as np
 from ._cache import CACHE_VERSION, Store, digest
 from ._certificate import Certificate, certify
 from ._noise import one_standard_error_bound, smallest_network, squared_errors
+from ._preprocessing import Coordinates
 from ._pruning import (
     LARGE_POLISH_STEPS,
     NOISE_POLISH_STEPS,
@@ -55,13 +56,13 @@ class Annealer:
         self,
         trainer: Trainer,
         held_out: Samples,
-        y_rounding: float,
+        coordinates: Coordinates,
         prune: bool,
         store: Store | None = None,
     ):
         self.trainer = trainer
         self.held_out = held_out
-        self.y_rounding = y_rounding
+        self.coordinates = coordinates
         self.prune = prune
         self.store = store
 
@@ -79,27 +80,30 @@ class Annealer:
         trainer = self.trainer
         return solve_readout(hidden, trainer.samples, trainer.activation, trainer.has_skip)
 
-    def finish(self, network: Network, persistent: bool = True) -> Candidate:
+    def finish(self, network: Network) -> Candidate:
         """Polish, prune, resolve signs and certify a network.
 
-        A ``persistent`` attempt grows a deep network again that pruning left in a local minimum.
+        Deep networks that pruning left in a local minimum are grown again, large ones are settled.
         """
-        return self._recall(self._finish, network, persistent)
+        return self._recall(self._finish, network)
 
-    def _finish(self, network: Network, persistent: bool) -> Candidate:
+    def _finish(self, network: Network) -> Candidate:
+        self.trainer.watch.say(f"polishing a student of widths {network.widths}")
         if self.prune and self.trainer.has_skip:
             network = with_skip(network)
         is_large = self.prune and self.trainer.is_matrix_free(network)
         network, loss = self._polished(network, is_large)
-        worth_pruning = ANNEALING_LOSS if persistent or not is_large else FIRST_POLISH_LOSS
-        if self.prune and loss < worth_pruning:
+        if self.prune and loss < ANNEALING_LOSS:
             network, loss = prune(network, loss, self.trainer)
-            if persistent and len(network.widths) > 1:
+            if len(network.widths) > 1:
                 network, loss = regrow(network, loss, self.trainer)
-            elif persistent and is_large:
+            elif is_large:
                 network, loss = unstick(network, loss, self.trainer)
-        network, loss = self._without_skip(network, loss, ExactCap(loss))
-        if loss < REFINEMENT_LOSS:
+        rounding_loss = self.trainer.samples.rounding_loss
+        network, loss = self._without_skip(network, loss, ExactCap(loss, rounding_loss))
+        if rounding_loss:
+            network, loss = self.trainer.polish(network, POLISH_STEPS)
+        if loss < max(REFINEMENT_LOSS, rounding_loss):
             network, loss = self.trainer.refine(network, loss)
         candidate = self._judge(network)
         certificate = candidate.certificate
@@ -127,14 +131,23 @@ class Annealer:
         error = candidate.certificate.held_out_error
         trainer = self.trainer.with_samples(self.trainer.samples.joined(self.held_out))
         network, _ = trainer.polish(candidate.network, LARGE_POLISH_STEPS)
-        certificate = certify(network, trainer, self.held_out, self.y_rounding)
+        certificate = certify(network, trainer, self.held_out, self.coordinates)
         if not certificate.is_exact:
             return candidate
         reason = (
             f"the relative error on held-out rows was {error:.1e} before they joined the training, "
             "and none are left to test the network"
         )
-        return Candidate(network, replace(certificate, passed=False, reason=reason))
+        return Candidate(
+            network,
+            replace(
+                certificate,
+                function_certified=False,
+                passed=False,
+                obstacle="no rows left",
+                reason=reason,
+            ),
+        )
 
     def denoise(self, network: Network) -> Candidate:
         """The smallest network that fits noisy data about as well, see :mod:`sklearn_ec._noise`."""
@@ -170,7 +183,8 @@ class Annealer:
         return min(good, key=lambda c: (c.network.n_parameters, c.certificate.error))
 
     def _judge(self, network: Network) -> Candidate:
-        return Candidate(network, certify(network, self.trainer, self.held_out, self.y_rounding))
+        self.trainer.watch.say(f"certifying a network of widths {network.widths}")
+        return Candidate(network, certify(network, self.trainer, self.held_out, self.coordinates))
 
     def _without_skip(self, network: Network, loss: float, cap: Cap) -> tuple[Network, float]:
         """Absorb the skip terms in the signs of the neurons, else in additional neurons."""

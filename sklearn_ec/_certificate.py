@@ -6,40 +6,64 @@ scaled Jacobian, ``recovered`` demands all of
 
 1. ``e`` and its twin on rows kept out of training are at rounding level;
 2. the ``n·k`` equations outnumber the network's parameters at least twofold;
-3. the weights are determined: ``e ≤ 10⁻³ σ_min``. To first order the weights of an exact network
-   differ by at most ``e / σ_min`` from these;
-4. no other network nearby fits as well: ``e c_i ≤ 0.1 σ_i²`` along the weakest directions, with
-   ``c_i`` the root mean square of the second derivative of the residuals along ``v_i``;
-5. every neuron bends: over the rows, ``s(z)`` differs from any affine function of ``z``.
+3. every neuron bends: over the rows, ``s(z)`` differs from any affine function of ``z``;
+4. the weights are determined: with an error of at most ``ε_i`` along each left singular vector, to
+   first order no ``[w; b]`` is wrong by more than 10⁻³ of its length (10⁻² where targets are
+   rounded), neither in standardized coordinates nor in the units of the user;
+5. no other network nearby fits as well: ``ε_i c_i ≤ 0.1 σ_i²`` along the weakest directions, with
+   ``c_i`` the root mean square of the second derivative of the residuals along ``v_i``.
 
-The fifth catches layers that are there for nothing: over a single hidden layer of ReLU neurons, a
+Where the targets are exact, all of ``e`` may lie along any one direction: ``ε_i = e``. Where they
+are rounded more coarsely, the rounding is imitated (see :mod:`sklearn_ec._precision`): ``e`` must
+not exceed it, nothing may be left in the residuals that depends smoothly on the inputs, and ``ε_i``
+is four times what the imitated rounding amounts to along the i-th direction, or on average.
+
+The third catches layers that are there for nothing: over a single hidden layer of ReLU neurons, a
 second one can pass sums of their nonnegative activations on unchanged.
 
-The fourth is the Newton-Kantorovich condition ``h = ‖J⁺‖² L e ≤ 1/2``, under which exactly one
+The fifth is the Newton-Kantorovich condition ``h = ‖J⁺‖² L e ≤ 1/2``, under which exactly one
 exact network lies nearby, with the curvature measured direction by direction instead of a bound
 ``L`` over all of them. A network with a spare neuron fails it: two copies at a distance δ have a
 singular value of ``δ c`` and an error of ``δ² c / 2`` that nothing else can absorb, so ``e c ≥ σ² /
 2``. Measured on networks of 8 neurons over 2 inputs, where neurons are nearly polynomial and σ_min
 is 3e-8 to 5e-5, ``σ² / (e c)`` is at least 26 with the right neurons and at most 0.1 with a
 duplicate, a group that cancels or an idle neuron added.
+
+A network that meets all of this in standardized coordinates *computes* what the data tell: its
+function is certified on their subspace. Where columns are constant or depend on each other, or
+hardly vary, weights in the user's units are open all the same; then it is not ``recovered``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ._activations import Activation
 from ._linearization import Linearization, least_neuron_singular_value
+from ._preprocessing import Coordinates
 from ._reconstruction import network_outputs, read_features
+from ._structure import structured_share
 from ._training import Trainer
 from ._types import Network, Samples
 
-# Relative root mean squared error that counts as rounding, in units of the targets' rounding.
+# Relative root mean squared error that counts as rounding, in units of the rounding of exact
+# targets ...
 ROUNDING_FACTOR = 1000.0
+# ... and of the imitated rounding of coarser ones, which the true one is at most 1.3 times.
+IMITATION_FACTOR = 1.5
+# An error along one singular direction in units of the imitated rounding along it.
+CERTAINTY = 4.0
+# Share of the variance of residuals that may depend smoothly on the inputs. The rounding of float32
+# networks of a few neurons does so, up to a share of 0.1.
+MAX_STRUCTURE = 0.25
 MIN_EQUATIONS_PER_PARAMETER = 2.0
 MAX_WEIGHT_ERROR = 1e-3
+MAX_ROUNDED_WEIGHT_ERROR = 1e-2
 MIN_ISOLATION = 10.0
 N_WEAK_DIRECTIONS = 10
 # Least deviation of a neuron's activation from an affine function, relative to its spread.
@@ -47,6 +71,11 @@ MIN_BEND = 1e-9
 # Networks of more parameters are judged by their single neurons before their whole Jacobian.
 MAX_DENSE_PARAMETERS = 1000
 TINY = np.finfo(np.float64).tiny
+
+# The condition that a network failed first.
+Obstacle = Literal[
+    "", "error", "structure", "equations", "bend", "weights", "isolation", "columns", "no rows left"
+]
 
 
 @dataclass(frozen=True)
@@ -61,43 +90,58 @@ class Certificate:
         The same on rows kept out of training.
     rounding : float
         Errors up to here are rounding.
+    precision : str
+        How the targets are rounded: "float64", "float32", "float16", "3 decimals", ...
     n_equations : int
         Number of training rows times number of outputs.
     n_parameters : int
         Number of weights and biases.
     weight_error : float
-        First-order bound on the relative error of the weights, the error over the smallest singular
-        value of the scaled Jacobian; nan where the errors are above rounding.
+        First-order bound on the error of a neuron's ``[w; b]`` relative to its length, in the units
+        of ``weights_``, the largest of all neurons; inf where columns are open by a linear
+        dependence; nan where the errors are above rounding.
     isolation : float
-        How far the nearest other solution is out of reach, the least of ``σ_i² / (e c_i)`` over the
-        weakest directions; nan where the errors are above rounding.
+        How far the nearest other solution is out of reach, the least of ``σ_i² / (ε_i c_i)`` over
+        the weakest directions; nan where the errors are above rounding.
+    function_certified : bool
+        Whether the network computes the function behind the data, on all inputs that satisfy the
+        linear relations between columns that hold in the data. Where ``passed`` is True, there are
+        none.
     passed : bool
-        Whether the network is certified.
+        Whether the weights, too, are those of the network behind the data.
+    obstacle : str
+        The condition that failed first, in a word; empty if the network passed.
     reason : str
-        Why it is not; empty if it is.
+        What was measured of it, in a sentence; empty if the network passed.
+    open_columns : tuple of str
+        Columns of X whose incoming weights the rows do not tell.
     """
 
     error: float
     held_out_error: float
     rounding: float
+    precision: str
     n_equations: int
     n_parameters: int
     weight_error: float
     isolation: float
+    function_certified: bool
     passed: bool
+    obstacle: Obstacle
     reason: str
+    open_columns: tuple[str, ...] = ()
 
     @property
     def is_conclusive(self) -> bool:
         """Whether other students have nothing to add.
 
-        The network is certified, or it is large and exact but for what the rows leave open: of
-        single neurons, or until the held-out rows joined the training.
+        The function is certified, or the network is large and exact but for what the rows leave
+        open: of single neurons, or until the held-out rows joined the training.
         """
         is_large = self.n_parameters > MAX_DENSE_PARAMETERS
-        is_open = self.weight_error > MAX_WEIGHT_ERROR and np.isnan(self.isolation)
+        is_open = self.obstacle == "weights" and np.isnan(self.isolation)
         is_isolated = self.isolation >= MIN_ISOLATION
-        return self.passed or (is_large and bool(is_open or is_isolated))
+        return self.function_certified or (is_large and bool(is_open or is_isolated))
 
     @property
     def fits_exactly(self) -> bool:
@@ -111,69 +155,165 @@ class Certificate:
 
 
 def certify(
-    network: Network, trainer: Trainer, held_out: Samples, y_rounding: float
+    network: Network, trainer: Trainer, held_out: Samples, coordinates: Coordinates
 ) -> Certificate:
-    """Judge a network without skip term.
+    """Judge a network without skip term."""
+    return _Examination(network, trainer, held_out, coordinates).certificate()
 
-    ``y_rounding`` is the targets' relative rounding error (machine epsilon for targets of mean
-    zero).
-    """
-    error = relative_error(network, trainer.samples, trainer.activation)
-    held_out_error = relative_error(network, held_out, trainer.activation)
-    rounding = ROUNDING_FACTOR * y_rounding
-    n_equations = trainer.samples.n_equations
-    weight_error = isolation = np.nan
-    reason = ""
-    if not (error <= rounding and held_out_error <= rounding):
-        reason = (
-            f"the relative error is {error:.1e} on training rows and {held_out_error:.1e} on "
-            f"held-out rows, above rounding ({rounding:.1e})"
+
+class _Examination:
+    """The measurements of one network, each taken once the cheaper ones were passed."""
+
+    def __init__(
+        self, network: Network, trainer: Trainer, held_out: Samples, coordinates: Coordinates
+    ):
+        self.network = network
+        self.trainer = trainer
+        self.held_out = held_out
+        self.coordinates = coordinates
+        self.error = relative_error(network, trainer.samples, trainer.activation)
+        self.held_out_error = relative_error(network, held_out, trainer.activation)
+        self.exact_rounding = ROUNDING_FACTOR * coordinates.y_rounding
+        self.imitated = self._imitated_rounding()
+        self.rounding = max(self.exact_rounding, IMITATION_FACTOR * _rms(self.imitated))
+        self.weight_error = self.isolation = np.nan
+        self.open_columns = np.zeros(len(coordinates.x_mean), dtype=bool)
+
+    def certificate(self) -> Certificate:
+        obstacle, reason = self._first_obstacle()
+        names = tuple(f"x{index}" for index in np.flatnonzero(self.open_columns))
+        return Certificate(
+            error=self.error,
+            held_out_error=self.held_out_error,
+            rounding=self.rounding,
+            precision=self.coordinates.precision.name,
+            n_equations=self.trainer.samples.n_equations,
+            n_parameters=self.network.n_parameters,
+            weight_error=self.weight_error,
+            isolation=self.isolation,
+            function_certified=obstacle in ("", "columns"),
+            passed=not obstacle,
+            obstacle=obstacle,
+            reason=reason,
+            open_columns=names,
         )
-    elif n_equations < MIN_EQUATIONS_PER_PARAMETER * network.n_parameters:
-        reason = (
-            f"{n_equations} equations are too few for {network.n_parameters} parameters: "
-            f"give at least {MIN_EQUATIONS_PER_PARAMETER:g} times as many"
-        )
-    elif not least_bend(network, trainer.samples, trainer.activation) >= MIN_BEND:
-        reason = "a neuron is a linear function on the data: assume fewer layers or neurons"
-    else:
-        weight_error, isolation = _determinacy(network, trainer, max(error, y_rounding))
-        if not weight_error <= MAX_WEIGHT_ERROR:
-            reason = f"the data leave the weights open to a relative error of {weight_error:.1e}"
-        elif not isolation >= MIN_ISOLATION:  # nan is no proof
-            reason = (
-                "other networks nearby fit as well: the isolation of this one is "
-                f"{isolation:.1e}, below {MIN_ISOLATION:g}"
+
+    def _imitated_rounding(self) -> np.ndarray | None:
+        """Errors as the targets have, where the network's are too large for exact ones."""
+        if max(self.error, self.held_out_error) <= self.exact_rounding:
+            return None
+        trainer = self.trainer
+        return self.coordinates.imitated_rounding(self.network, trainer.samples, trainer.activation)
+
+    def _first_obstacle(self) -> tuple[Obstacle, str]:
+        if not (self.error <= self.rounding and self.held_out_error <= self.rounding):
+            return "error", (
+                f"the relative error is {self.error:.1e} on training rows and "
+                f"{self.held_out_error:.1e} on held-out rows, above rounding ({self.rounding:.1e})"
             )
-    return Certificate(
-        error=error,
-        held_out_error=held_out_error,
-        rounding=rounding,
-        n_equations=n_equations,
-        n_parameters=network.n_parameters,
-        weight_error=weight_error,
-        isolation=isolation,
-        passed=not reason,
-        reason=reason,
-    )
+        if self.imitated is not None and (share := self._structure()) > MAX_STRUCTURE:
+            return "structure", (
+                f"the error is as small as that of targets of {self.coordinates.precision.name}, "
+                f"but {share:.0%} of its variance depends on the inputs"
+            )
+        samples, n_parameters = self.trainer.samples, self.network.n_parameters
+        if samples.n_equations < MIN_EQUATIONS_PER_PARAMETER * n_parameters:
+            return "equations", (
+                f"{samples.n_equations} equations are too few for {n_parameters} parameters: "
+                f"give at least {MIN_EQUATIONS_PER_PARAMETER:g} times as many"
+            )
+        if not least_bend(self.network, samples, self.trainer.activation) >= MIN_BEND:
+            return "bend", "a neuron is a linear function on the data"
+        return self._determinacy()
+
+    def _structure(self) -> float:
+        samples = self.trainer.samples.joined(self.held_out)
+        residuals = network_outputs(self.network, samples.X, self.trainer.activation) - samples.y
+        return structured_share(residuals * np.sqrt(samples.sample_weight)[:, None], samples.X)
+
+    def _determinacy(self) -> tuple[Obstacle, str]:
+        """Whether the data determine the weights, and whether no other network is nearby.
+
+        Large networks are first judged by their single neurons, a lower bound: where that is too
+        large, nothing else matters, and the isolation stays nan.
+        """
+        limit = MAX_WEIGHT_ERROR if self.imitated is None else MAX_ROUNDED_WEIGHT_ERROR
+        if self.network.n_parameters > MAX_DENSE_PARAMETERS:
+            least = least_neuron_singular_value(self.trainer.task, self.network)
+            self.weight_error = self._typical_error() / max(least, TINY)
+            if self.weight_error > limit:
+                return "weights", _open_to(self.weight_error)
+        canonical = self.coordinates.canonical(self.network, self.trainer.activation)
+        linearization = Linearization(self.trainer.task, canonical, self._weighted_rounding())
+        errors = self._errors(linearization.coefficients)
+        standardized = max(
+            float(part.norm(dim=1).max()) for part in linearization.relative_errors(errors)
+        )
+        self._measure_in_original_units(linearization, errors, limit)
+        self.isolation = _isolation(linearization, errors)
+        if not standardized <= limit:
+            return "weights", _open_to(standardized)
+        if not self.isolation >= MIN_ISOLATION:  # nan is no proof
+            return "isolation", (
+                "other networks nearby fit as well: the isolation of this one is "
+                f"{self.isolation:.1e}, below {MIN_ISOLATION:g}"
+            )
+        if self.open_columns.any() or not self.weight_error <= limit:
+            return "columns", "the rows leave incoming weights open"
+        return "", ""
+
+    def _measure_in_original_units(
+        self, linearization: Linearization, errors: Tensor, limit: float
+    ) -> None:
+        """Error of the weights in the user's units, and the columns whose weights are open."""
+        device = self.trainer.device
+        relative = linearization.relative_errors(
+            errors,
+            torch.tensor(self.coordinates.incoming_map(), device=device),
+            torch.tensor(self.coordinates.y_scale, device=device),
+        )
+        self.weight_error = max(float(part.norm(dim=1).max()) for part in relative)
+        self.open_columns = self.coordinates.open_columns()
+        if self.open_columns.any():
+            self.weight_error = np.inf
+        self.open_columns |= (relative[0][:, :-1] > limit).any(dim=0).cpu().numpy()
+
+    def _typical_error(self) -> float:
+        """Error that may lie along one direction."""
+        if self.imitated is None:
+            return max(self.error, self.coordinates.y_rounding)
+        return CERTAINTY * self.error / np.sqrt(self.imitated.size)
+
+    def _weighted_rounding(self) -> Tensor | None:
+        if self.imitated is None:
+            return None
+        return (
+            torch.from_numpy(self.imitated).to(self.trainer.device) * self.trainer.task.sqrt_weight
+        )
+
+    def _errors(self, coefficients: Tensor) -> Tensor:
+        """Largest error along each left singular direction."""
+        if self.imitated is None:
+            return torch.full_like(coefficients, self._typical_error())
+        scale = CERTAINTY * max(1.0, self.error / _rms(self.imitated))
+        typical = _rms(self.imitated) / np.sqrt(self.imitated.size)
+        return scale * coefficients.abs().clamp_min(typical)
 
 
-def _determinacy(network: Network, trainer: Trainer, error: float) -> tuple[float, float]:
-    """The first-order error of the weights, and how isolated the network is.
+def _rms(values: np.ndarray | None) -> float:
+    return 0.0 if values is None else float(np.sqrt(np.mean(values**2)))
 
-    Of large networks first that of single neurons, a lower bound: where it is too large, nothing
-    else matters, and the isolation stays nan.
-    """
-    if network.n_parameters > MAX_DENSE_PARAMETERS:
-        least = least_neuron_singular_value(trainer.task, network)
-        if error > MAX_WEIGHT_ERROR * least:
-            return error / max(least, TINY), np.nan
-    linearization = Linearization(trainer.task, network)
+
+def _open_to(error: float) -> str:
+    return f"the data leave the weights open to a relative error of {error:.1e}"
+
+
+def _isolation(linearization: Linearization, errors: Tensor) -> float:
     curvatures = linearization.curvatures(N_WEAK_DIRECTIONS).cpu().numpy()
-    weakest = np.abs(linearization.singular_values.cpu().numpy()[-len(curvatures) :])
+    n_weak = len(curvatures)
+    weakest = np.abs(linearization.singular_values[-n_weak:].cpu().numpy())
     with np.errstate(divide="ignore", invalid="ignore"):
-        isolation = np.min(weakest**2 / (error * curvatures))
-        return float(error / weakest[-1]), float(isolation)
+        return float(np.min(weakest**2 / (errors[-n_weak:].cpu().numpy() * curvatures)))
 
 
 def least_bend(network: Network, samples: Samples, activation: Activation) -> float:

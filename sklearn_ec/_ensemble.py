@@ -20,6 +20,8 @@ from ._types import MIN_VOTERS, Network, Students
 
 MAX_ANNEALED = 3
 MAX_DENOISED = 5
+# Students of exact data get below this, or near their tolerance, on held-out rows, too.
+MAX_HELD_OUT_LOSS = 1e-6
 
 
 @dataclass
@@ -46,7 +48,7 @@ class Ensemble:
 
     @property
     def conclusive(self) -> dict[int, Candidate]:
-        """The networks that other students can confirm, but not improve."""
+        """The networks that other students cannot improve."""
         annealed = self.annealed.items()
         return self.certified | {s: c for s, c in annealed if c.certificate.is_conclusive}
 
@@ -83,8 +85,6 @@ class Ensemble:
                 self._anneal_best(annealer)
             if not (self.certified or self.denoised or self._is_exact()):
                 self._denoise(annealer)
-        if self.conclusive:
-            self._confirm(annealer)
         self.settled = True
 
     def _agree_on_widths(self) -> bool:
@@ -95,33 +95,31 @@ class Ensemble:
     def _is_exact(self) -> bool:
         """Whether a student or an annealed one fits the data to rounding."""
         certificates = [candidate.certificate for candidate in self.annealed.values()]
-        return len(self.students.converged(self.tol)) > 0 or any(c.is_exact for c in certificates)
+        return self._has_exact_student() or any(c.is_exact for c in certificates)
+
+    def _has_exact_student(self) -> bool:
+        students = self.students
+        generalizes = students.best_held_out_loss <= max(MAX_HELD_OUT_LOSS, 10.0 * self.tol)
+        return generalizes and len(students.converged(self.tol)) > 0
 
     def anneal_first(self, annealer: Annealer) -> None:
         """Anneal the best student."""
         for student in self.students.by_loss()[:1]:
-            self._anneal(int(student), annealer, persistent=True)
-
-    def _confirm(self, annealer: Annealer) -> None:
-        """Where one student gave the network and few converged, anneal more of them to vote."""
-        voters, losses = self.voters(), self.students.losses
-        others = [int(student) for student in np.argsort(losses) if student not in voters]
-        for student in others[: max(0, MIN_VOTERS - len(voters))]:
-            if losses[student] < ANNEALING_LOSS:
-                self._anneal(student, annealer, persistent=False)
+            self._anneal(int(student), annealer)
 
     def _anneal_best(self, annealer: Annealer) -> None:
         """Anneal the best students, up to the first certified one."""
         best = self.students.by_loss()[:MAX_ANNEALED]
         for student in best[self.students.losses[best] < ANNEALING_LOSS]:
             if int(student) not in self.annealed:
-                self._anneal(int(student), annealer, persistent=True)
+                self._anneal(int(student), annealer)
             if self.conclusive:
                 break
 
-    def _anneal(self, student: int, annealer: Annealer, persistent: bool) -> None:
-        candidate = annealer.finish(self.students.network(student), persistent)
-        kept = self.certified if candidate.certificate.passed else self.annealed
+    def _anneal(self, student: int, annealer: Annealer) -> None:
+        candidate = annealer.finish(self.students.network(student))
+        is_certified = candidate.certificate.function_certified
+        kept = self.certified if is_certified else self.annealed
         kept[student] = candidate
 
     def _denoise(self, annealer: Annealer) -> None:
@@ -132,16 +130,14 @@ class Ensemble:
     def voters(self) -> dict[int, Network]:
         """The students whose neurons are clustered.
 
-        Once a network is conclusive these are the annealed students that gave it, and the
-        converged ones. On noisy data they are the denoised students; else as
-        :meth:`Students.voters` says.
+        On noisy data these are the denoised students; else as :meth:`Students.voters` says, with
+        the annealed student that gave the network as it is after that.
         """
         conclusive = self.conclusive
         if self.denoised and not conclusive:
             return {s: self.denoised[s].network for s in sorted(self.denoised)}
         students, tol = self.students, self.tol
-        trained = students.converged(tol) if conclusive else students.voters(tol)
-        voters = {int(student): students.network(student) for student in trained}
+        voters = {int(student): students.network(student) for student in students.voters(tol)}
         voters.update({s: candidate.network for s, candidate in conclusive.items()})
         return dict(sorted(voters.items()))
 
@@ -198,7 +194,7 @@ def train_group(
         is_costly = trainer.is_matrix_free(network) and network.widths == recipe.widths
         if loss < (FIRST_POLISH_LOSS if is_costly else ANNEALING_LOSS):
             candidate = annealer.finish(network)
-            if candidate.certificate.passed:
+            if candidate.certificate.function_certified:
                 certified[student] = candidate
             elif candidate.certificate.is_conclusive:
                 annealed[student] = candidate

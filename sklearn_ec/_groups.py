@@ -81,9 +81,12 @@ class GroupTrainer:
         for first in range(0, len(groups), n_workers):
             wave = {self._key(seeds): seeds for seeds in groups[first : first + n_workers]}
             missing = {key: seeds for key, seeds in wave.items() if key not in self.known}
-            self.known.update(zip(missing, self._obtain(missing, n_workers), strict=True))
+            obtained = dict(zip(missing, self._obtain(missing, n_workers), strict=True))
+            self.known |= {k: g for k, g in obtained.items() if not g.students.interrupted}
             for key in wave:
-                group = self.known[key]
+                group = obtained.get(key) or self.known[key]
+                if group.students.interrupted:
+                    raise Interrupted(group)
                 yield group.copy(group.n_reused if key in missing else len(group.students))
 
     def _partition(self, seeds: np.ndarray) -> list[np.ndarray]:
@@ -120,16 +123,22 @@ def obtain_group(
     on_epoch: OnEpoch | None = None,
     n_threads: int | None = None,
 ) -> Ensemble:
-    """One group of students: remembered, continued or trained."""
+    """One group of students: remembered, continued or trained.
+
+    Of a training that was interrupted, the students as they are: these are never remembered.
+    """
 
     def train(checkpoint: Checkpoint | None) -> Ensemble:
         with threadpool_limits(n_threads, user_api="openmp"):
             group = train_group(annealer, recipe, seeds, checkpoint, on_epoch)
-        if group.students.interrupted:
+        if group.students.interrupted and checkpoint is not None:
             raise Interrupted(group)
         return group
 
     if annealer.store is None:
         return train(None)
-    group, is_new = annealer.store.recall_once(key, train)
+    try:
+        group, is_new = annealer.store.recall_once(key, train)
+    except Interrupted as stop:
+        return stop.ensemble
     return group.copy(0 if is_new else len(seeds))

@@ -34,8 +34,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -45,6 +45,7 @@ from torch import Tensor
 
 from ._activations import Activation
 from ._sweeps import Layers, curvature, forward, gradients, jacobian, sensitivities
+from ._watch import Watch
 
 DAMPING_FLOOR = 1e-16
 DAMPING_CEILING = 1e8
@@ -73,6 +74,7 @@ class LeastSquaresTask:
     targets: Tensor  # (n_samples, n_outputs)
     sqrt_weight: Tensor  # (n_samples, 1)
     activation: Activation
+    watch: Watch = field(default_factory=Watch)  # told of every pass over the rows
 
     @property
     def n_equations(self) -> int:
@@ -208,10 +210,13 @@ class LeastSquaresTask:
             return len(self.inputs), layers[0][0].numel() + layers[1].shape[2]
         return self.n_equations, sum(layer[0].numel() for layer in layers)
 
-    def chunks(self, row_elements: int, min_rows: int = MIN_CHUNK_ROWS) -> list[slice]:
+    def chunks(self, row_elements: int, min_rows: int = MIN_CHUNK_ROWS) -> Iterator[slice]:
+        """Blocks of rows of which each has a temporary array of limited size."""
         limit = CHUNK_ELEMENTS[self.inputs.device.type]
         size = max(MIN_CHUNK_ROWS, min_rows, limit // row_elements)
-        return [slice(i, i + size) for i in range(0, len(self.inputs), size)]
+        for start in range(0, len(self.inputs), size):
+            self.watch.tick()
+            yield slice(start, start + size)
 
 
 def gram_block_size(n_columns: int) -> int:

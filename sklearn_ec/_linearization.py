@@ -17,6 +17,7 @@ from ._types import Network
 
 # Singular values below this share of the largest are not inverted.
 RCOND = 1e-13
+TINY = torch.finfo(torch.float64).tiny
 
 
 class Linearization:
@@ -29,24 +30,28 @@ class Linearization:
     ----------
     singular_values : Tensor of shape (n_parameters,)
         In decreasing order.
+    coefficients : Tensor of shape (n_parameters,)
+        The residuals along the left singular vectors: those of the network, or given ones.
     directions : Tensor of shape (n_parameters, n_parameters)
         Right singular vectors as rows, in the parameters' own units, layer by layer.
     """
 
-    def __init__(self, task: LeastSquaresTask, network: Network):
+    def __init__(self, task: LeastSquaresTask, network: Network, residuals: Tensor | None = None):
         self.task = task
         self.layers = stacked(network, task.inputs.device)
+        if residuals is None:
+            residuals = task.residuals(self.layers)[0]
         scale = torch.cat([_scale(layer).flatten() for layer in self.layers[:-1]])
         scale = torch.cat([scale, torch.ones_like(self.layers[-1]).flatten()])
-        triangle = self._triangle(scale)
+        triangle = self._triangle(scale, residuals)
         left, self.singular_values, right = torch.linalg.svd(triangle[:, :-1], full_matrices=False)
         self.directions = right * scale
-        self._coefficients = left.mT @ triangle[:, -1]
+        self.coefficients = left.mT @ triangle[:, -1]
 
     def newton_step(self) -> Layers:
         """The Gauss-Newton step of minimum norm."""
         kept = self.singular_values > RCOND * self.singular_values[0]
-        amounts = self._coefficients[kept] / self.singular_values[kept]
+        amounts = self.coefficients[kept] / self.singular_values[kept]
         return split_parameters(-amounts[None] @ self.directions[kept], self.layers)
 
     def curvatures(self, n_directions: int) -> Tensor:
@@ -76,14 +81,41 @@ class Linearization:
         kept = self.singular_values > RCOND * self.singular_values[0]
         spread = (self.directions[kept] / self.singular_values[kept, None]).mT
         gram = self._noise_gram(spread, noise_level)
+        spread, layers = self._in_coordinates(spread, incoming_map, output_scale)
+        variances = ((spread @ gram) * spread).sum(dim=1)
+        return [part[0] for part in split_parameters(variances.clamp_min(0.0).sqrt()[None], layers)]
+
+    def relative_errors(
+        self,
+        errors: Tensor,
+        incoming_map: Tensor | None = None,
+        output_scale: Tensor | None = None,
+    ) -> list[Tensor]:
+        """Error of every weight relative to its incoming vector's length, in the layers' shapes.
+
+        ``errors`` holds an error along each left singular direction; these count as independent.
+        Coordinates as in :meth:`standard_errors`.
+        """
+        amounts = errors / self.singular_values.clamp_min(TINY)
+        spread = (self.directions * amounts[:, None]).mT
+        spread, layers = self._in_coordinates(spread, incoming_map, output_scale)
+        found = split_parameters(spread.norm(dim=1)[None], layers)
+        pairs = zip(found, layers, strict=True)
+        return [
+            (part / layer.norm(dim=2, keepdim=True).clamp_min(TINY))[0] for part, layer in pairs
+        ]
+
+    def _in_coordinates(
+        self, spread: Tensor, incoming_map: Tensor | None, output_scale: Tensor | None
+    ) -> tuple[Tensor, Layers]:
+        """Changes of the parameters, one per column, and the layers in other coordinates."""
         changes = split_parameters(spread.mT, self.layers)
         layers = _in_coordinates(self.layers, incoming_map, output_scale)
         changes = _in_coordinates(changes, incoming_map, output_scale)
         spread = torch.cat([change.flatten(start_dim=1) for change in changes], dim=1).mT
         if self.task.activation.homogeneous:
             spread = _at_fixed_lengths(spread, layers)
-        variances = ((spread @ gram) * spread).sum(dim=1)
-        return [part[0] for part in split_parameters(variances.clamp_min(0.0).sqrt()[None], layers)]
+        return spread, layers
 
     def _noise_gram(self, spread: Tensor, noise_level: Tensor) -> Tensor:
         """Covariance of the noise along the left singular vectors, per number of equations."""
@@ -95,11 +127,10 @@ class Linearization:
             gram += left.mT @ left
         return gram / self.task.n_equations**2
 
-    def _triangle(self, scale: Tensor) -> Tensor:
+    def _triangle(self, scale: Tensor, residuals: Tensor) -> Tensor:
         """Triangular factor of the scaled Jacobian with the residuals in the last column."""
         n_columns = len(scale) + 1
         triangle = scale.new_zeros(0, n_columns)
-        residuals = self.task.residuals(self.layers)[0]
         n_outputs = residuals.shape[1]
         for rows in self.task.chunks(n_columns * n_outputs, 2 * n_columns // n_outputs):
             jacobian = self.task.jacobian(self.layers, rows) * scale

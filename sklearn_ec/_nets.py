@@ -259,16 +259,16 @@ class EpochReporter(Callback):
 
     def __init__(
         self,
-        snapshot: Callable[[Any], Any],
-        checkpoint: Checkpoint | None,
         on_epoch: OnEpoch | None,
+        snapshot: Callable[[Any], Any] | None = None,
+        checkpoint: Checkpoint | None = None,
     ):
         self.snapshot = snapshot
         self.checkpoint = checkpoint
         self.on_epoch = on_epoch
 
     def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
-        if self.checkpoint is not None and self.checkpoint.is_due():
+        if self.snapshot and self.checkpoint and self.checkpoint.is_due():
             self.checkpoint.save(self.snapshot(net))
         if self.on_epoch is not None and self.on_epoch():
             raise KeyboardInterrupt

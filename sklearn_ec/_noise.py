@@ -26,11 +26,16 @@ N_AGREEING = 3
 
 
 def reached_noise_floor(students: Students, samples: Samples) -> bool:
-    """Whether several students stopped at the same error, on held-out rows as on training rows."""
+    """Whether several students stopped at the same error, on held-out rows as on training rows.
+
+    The rounding of the targets is no noise.
+    """
     ranked = students.by_loss()[:N_AGREEING]
     if len(ranked) < N_AGREEING:
         return False
     losses = students.losses[ranked]
+    if losses[0] <= samples.rounding_loss:
+        return False
     n_parameters = students.network(int(ranked[0])).n_parameters
     freedom = max(1.0 - n_parameters / samples.n_equations, 0.1)
     agree = losses[-1] <= FLOOR_SPREAD * losses[0]

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ._activations import Activation
+from ._precision import FULL, Precision, evaluate
+from ._reconstruction import canonical_form
 from ._types import Network, Samples
 
 HELD_OUT_SHARE = 0.1
@@ -16,6 +19,11 @@ HIGH_LEVERAGE = 0.2
 # Largest entry of a column of X in units of its scale. A pixel that is lit in one row of thousands
 # is many standard deviations away from its mean: there every random neuron would be saturated.
 MAX_DEVIATION = 6.0
+# Targets that are rounded more coarsely than this, such as labels, say nothing about a network.
+MAX_ROUNDING_LOSS = 1e-3
+# A column is open where its unit vector has this share of its squared length outside of the row
+# space: rounding leaves 1e-15 there.
+MAX_OPEN_SHARE = 1e-12
 
 
 @dataclass(frozen=True)
@@ -32,8 +40,10 @@ class Coordinates:
     basis: np.ndarray | None  # (n_features, rank), None where X has full rank
     y_mean: np.ndarray
     y_scale: np.ndarray
-    # Relative rounding error of the targets: eps times their largest entry over their spread.
+    # Relative rounding error of float64 targets: eps times their largest entry over their spread.
     y_rounding: float
+    precision: Precision = FULL  # of the targets
+    x_precision: Precision = FULL
 
     def transform(self, X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         scaled = (X - self.x_mean) / self.x_scale
@@ -52,6 +62,46 @@ class Coordinates:
         layers[-1] = layers[-1] / self.y_scale[:, None]
         layers[-1][:, -1] -= self.y_mean / self.y_scale
         return Network(tuple(layers))
+
+    def to_original_inputs(self, X: np.ndarray) -> np.ndarray:
+        """The user's columns of standardized rows, up to rounding."""
+        scaled = X if self.basis is None else X @ self.basis.T
+        return scaled * self.x_scale + self.x_mean
+
+    def imitated_rounding(
+        self, network: Network, samples: Samples, activation: Activation
+    ) -> np.ndarray | None:
+        """Errors as targets of this precision have, (n_samples, n_outputs); None for exact ones.
+
+        Where only the inputs are given in less than full precision, theirs counts.
+        """
+        weights, biases = self.to_original(network)
+        X = self.to_original_inputs(samples.X)
+        outputs = evaluate(weights, biases, X, activation, np.float64)
+        if not self.precision.is_full:
+            given = self.precision.imitate(weights, biases, X, activation)
+        elif not self.x_precision.is_full:
+            shift = np.random.default_rng(0).uniform(-0.5, 0.5, X.shape)
+            moved = X + shift * self.x_precision.spacing(X)
+            given = evaluate(weights, biases, moved, activation, np.float64)
+        else:
+            return None
+        return (given - outputs) / self.y_scale
+
+    def canonical(self, network: Network, activation: Activation) -> Network:
+        """The same function with the weights that the estimator gives for it."""
+        weights, biases = self.to_original(network)
+        return self.to_standardized(*canonical_form(weights, biases, activation))
+
+    def open_columns(self) -> np.ndarray:
+        """Mask of the columns whose incoming weights no row tells, (n_features,).
+
+        These are constant, or part of a linear relation between columns that holds in all rows.
+        """
+        if self.basis is None:
+            return np.zeros(len(self.x_mean), dtype=bool)
+        told = (self.basis**2).sum(axis=1)  # squared length of each column's unit vector
+        return told < 1.0 - MAX_OPEN_SHARE
 
     def incoming_map(self) -> np.ndarray:
         """The matrix that takes ``[w; b]`` of the first layer to the user's columns."""
@@ -95,13 +145,18 @@ class Problem:
 
 
 def prepare(
-    X: np.ndarray, y: np.ndarray, sample_weight: np.ndarray, rng: np.random.Generator
+    X: np.ndarray,
+    y: np.ndarray,
+    sample_weight: np.ndarray,
+    rng: np.random.Generator,
+    precision: Precision = FULL,
+    x_precision: Precision = FULL,
 ) -> Problem:
     """Merge repeated rows, standardize, and keep some rows out of training."""
     X, y, sample_weight = merge_duplicate_rows(X, y, sample_weight)
     if len(X) == 0:
         raise ValueError("All sample weights are zero: give at least one row a positive weight.")
-    samples, coordinates = standardize(X, y, sample_weight)
+    samples, coordinates = standardize(X, y, sample_weight, precision, x_precision)
     train, held_out = split_rows(samples, rng)
     return Problem(train, held_out, coordinates)
 
@@ -121,7 +176,11 @@ def merge_duplicate_rows(
 
 
 def standardize(
-    X: np.ndarray, y: np.ndarray, sample_weight: np.ndarray
+    X: np.ndarray,
+    y: np.ndarray,
+    sample_weight: np.ndarray,
+    precision: Precision = FULL,
+    x_precision: Precision = FULL,
 ) -> tuple[Samples, Coordinates]:
     """Rows in standardized coordinates, and these coordinates."""
     x_mean, x_scale = _mean_and_scale(X, sample_weight)
@@ -131,9 +190,16 @@ def standardize(
     basis = _row_space_basis(
         (X - x_mean) / x_scale * _varies(X, sample_weight), np.abs(X).max(axis=0) / x_scale
     )
-    coordinates = Coordinates(x_mean, x_scale, basis, y_mean, y_scale, y_rounding)
+    rounding = precision.spacing(y) / (np.sqrt(12.0) * y_scale)
+    rounding_loss = precision.slack**2 * float(np.mean(rounding**2))
+    if precision.is_full or rounding_loss > MAX_ROUNDING_LOSS:
+        precision, rounding_loss = FULL, 0.0
+    coordinates = Coordinates(
+        x_mean, x_scale, basis, y_mean, y_scale, y_rounding, precision, x_precision
+    )
     scaled_X, scaled_y = coordinates.transform(X, y)
-    return Samples(scaled_X, scaled_y, sample_weight / sample_weight.mean()), coordinates
+    weight = sample_weight / sample_weight.mean()
+    return Samples(scaled_X, scaled_y, weight, rounding_loss), coordinates
 
 
 def split_rows(samples: Samples, rng: np.random.Generator) -> tuple[Samples, Samples]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ._ensemble import Ensemble
+from ._watch import VERBOSE_SECONDS, Watch
 
 try:
     from sklearn.callback import CallbackSupportMixin
@@ -33,11 +34,58 @@ def end_fit(context: Any, estimator: Any, X: np.ndarray, y: np.ndarray) -> None:
         )
 
 
+class Heartbeat:
+    """Tells that a fit goes on where its stages are silent, see :class:`sklearn_ec._watch.Watch`.
+
+    Callbacks see a task for each activity with a leaf for every beat.
+    """
+
+    def __init__(self, estimator: Any):
+        self.estimator = estimator
+        self.started = self._last_line = time.perf_counter()
+        self._activity = ""
+        self._task: Any = None
+
+    def __call__(self, activity: str) -> bool:
+        if self.estimator.verbose:
+            self._print(activity)
+        if activity != self._activity:
+            self.end()
+            context = getattr(self.estimator, "_callback_fit_ctx", None)
+            self._task = begin_task(self.estimator, context, activity, max_subtasks=None)
+            self._activity = activity
+        return end_task(self.estimator, begin_task(self.estimator, self._task, "at work", 0))
+
+    def end(self) -> None:
+        end_task(self.estimator, self._task)
+        self._task, self._activity = None, ""
+
+    def _print(self, activity: str) -> None:
+        now = time.perf_counter()
+        if now - self._last_line >= VERBOSE_SECONDS:
+            self._last_line = now
+            print(f"[{type(self.estimator).__name__}] {now - self.started:.0f} s: {activity}")
+
+
+def begin_task(estimator: Any, parent: Any, name: str, max_subtasks: int | None) -> Any:
+    """A subtask of a callback context, None where there is none."""
+    if parent is None:
+        return None
+    task = parent.subcontext(task_name=name, max_subtasks=max_subtasks)
+    return task.call_on_fit_task_begin(estimator=estimator)
+
+
+def end_task(estimator: Any, task: Any) -> bool:
+    """End a task; True if a callback asks to stop."""
+    return task is not None and task.call_on_fit_task_end(estimator=estimator)
+
+
 class Stage:
     """The training of students of one width, group by group, each epoch by epoch."""
 
-    def __init__(self, estimator: Any, title: str, n_students: int, max_epochs: int):
+    def __init__(self, estimator: Any, watch: Watch, title: str, n_students: int, max_epochs: int):
         self.estimator = estimator
+        self.watch = watch
         self.title = title
         self.n_students = n_students
         self.max_epochs = max_epochs
@@ -51,6 +99,7 @@ class Stage:
         """Report one more epoch of the present group; True if a callback asks to stop."""
         if self._stage is None:
             return False
+        self.watch.reported()
         if self._group is None:
             self._group = self._begin(self._stage, "group of students", self.max_epochs)
         self._n_epochs += 1
@@ -73,13 +122,10 @@ class Stage:
             self._end(self._stage)
 
     def _begin(self, parent: Any, name: str, max_subtasks: int | None) -> Any:
-        if parent is None:
-            return None
-        task = parent.subcontext(task_name=name, max_subtasks=max_subtasks)
-        return task.call_on_fit_task_begin(estimator=self.estimator)
+        return begin_task(self.estimator, parent, name, max_subtasks)
 
     def _end(self, task: Any) -> bool:
-        return task.call_on_fit_task_end(estimator=self.estimator)
+        return end_task(self.estimator, task)
 
     def _print(self, ensemble: Ensemble) -> None:
         students, seconds = ensemble.students, time.perf_counter() - self.started

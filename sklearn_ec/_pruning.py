@@ -66,20 +66,29 @@ class Removal:
 
 
 class ExactCap:
-    """The loss allowed after a removal where the data are exact: ten times the lowest so far."""
+    """The loss allowed after a removal where the data are exact.
+
+    That is ten times the lowest so far, but no more than rounding once this is reached.
+    """
 
     n_steps = POLISH_STEPS
     progress = POLISH_PROGRESS
     margin = CAP_FACTOR  # groups need not be polished further than this below what is allowed
 
-    def __init__(self, loss: float):
-        self.value = max(CAP_FACTOR * loss, CAP_FLOOR)
+    def __init__(self, loss: float, rounding_loss: float):
+        self.rounding_loss = rounding_loss
+        self.value = self._above(loss)
 
     def allowed(self, network: Network) -> float:
         return self.value
 
     def update(self, network: Network, loss: float) -> None:
-        self.value = min(self.value, max(CAP_FACTOR * loss, CAP_FLOOR))
+        self.value = min(self.value, self._above(loss))
+
+    def _above(self, loss: float) -> float:
+        if loss <= self.rounding_loss:
+            return self.rounding_loss
+        return max(CAP_FACTOR * loss, CAP_FLOOR)
 
 
 class NoiseCap:
@@ -114,7 +123,7 @@ Cap = ExactCap | NoiseCap
 
 def prune(network: Network, loss: float, trainer: Trainer) -> tuple[Network, float]:
     """Remove neurons as long as the loss allows it, on data without noise."""
-    cap = ExactCap(loss)
+    cap = ExactCap(loss, trainer.samples.rounding_loss)
     is_shallow = len(network.widths) == 1
     if is_shallow and trainer.is_matrix_free(network):
         network, loss = _try_merging(network, loss, trainer, cap)
@@ -151,9 +160,11 @@ def pruning_path(
     smaller than they were then.
     """
     yield network, loss
+    watch = trainer.watch
     groups = list(network.widths)
     resting: dict[int, int] = {}  # layer: number of neurons in the network when it came to rest
     while True:
+        watch.say(f"pruning, widths {network.widths}, loss {loss:.1e}")
         n_neurons = sum(network.widths)
         groups = [max(1, min(g, w // 4)) for g, w in zip(groups, network.widths, strict=True)]
         removals = [
@@ -186,8 +197,9 @@ def _try_removals(
     network with spare neurons needs more than what is allowed.
     """
     is_large = trainer.is_matrix_free(network)
+    rounding_loss = 0.0 if isinstance(cap, NoiseCap) else trainer.samples.rounding_loss
     is_costly = len(network.widths) > 1 or isinstance(cap, NoiseCap) or is_large
-    if is_large and loss < REGROWTH_GOAL:
+    if is_large and loss < max(REGROWTH_GOAL, rounding_loss):
         worth_trying = SPARE_COST * trainer.samples.n_equations
         candidates = [removal for removal in candidates if removal.cost <= worth_trying]
     for removal in candidates:
@@ -198,7 +210,7 @@ def _try_removals(
             smaller,
             min(cap.n_steps, LARGE_POLISH_STEPS) if is_large else cap.n_steps,
             target=allowed,
-            enough=allowed / cap.margin if is_rough else 0.0,
+            enough=max(allowed / cap.margin if is_rough else 0.0, rounding_loss),
             progress=min(cap.progress, LARGE_PROGRESS) if is_large else cap.progress,
         )
         if loss <= allowed:
@@ -235,7 +247,7 @@ def regrow(network: Network, loss: float, trainer: Trainer) -> tuple[Network, fl
     """
     rng = np.random.default_rng(0)
     for _ in range(MAX_REGROWTHS):
-        if loss < REGROWTH_GOAL:
+        if loss < max(REGROWTH_GOAL, trainer.samples.rounding_loss):
             break
         grown = trainer.polish(with_random_neurons(network, rng), REGROWTH_STEPS)
         pruned = prune(*grown, trainer)
@@ -248,7 +260,7 @@ def regrow(network: Network, loss: float, trainer: Trainer) -> tuple[Network, fl
 def unstick(network: Network, loss: float, trainer: Trainer) -> tuple[Network, float]:
     """Lead a pruned large network out of a corner: settle it more and more, polish, prune again."""
     for shrinkage in SETTLING:
-        if loss < REGROWTH_GOAL:
+        if loss < max(REGROWTH_GOAL, trainer.samples.rounding_loss):
             break
         settled = trainer.polish(trainer.settled(network, shrinkage), REGROWTH_STEPS)
         if settled[1] < REGROWTH_PROGRESS * loss:

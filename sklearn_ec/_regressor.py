@@ -6,6 +6,8 @@ import math
 import os
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from numbers import Integral, Real
 from pathlib import Path
@@ -19,8 +21,10 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from ._activations import ACTIVATIONS, DISTINCT_ACTIVATIONS, get_activation
+from ._advice import WITHOUT_NEURONS, Evidence, advice, kind_of_targets
 from ._annealing import Annealer, Candidate
 from ._cache import open_store
+from ._certificate import Certificate
 from ._documentation import page_template, published_url
 from ._ensemble import Ensemble, Recipe
 from ._export import to_mlp_regressor, to_sequential
@@ -29,13 +33,22 @@ from ._layers import Thresholds, cluster_layers
 from ._noise import noise_level, standard_errors
 from ._onnx import to_onnx
 from ._persistence import load_estimator, save_estimator
+from ._precision import FLOATS, Precision, find_input_precision, find_precision
 from ._preprocessing import prepare
-from ._progress import CallbackSupportMixin, Stage, begin_fit, end_fit, print_network
+from ._progress import (
+    CallbackSupportMixin,
+    Heartbeat,
+    Stage,
+    begin_fit,
+    end_fit,
+    print_network,
+)
 from ._reconstruction import canonical_form
 from ._search import Search, Trial
 from ._students import has_skip_terms, layer_shapes
 from ._summary import summary_text
 from ._training import Trainer
+from ._watch import OutOfTime, Watch
 
 MAX_SEED = np.iinfo(np.int32).max
 
@@ -249,10 +262,12 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="left")],
         "prune": ["boolean"],
+        "precision": [StrOptions({"auto", *FLOATS}), Interval(Real, 0, None, closed="neither")],
         "device": [str],
         "memory": [str, os.PathLike, HasMethods("cache"), None],
         "n_jobs": [Integral, None],
         "working_memory": [Interval(Real, 0, None, closed="neither"), None],
+        "max_time": [Interval(Real, 0, None, closed="neither"), None],
         "warm_start": ["boolean"],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
@@ -275,10 +290,12 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         max_iter=300,
         tol=1e-20,
         prune=True,
+        precision="auto",
         device="auto",
         memory=None,
         n_jobs=None,
         working_memory=None,
+        max_time=None,
         warm_start=False,
         random_state=None,
         verbose=0,
@@ -294,10 +311,12 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         self.max_iter = max_iter
         self.tol = tol
         self.prune = prune
+        self.precision = precision
         self.device = device
         self.memory = memory
         self.n_jobs = n_jobs
         self.working_memory = working_memory
+        self.max_time = max_time
         self.warm_start = warm_start
         self.random_state = random_state
         self.verbose = verbose
@@ -339,18 +358,20 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
             different neurons are clustered.
         """
         widths = self._assumed_widths()
-        X, y, sample_weight = self._validate(X, y, sample_weight)
+        X, y, sample_weight, precision = self._validate(X, y, sample_weight)
         progress = begin_fit(self, X, y)
         rng = np.random.default_rng(self._draw_seed())
-        self._problem = prepare(X, y, sample_weight, rng)
+        self._problem = prepare(X, y, sample_weight, rng, precision, find_input_precision(X))
+        self._targets = kind_of_targets(self._problem, y)
         self._ensemble = None
-        try:
-            trial = self._search(widths, rng)
-            self._keep(trial.ensemble, trial.widths, trial.activation)
-            self._ensemble.settle(trial.annealer)
-            self._reconstruct(trial.annealer)
-        except KeyboardInterrupt as interrupt:
-            self._take_best_so_far(interrupt)
+        with self._watched():
+            try:
+                trial = self._search(widths, rng)
+                self._keep(trial.ensemble, trial.widths, trial.activation)
+                self._ensemble.settle(trial.annealer)
+                self._reconstruct(trial.annealer)
+            except KeyboardInterrupt as interrupt:
+                self._take_best_so_far(interrupt)
         end_fit(progress, self, X, y)
         return self
 
@@ -442,9 +463,14 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         new = {"gamma": gamma, "beta": beta, "cut": cut}
         new = {name: value for name, value in new.items() if value is not None}
         clone(self).set_params(**new)._validate_params()
-        annealer = self._annealer(self.activation_)
-        self._ensemble.settle(annealer)
-        self.set_params(**new)._reconstruct(annealer)
+        self.set_params(**new)
+        with self._watched():
+            try:
+                annealer = self._annealer(self.activation_)
+                self._ensemble.settle(annealer)
+                self._reconstruct(annealer)
+            except OutOfTime as interrupt:
+                self._take_best_so_far(interrupt)
         return self
 
     def summary(self):
@@ -676,7 +702,7 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
 
     def _validate(
         self, X: Any, y: Any, sample_weight: Any
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Precision]:
         X, y = validate_data(
             self,
             X,
@@ -690,9 +716,10 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
             sample_weight, X, dtype=np.float64, ensure_non_negative=True
         )
         self._single_output = y.ndim == 1
+        precision = find_precision(y, self.precision)
         y = np.asarray(y, dtype=np.float64).reshape(len(X), -1)
         self.n_outputs_ = y.shape[1]
-        return X, y, sample_weight
+        return X, y, sample_weight, precision
 
     def _check_has_training_rows(self, purpose: str) -> None:
         check_is_fitted(self)
@@ -712,10 +739,22 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
             has_skip=has_skip_terms(get_activation(activation), problem.train),
             working_memory=self.working_memory,
             solver=self.solver,
+            watch=self._watch,
         )
-        y_rounding = problem.coordinates.y_rounding
         store = open_store(self.memory)
-        return Annealer(trainer, problem.held_out, y_rounding, self.prune, store)
+        return Annealer(trainer, problem.held_out, problem.coordinates, self.prune, store)
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Let the computation report while it lasts, and end after ``max_time``."""
+        deadline = None if self.max_time is None else time.time() + self.max_time
+        heartbeat = Heartbeat(self)
+        self._watch = Watch(deadline, heartbeat)
+        try:
+            yield
+        finally:
+            self._watch.disarm()
+            heartbeat.end()
 
     def _draw_seed(self) -> int:
         """The seed of this fit; with ``warm_start`` that of the first one."""
@@ -747,6 +786,8 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         annealers = {name: self._annealer(name) for name in names}
         search = Search(annealers, train, n_parameters, self.n_students)
         try:
+            if self._targets in WITHOUT_NEURONS:
+                return search.run_briefly(widths or (1,))
             return search.run() if widths is None else search.run_given(widths)
         finally:
             self.search_report_ = [trial.report() for trial in search.trials]
@@ -763,12 +804,12 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
             self._student_widths(widths),
             self.solver,
             min(n_steps or self.max_iter, self.max_iter),
-            self.tol,
+            max(self.tol, self._problem.train.rounding_loss),
             anneal=n_steps is None,
         )
         activation = annealer.trainer.activation_name
         title = f"hidden layers {widths}, {activation}"
-        stage = Stage(self, title, len(seeds), recipe.max_epochs)
+        stage = Stage(self, self._watch, title, len(seeds), recipe.max_epochs)
         known = self._known_groups if self.warm_start else None
         trainer = GroupTrainer(annealer, recipe, stage, n_jobs=self.n_jobs, known=known)
         try:
@@ -814,13 +855,16 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         """Take the best network so far, where there is one."""
         if self._ensemble is None:
             raise interrupt
+        is_out_of_time = self._watch.is_over
+        self._watch.disarm()
         self._reconstruct(self._annealer(self.activation_), interrupted=True)
-        warnings.warn(
-            f"The fit was interrupted with {len(self._ensemble.students)} students: the network is "
-            "the best one so far. recluster() finishes it from these students.",
-            ConvergenceWarning,
-            stacklevel=3,
-        )
+        cause = f"reached max_time={self.max_time:g} s" if is_out_of_time else "was interrupted"
+        message = f"The fit {cause} with {len(self._ensemble.students)} students: the network is "
+        if self.recovered_:
+            message += "certified, other students were not asked."
+        else:
+            message += "the best one so far. recluster() finishes it from these students."
+        warnings.warn(message, ConvergenceWarning, stacklevel=3)
 
     def _reconstruct(self, annealer: Annealer, interrupted: bool = False) -> None:
         """Everything that depends on the thresholds: cluster, collapse, finish, set attributes."""
@@ -854,7 +898,7 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         if len(collapsed) == len(self._assumed) and not ensemble.conclusive:
             finish = annealer.denoise if ensemble.denoised else annealer.finish
             clustered = finish(annealer.solve_readout(collapsed))
-            if clustered.certificate.passed:
+            if clustered.certificate.function_certified:
                 return clustered
             candidates.append(clustered)
         candidates.append(annealer.judge_as_is(ensemble.students.best))
@@ -870,28 +914,45 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
             candidate.network, self._problem.train, activation
         )
         self.width_agreement_ = self._ensemble.width_agreement(candidate.network)
-        self.certificate_ = candidate.certificate
+        self.certificate_ = self._with_column_names(candidate.certificate)
         self.recovered_ = candidate.certificate.passed
         self.student_losses_ = self._ensemble.students.losses
         self.student_loss_curves_ = self._ensemble.students.loss_curves
         self.n_iter_ = self._ensemble.students.n_iter
         self.n_reused_students_ = self._ensemble.n_reused
 
+    def _with_column_names(self, certificate: Certificate) -> Certificate:
+        """The certificate with the user's names of the open columns."""
+        names = getattr(self, "feature_names_in_", None)
+        if names is None or not certificate.open_columns:
+            return certificate
+        named = tuple(str(names[int(column[1:])]) for column in certificate.open_columns)
+        return replace(certificate, open_columns=named)
+
     def _explain_failure(self) -> str:
-        losses = self.student_losses_
+        losses, tol = self.student_losses_, self._ensemble.tol
         n_kept = sum(cluster["status"] == "kept" for cluster in self.cluster_report_)
         message = (
             f"The network is not certified: {self.certificate_.reason}. "
-            f"{np.sum(losses <= self.tol)} of {len(losses)} students reached the target loss "
-            f"{self.tol:g} (best {np.nanmin(losses):.1e}), {n_kept} clusters were kept. "
+            f"{np.sum(losses <= tol)} of {len(losses)} students reached the target loss "
+            f"{tol:g} (best {np.nanmin(losses):.1e}), {n_kept} clusters were kept. "
         )
         if self._ensemble.denoised:
             agreeing, n_pruned = self.width_agreement_
             message += (
-                f"The data are taken as noisy: widths {self.layer_sizes_} were chosen by the error "
-                f"on held-out rows, {agreeing} of {n_pruned} pruned students agree on them. "
+                f"Widths {self.layer_sizes_} were chosen by the error on held-out rows, "
+                f"{agreeing} of {n_pruned} pruned students agree on them. "
             )
-        return message + (
-            "If the data are free of noise, raise rho, n_students or max_iter, give more rows or "
-            "try another activation; noisy data cannot be recovered exactly."
+        return message + advice(self.certificate_, self._evidence())
+
+    def _evidence(self) -> Evidence:
+        return Evidence(
+            targets=self._targets,
+            students=self._ensemble.students,
+            tol=self._ensemble.tol,
+            max_iter=self.max_iter,
+            n_outputs=self.n_outputs_,
+            is_noisy=bool(self._ensemble.denoised),
+            activation_given=self.activation != "auto",
+            sizes_given=not isinstance(self.hidden_layer_sizes, str),
         )

@@ -28,6 +28,7 @@ START_WIDTHS = {1: 8, 2: 4, 3: 4}
 MAX_STUDENT_PARAMETERS = 5000
 N_PROBES = 5
 PROBE_STEPS = 30
+N_BRIEF = 3
 # The search moves on to a shape that lowers the loss on held-out rows below this share.
 PROGRESS = 0.5
 # A probe is annealed at once where its loss is below this share of those of other shapes ...
@@ -69,7 +70,8 @@ class Trial:
 
         The held-out loss misjudges ReLU students: between two rows, kinks may lie anywhere.
         """
-        return self.loss if self.loss < EXACT_LOSS else self.held_out_loss
+        limit = max(EXACT_LOSS, self.annealer.trainer.samples.rounding_loss)
+        return self.loss if self.loss < limit else self.held_out_loss
 
     @property
     def certified(self) -> bool:
@@ -151,6 +153,16 @@ class Search:
         self.trials.append(Trial(activation, widths, annealer, ensemble, seconds))
         return self.trials[0]
 
+    def run_briefly(self, widths: Shape) -> Trial:
+        """A few briefly trained students of given widths, where there is no network to be found."""
+        activation, annealer = next(iter(self.annealers.items()))
+        start = time.perf_counter()
+        ensemble = self.train(annealer, widths, min(N_BRIEF, self.n_students), PROBE_STEPS)
+        ensemble.settled = True
+        seconds = time.perf_counter() - start
+        self.trials.append(Trial(activation, widths, annealer, ensemble, seconds))
+        return self.trials[0]
+
     def _first_shape(self) -> Shape:
         width = START_WIDTHS[1]
         while width > 1 and not self._fits((width,)):
@@ -200,7 +212,8 @@ class Search:
         stage.sort(key=lambda trial: trial.score)
         for trial in stage:
             stands_out = trial is stage[0] and trial.score < LARGE_PROGRESS * others
-            if stands_out or trial.score < PROMISING_LOSS:
+            rounding_loss = trial.annealer.trainer.samples.rounding_loss
+            if stands_out or trial.score < max(PROMISING_LOSS, rounding_loss):
                 self._anneal(trial)
             if self._certified() is not None:
                 break

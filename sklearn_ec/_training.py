@@ -38,6 +38,7 @@ from ._reconstruction import solve_readout
 from ._students import StackedStudents, initial_weights, network_at
 from ._sweeps import Layers
 from ._types import Network, Samples, Students
+from ._watch import Watch
 
 WARM_UP_STEPS = 1000
 LARGE_WARM_UP_STEPS = 16_000  # of students for which dense steps cost too much
@@ -83,8 +84,19 @@ class Trainer:
         has_skip: bool,
         working_memory: float | None = None,
         solver: str = "auto",
+        watch: Watch | None = None,
     ):
-        self._arguments = (train, held_out, activation, device, has_skip, working_memory, solver)
+        self.watch = watch or Watch()
+        self._arguments = (
+            train,
+            held_out,
+            activation,
+            device,
+            has_skip,
+            working_memory,
+            solver,
+            self.watch,
+        )
         self.samples = train
         self.activation_name = activation
         self.activation = get_activation(activation)
@@ -104,7 +116,7 @@ class Trainer:
 
     def identity(self) -> dict[str, Any]:
         """What results depend on; device and memory matter up to rounding only."""
-        train, held_out, activation, _, has_skip, _, solver = self._arguments
+        train, held_out, activation, _, has_skip, _, solver, _ = self._arguments
         return {
             "train": train,
             "held_out": held_out,
@@ -213,7 +225,7 @@ class Trainer:
             start=course.running,
             device=self.device,
             max_epochs=n_levenberg_epochs(max_iter),
-            callbacks=[recorder, monitor, EpochReporter(snapshot, checkpoint, on_epoch)],
+            callbacks=[recorder, monitor, EpochReporter(on_epoch, snapshot, checkpoint)],
         )
         self._fit(net, self.task)
         snapshot(net)
@@ -253,7 +265,7 @@ class Trainer:
                 loss_curves=list(recorder.losses_),
             )
 
-        reporter = EpochReporter(snapshot, checkpoint, on_epoch)
+        reporter = EpochReporter(on_epoch, snapshot, checkpoint)
         completed = self._adam(
             module, self.task, int(seeds[0]), max_iter, start, [recorder, reporter]
         )
@@ -357,7 +369,7 @@ class Trainer:
         return network_at(solver.layers, 0), loss
 
     def refine(self, network: Network, loss: float) -> tuple[Network, float]:
-        """Gauss-Newton steps without damping, as long as each halves the loss.
+        """Gauss-Newton steps without damping, until one does not halve the loss.
 
         They reach rounding level in directions that are lost in the normal equations. Matrix-free
         steps get there by themselves.
@@ -369,9 +381,12 @@ class Trainer:
             steps = linearization.newton_step()
             layers = tuple(a + b for a, b in zip(linearization.layers, steps, strict=True))
             refined_loss = float(self.task.losses(layers)[0])
-            if not refined_loss < 0.5 * loss:
+            if not refined_loss < loss:
                 break
+            is_last = refined_loss > 0.5 * loss
             network, loss = network_at(layers, 0), refined_loss
+            if is_last:
+                break
         return network, loss
 
     def standard_errors(
@@ -497,17 +512,22 @@ class Trainer:
         callbacks: list[Callback] | None = None,
     ) -> bool:
         """Train a module in place; tell whether that was completed."""
+        ticker = EpochReporter(on_epoch=self._tick)
         net = AdamNet(
             module,
             seed=seed,
             start=start,
             device=self.device,
             max_epochs=n_epochs,
-            callbacks=callbacks,
+            callbacks=[*(callbacks or []), ticker],
         )
         self._fit(net, task)
         n_before = start.n_epochs if start else 0
         return n_before + sum("train_loss" in epoch for epoch in net.history) == n_epochs
+
+    def _tick(self) -> bool:
+        self.watch.tick()
+        return False
 
     def _task(self, samples: Samples) -> LeastSquaresTask:
         ones = np.ones((len(samples.X), 1))
@@ -516,6 +536,7 @@ class Trainer:
             targets=torch.tensor(samples.y, device=self.device),
             sqrt_weight=torch.from_numpy(np.sqrt(samples.sample_weight)[:, None]).to(self.device),
             activation=self.activation,
+            watch=self.watch,
         )
 
     @staticmethod

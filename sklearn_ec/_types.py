@@ -13,7 +13,7 @@ Students have the same layout with one more axis in front. scikit-learn's transp
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,11 +22,16 @@ MIN_VOTERS = 3
 
 @dataclass(frozen=True)
 class Samples:
-    """Standardized training rows; ``sample_weight`` has mean 1."""
+    """Standardized training rows; ``sample_weight`` has mean 1.
+
+    A relative mean squared error up to ``rounding_loss`` is what the rounding of the targets
+    explains; 0 where these are as precise as the arithmetic.
+    """
 
     X: np.ndarray  # (n_samples, n_inputs)
     y: np.ndarray  # (n_samples, n_outputs)
     sample_weight: np.ndarray  # (n_samples,)
+    rounding_loss: float = 0.0
 
     @property
     def n_equations(self) -> int:
@@ -34,14 +39,15 @@ class Samples:
 
     def take(self, rows: np.ndarray) -> Samples:
         weight = self.sample_weight[rows]
-        return Samples(self.X[rows], self.y[rows], weight / weight.mean())
+        return replace(self, X=self.X[rows], y=self.y[rows], sample_weight=weight / weight.mean())
 
     def joined(self, others: Samples) -> Samples:
         """These rows and further ones behind them."""
-        return Samples(
-            np.vstack([self.X, others.X]),
-            np.vstack([self.y, others.y]),
-            np.concatenate([self.sample_weight, others.sample_weight]),
+        return replace(
+            self,
+            X=np.vstack([self.X, others.X]),
+            y=np.vstack([self.y, others.y]),
+            sample_weight=np.concatenate([self.sample_weight, others.sample_weight]),
         )
 
 

@@ -1,0 +1,70 @@
+"""What long computations tell of themselves while they last, and when they have to end.
+
+Whatever loops over rows, steps or removals calls :meth:`Watch.tick`, which costs nothing most of
+the time. It reports that the fit goes on where nothing else was reported for a while, and ends the
+fit, as Ctrl-C does, when its time is over or a callback asks for it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+# Seconds of silence after which callbacks, and readers of ``verbose``, are told that a fit goes on.
+CALLBACK_SECONDS = 2.0
+VERBOSE_SECONDS = 4.0
+
+
+class OutOfTime(KeyboardInterrupt):
+    """The time that a fit may take is over."""
+
+
+class Watch:
+    """Ends computations in time and reports what they do.
+
+    Pickled as its deadline alone: workers end in time, and report nothing.
+
+    Parameters
+    ----------
+    deadline : float, default=None
+        Seconds since the epoch at which the computation must end.
+    beat : callable, default=None
+        Told the activity after seconds of silence; says whether the computation shall end.
+    """
+
+    def __init__(self, deadline: float | None = None, beat: Callable[[str], bool] | None = None):
+        self.deadline = deadline
+        self.beat = beat
+        self.activity = "training"
+        self._last_beat = time.monotonic()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Watch, (self.deadline,)
+
+    @property
+    def is_over(self) -> bool:
+        return self.deadline is not None and time.time() >= self.deadline
+
+    def say(self, activity: str) -> None:
+        """Tell what is being done from now on, to be reported once it lasts."""
+        self.activity = activity
+        self.tick()
+
+    def reported(self) -> None:
+        """Something else was reported just now."""
+        self._last_beat = time.monotonic()
+
+    def tick(self) -> None:
+        if self.is_over:
+            raise OutOfTime
+        if self.beat is None or time.monotonic() - self._last_beat < CALLBACK_SECONDS:
+            return
+        self._last_beat = time.monotonic()
+        if self.beat(self.activity):
+            raise KeyboardInterrupt
+
+    def disarm(self) -> None:
+        """Let what remains to be done end by itself."""
+        self.deadline = None
+        self.beat = None
