@@ -376,9 +376,8 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         outputs = values @ self.weights_[-1] + self.biases_[-1]
         return outputs[:, 0] if self._single_output else outputs
 
-    @property
-    def standard_errors_(self) -> list[np.ndarray]:
-        """Standard errors of the reconstructed network's weights, computed on access.
+    def standard_errors(self):
+        """Return the standard errors of the reconstructed network's weights.
 
         To first order in noise of standard deviation ``noise_level_`` (Gauss-Newton matrix),
         independent from row to row and from output to output. Homogeneous activations: at the unit
@@ -395,8 +394,19 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         NotFittedError
             If the estimator has no training rows: those of :meth:`load` and
             :func:`~sklearn_ec.scaling.fold_scalers` have none.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sklearn_ec import ExpandClusterRegressor
+        >>> X = np.random.default_rng(0).uniform(-2, 2, size=(200, 2))
+        >>> model = ExpandClusterRegressor(
+        ...     hidden_layer_sizes=1, activation="tanh", n_students=3, random_state=0
+        ... ).fit(X, np.tanh(X @ [1.0, -0.5] + 0.3))
+        >>> [errors.shape for errors in model.standard_errors()]
+        [(3, 1), (2, 1)]
         """
-        self._check_has_training_rows("standard_errors_")
+        self._check_has_training_rows("standard_errors")
         return standard_errors(
             self.weights_,
             self.biases_,
@@ -570,7 +580,7 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         The file is in the safetensors format: arrays as tensors, all else as JSON in its header,
         with a format version and a checksum. It holds the parameters and the learned attributes,
         but neither training rows nor students, so that a loaded estimator cannot ``recluster`` and
-        has no ``standard_errors_``. It is written to a temporary file first, then moved to its
+        has no ``standard_errors()``. It is written to a temporary file first, then moved to its
         place.
 
         Parameters

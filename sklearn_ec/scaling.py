@@ -80,7 +80,7 @@ def fold_scalers(model: Any) -> ExpandClusterRegressor:
         internal standardized coordinates or relative to the spread of y carries over, as
         ``dendrogram_``, ``cluster_report_``, ``student_losses_``, ``loss_`` and ``certificate_``;
         ``noise_level_`` is scaled. The training rows and students are left out, so that there are
-        no ``standard_errors_``: ``recluster`` the estimator inside ``model``, then fold again.
+        no ``standard_errors()``: ``recluster`` the estimator inside ``model``, then fold again.
 
     Raises
     ------

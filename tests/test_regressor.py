@@ -553,11 +553,11 @@ def test_standard_errors_cover_the_weights(noisy_fit):
     teacher, *_, model, _ = noisy_fit
     activation = get_activation(teacher.activation)
     weights, biases = canonical_form(teacher.weights_, teacher.biases_, activation)
-    parts = zip(weights, biases, model.weights_, model.biases_, model.standard_errors_, strict=True)
+    parts = zip(weights, biases, model.weights_, model.biases_, strict=True)
     deviations = np.concatenate(
         [
             ((np.vstack([w, b]) - np.vstack([true_w, true_b])) / errors).ravel()
-            for true_w, true_b, w, b, errors in parts
+            for (true_w, true_b, w, b), errors in zip(parts, model.standard_errors(), strict=True)
         ]
     )
     assert (np.abs(deviations) < 1.96).mean() > 0.7

@@ -145,7 +145,8 @@ def test_what_a_copy_leaves_out(fitted):
     left_out = {"_assumed", "_ensemble", "_known_groups", "_problem", "_seed"}
     assert set(vars(fitted[-1])) - set(vars(network)) == left_out
     assert not hasattr(network, "later_")
-    assert not hasattr(network, "standard_errors_")
+    with pytest.raises(NotFittedError, match="standard_errors needs the training rows"):
+        network.standard_errors()
     with pytest.raises(NotFittedError, match="recluster needs the training rows"):
         network.recluster()
 
