@@ -32,7 +32,7 @@ from ._persistence import load_estimator, save_estimator
 from ._preprocessing import prepare
 from ._progress import CallbackSupportMixin, Stage, begin_fit, end_fit, print_network
 from ._reconstruction import canonical_form
-from ._search import Search, Trial
+from ._search import Search, Trial, with_verdict
 from ._students import has_skip_terms, layer_shapes
 from ._summary import summary_text
 from ._training import Trainer
@@ -163,7 +163,7 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
     search_report_ : list of dict
         What was tried, in order: ``depth``, assumed ``width`` of each layer, ``activation``,
         ``n_students``, share of ``converged`` students, lowest ``loss``, lowest
-        ``held_out_loss``, whether the network was ``certified``, and ``seconds``.
+        ``held_out_loss``, whether the network that came of it is ``certified``, and ``seconds``.
     loss_ : float
         Relative mean squared error of the reconstructed network on the training rows.
     noise_level_ : ndarray of shape (n_outputs,)
@@ -846,6 +846,9 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         else:
             candidate = self._best_candidate(annealer, layers.collapsed)
         self._set_network(candidate)
+        self.search_report_ = with_verdict(
+            self.search_report_, self.activation_, self._assumed, self.recovered_
+        )
         self.cluster_report_ = layers.report
         self.n_agreeing_ = ensemble.n_agreeing(candidate.network, annealer.trainer)
         self.dendrogram_ = [

@@ -108,6 +108,11 @@ def test_clusters_alone_give_the_network(tanh_problem):
     kept = [cluster for cluster in model.cluster_report_ if cluster["status"] == "kept"]
     assert len(kept) == 4
     assert all(cluster["median_angle"] < 1e-4 for cluster in kept)
+    assert [entry["certified"] for entry in model.search_report_] == [True]
+    with pytest.warns(ConvergenceWarning, match="not certified"):
+        strict = copy.copy(model).recluster(beta=0.0, gamma=1.0)
+    assert [entry["certified"] for entry in strict.search_report_] == [False]
+    assert [entry["certified"] for entry in model.search_report_] == [True]
 
 
 def test_learned_attributes(tanh_problem, fitted):
