@@ -15,16 +15,22 @@ import numpy as np
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin, _fit_context, clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils._param_validation import (
+    HasMethods,
+    Interval,
+    InvalidParameterError,
+    StrOptions,
+)
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from ._activations import ACTIVATIONS, DISTINCT_ACTIVATIONS, get_activation
+from ._activations import ACTIVATIONS, DISTINCT_ACTIVATIONS, get_activation, is_activation
 from ._annealing import Annealer, Candidate
 from ._cache import open_store
 from ._documentation import page_template, published_url
 from ._ensemble import Ensemble, Recipe
 from ._export import to_mlp_regressor, to_sequential
 from ._groups import GroupTrainer, Interrupted
+from ._hints import activation_hint, angle_hint
 from ._layers import Thresholds, cluster_layers
 from ._noise import noise_level, standard_errors
 from ._onnx import to_onnx
@@ -58,10 +64,10 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         from the assumed ones, see ``layer_sizes_``; the number of hidden layers does not.
         ``"auto"`` searches one to three hidden layers, see Notes.
     activation : str, default="relu"
-        Activation function of the sought network: "logistic", "tanh", "relu", "leaky_relu" (slope
-        0.01), "softplus", "gelu", "silu", "elu", "erf" or "g", the paper's
-        ``sigmoid(4x) + softplus(x)``. ``"auto"`` decides between them, see Notes; "logistic" counts
-        as "tanh" then, since networks of either compute the same functions.
+        Activation function of the sought network: "logistic", "tanh", "relu", "leaky_relu" (of
+        slope 0.01; "leaky_relu(0.2)" sets another one), "softplus", "gelu", "silu", "elu", "erf" or
+        "g", the paper's ``sigmoid(4x) + softplus(x)``. ``"auto"`` decides between them, see Notes;
+        "logistic" counts as "tanh" then, since networks of either compute the same functions.
     n_students : int, default=20
         Largest number of students. They are trained in groups of 10, one group after the other,
         until one of them, pruned, is certified or 60 % of a group have converged (without pruning,
@@ -240,7 +246,7 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
             Interval(Integral, 1, None, closed="left"),
             StrOptions({"auto"}),
         ],
-        "activation": [StrOptions({*ACTIVATIONS, "auto"})],
+        "activation": [str],  # one that is known, see _validate_params
         "n_students": [Interval(Integral, 1, None, closed="left")],
         "gamma": [Interval(Real, 0, 1, closed="right")],
         "beta": [Interval(Real, 0, math.pi, closed="both")],
@@ -660,6 +666,20 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         (True, True)
         """
         return load_estimator(cls, path)
+
+    def _validate_params(self) -> None:
+        """Validate as scikit-learn does, with hints where a name or an angle is mistaken."""
+        must_be = f"parameter of {type(self).__name__} must be"
+        if degrees := angle_hint(self.beta):
+            raise InvalidParameterError(
+                f"The 'beta' {must_be} at most pi. Got {self.beta!r} instead: {degrees}"
+            )
+        super()._validate_params()
+        if self.activation != "auto" and not is_activation(self.activation):
+            raise InvalidParameterError(
+                f"The 'activation' {must_be} 'auto' or the name of an activation. "
+                f"Got {self.activation!r} instead: {activation_hint(self.activation, ACTIVATIONS)}"
+            )
 
     def _assumed_widths(self) -> tuple[int, ...] | None:
         """The given widths, None for ``"auto"``."""

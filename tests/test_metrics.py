@@ -91,7 +91,7 @@ def test_errors(teacher):
             match_neurons(*pair, "tanh", layer=1)
 
 
-DEEP = ["tanh", "logistic", "relu", "g"]
+DEEP = ["tanh", "logistic", "relu", "leaky_relu(0.2)", "g"]
 
 
 def make_deep(activation, widths=(6, 5)):
@@ -109,7 +109,7 @@ def disguise_deep(network, activation):
         signs, scales = np.ones(width), np.ones(width)
         if activation in ("tanh", "logistic"):
             signs = rng.choice([-1.0, 1.0], width)
-        if activation == "relu":
+        if "relu" in activation:
             scales = rng.uniform(0.5, 2.0, width)
         weights[layer] = (weights[layer] * signs * scales)[:, order]
         biases[layer] = (biases[layer] * signs * scales)[order]

@@ -54,6 +54,21 @@ def test_recovers_every_activation(activation):
     assert relative_rmse(teacher.predict(X_new), model.predict(X_new)) <= 1e-11
 
 
+def test_recovers_leaky_relu_of_any_slope(tmp_path):
+    """With the slope in its name, in worker processes, files and exports, too."""
+    name = "leaky_relu(0.2)"
+    teacher = make_teacher(3, 3, activation=name, random_state=1)
+    X = np.random.default_rng(1).uniform(-2, 2, size=(400, 3))
+    model = make_model(3, name, n_students=11, n_jobs=2).fit(X, teacher.predict(X))
+    assert model.recovered_
+    assert (model.activation_, model.layer_sizes_) == (name, (3,))
+    assert max_cosine_distance(teacher, model, model.activation_) <= EXACT
+    X_new = np.random.default_rng(2).uniform(-3, 3, size=(500, 3))
+    assert_allclose(model.predict(X_new), teacher.predict(X_new), atol=1e-12)
+    model.save(tmp_path / "network")
+    assert_array_equal(type(model).load(tmp_path / "network").predict(X), model.predict(X))
+
+
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 def test_recovers_several_outputs(activation):
     teacher = make_teacher(4, 5, 3, activation, family="rough", random_state=0)
@@ -359,9 +374,13 @@ def test_rho_has_one_factor_per_layer(tanh_problem, rho, sizes, match):
     ("params", "match"),
     [
         ({"rho": 0.5}, "'rho' parameter"),
-        ({"activation": "sine"}, "'activation' parameter"),
+        ({"activation": "sine"}, "'activation' parameter .* it is not supported"),
+        ({"activation": "sigmoid"}, "'activation' parameter .* did you mean 'logistic'"),
+        ({"activation": np.tanh}, "'activation' parameter .* an instance of 'str'"),
         ({"gamma": 0.0}, "'gamma' parameter"),
         ({"beta": 4.0}, "'beta' parameter"),
+        ({"beta": 30}, r"in radians, for 30 degrees give math.radians\(30\)"),
+        ({"beta": -1.0}, "'beta' parameter"),
         ({"cut": "none"}, "'cut' parameter"),
         ({"n_students": 0}, "'n_students' parameter"),
         ({"hidden_layer_sizes": 0}, "'hidden_layer_sizes' parameter"),
