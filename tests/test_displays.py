@@ -254,7 +254,9 @@ def test_alignment_shows_clusters_and_thresholds(fitted):
     assert display.ax_.get_xscale() == "log"
     assert "radians" in display.ax_.get_xlabel()
     labels = [text.get_text() for text in display.ax_.get_legend().get_texts()]
-    assert f"kept ({counts['kept']})" in labels
+    assert f"kept ({counts.pop('kept')})" in labels
+    assert counts
+    assert {f"dropped: {status} ({n})" for status, n in counts.items()} <= set(labels)
     assert "beta = 0.524 rad" in labels
 
 

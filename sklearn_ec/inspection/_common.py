@@ -70,12 +70,13 @@ def status_handle(status: str, points: Any) -> Any:
     """The legend entry of the clusters with a status, with their number."""
     from matplotlib.lines import Line2D
 
+    fate = status if status == "kept" else f"dropped: {status}"
     return Line2D(
         [],
         [],
         marker=STATUS_MARKERS[status],
         color=STATUS_COLORS[status],
-        label=f"{status} ({len(points.get_offsets())})",
+        label=f"{fate} ({len(points.get_offsets())})",
         linestyle="none",
         markersize=6,
     )
