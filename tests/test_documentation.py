@@ -23,7 +23,7 @@ def test_html_representation_of_a_fitted_estimator_computes_nothing(tanh_model, 
         raise AssertionError("the representation computes standard errors")
 
     monkeypatch.setattr(_regressor, "standard_errors", compute)
-    assert "layer_sizes_" in tanh_model._repr_html_()
+    assert "ExpandClusterRegressor" in tanh_model._repr_html_()
     learned = {name for name in dir(tanh_model) if name.endswith("_") and name[0] != "_"}
     assert learned <= set(vars(tanh_model))  # no property among them
 

@@ -69,6 +69,18 @@ def test_recovers_leaky_relu_of_any_slope(tmp_path):
     assert_array_equal(type(model).load(tmp_path / "network").predict(X), model.predict(X))
 
 
+def test_hard_tanh_neurons_are_two_relu_neurons_each():
+    rng = np.random.default_rng(0)
+    X = rng.uniform(-2, 2, size=(600, 3))
+    weights, biases = rng.normal(size=(3, 2)), 0.3 * rng.normal(size=2)
+    y = np.clip(X @ weights + biases, -1, 1) @ [1.0, -0.7]
+    model = make_model(4, "relu", n_students=10).fit(X, y)
+    assert model.recovered_
+    expected = [np.repeat(weights, 2, axis=1), np.ones((4, 1))], [biases.repeat(2), np.zeros(1)]
+    expected[1][0] += [1.0, -1.0, 1.0, -1.0]
+    assert max_cosine_distance(expected, model, "relu") <= EXACT
+
+
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 def test_recovers_several_outputs(activation):
     teacher = make_teacher(4, 5, 3, activation, family="rough", random_state=0)
