@@ -156,7 +156,7 @@ def coverage(teacher, model):
     match = match_neurons(teacher, model, model.activation_)
     true = np.vstack([teacher.weights_[0], teacher.biases_[0]])[:, match.reference]
     found = np.vstack([model.weights_[0], model.biases_[0]])[:, match.recovered]
-    errors = model.standard_errors_[0][:, match.recovered]
+    errors = model.standard_errors()[0][:, match.recovered]
     true = true * match.signs
     if teacher.activation in ("relu", "leaky_relu"):
         true = true / np.linalg.norm(true, axis=0)

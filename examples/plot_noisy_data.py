@@ -47,12 +47,12 @@ for trial in model.search_report_:
 # %%
 # Standard errors
 # ---------------
-# ``standard_errors_`` follows from the Gauss-Newton matrix and from ``noise_level_``. About 95 % of
+# ``standard_errors()`` follow from the Gauss-Newton matrix and from ``noise_level_``. About 95 % of
 # the true weights should lie within 1.96 standard errors of the recovered ones.
 match = match_neurons(teacher, model, "tanh")
 true = np.vstack([teacher.weights_[0], teacher.biases_[0]])[:, match.reference] * match.signs
 found = np.vstack([model.weights_[0], model.biases_[0]])[:, match.recovered]
-errors = model.standard_errors_[0][:, match.recovered]
+errors = model.standard_errors()[0][:, match.recovered]
 covered = np.abs(true - found) <= 1.96 * errors
 print(f"{covered.sum()} of {covered.size} intervals hold the true weight")
 

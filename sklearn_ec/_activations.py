@@ -16,16 +16,21 @@ A positively homogeneous activation has ``s(c·z) = c·s(z)`` for ``c > 0`` as w
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from scipy import special
 
+from ._hints import activation_hint
+
 Symmetry = Literal["none", "odd", "even_linear"]
 
+# That of "leaky_relu"; "leaky_relu(0.2)" has another one.
 LEAKY_RELU_SLOPE = 0.01
 # torch's default threshold of 20 makes an error of 2e-9, far above float64 rounding.
 SOFTPLUS_THRESHOLD = 40.0
@@ -97,6 +102,19 @@ def _softplus(z: np.ndarray) -> np.ndarray:
     return np.logaddexp(0.0, z)
 
 
+@cache
+def _leaky_relu(slope: float) -> Activation:
+    return Activation(
+        lambda z: np.where(z > 0, z, slope * z),
+        lambda z: torch.nn.functional.leaky_relu(z, slope),
+        lambda z: torch.full_like(z, slope).masked_fill_(z > 0, 1.0),
+        torch.zeros_like,
+        "even_linear",
+        flip=1.0 + slope,
+        homogeneous=True,
+    )
+
+
 ACTIVATIONS: dict[str, Activation] = {
     "logistic": Activation(
         special.expit,
@@ -122,15 +140,7 @@ ACTIVATIONS: dict[str, Activation] = {
         flip=1.0,
         homogeneous=True,
     ),
-    "leaky_relu": Activation(
-        lambda z: np.where(z > 0, z, LEAKY_RELU_SLOPE * z),
-        lambda z: torch.nn.functional.leaky_relu(z, LEAKY_RELU_SLOPE),
-        lambda z: torch.full_like(z, LEAKY_RELU_SLOPE).masked_fill_(z > 0, 1.0),
-        torch.zeros_like,
-        "even_linear",
-        flip=1.0 + LEAKY_RELU_SLOPE,
-        homogeneous=True,
-    ),
+    "leaky_relu": _leaky_relu(LEAKY_RELU_SLOPE),
     "softplus": Activation(
         _softplus,
         _tensor_softplus,
@@ -184,9 +194,23 @@ DISTINCT_ACTIVATIONS = tuple(name for name in ACTIVATIONS if name != "logistic")
 
 
 def get_activation(activation: Any) -> Activation:
-    """Look up an activation by name, with an error that lists the names."""
-    if not isinstance(activation, str) or activation not in ACTIVATIONS:
-        raise ValueError(
-            f"Unknown activation {activation!r}: choose one of {', '.join(sorted(ACTIVATIONS))}."
-        )
-    return ACTIVATIONS[activation]
+    """Look up an activation by name, with an error that says what may have been meant."""
+    if not is_activation(activation):
+        hint = activation_hint(activation, ACTIVATIONS)
+        raise ValueError(f"Unknown activation {activation!r}: {hint}")
+    slope = leaky_relu_slope(activation)
+    return ACTIVATIONS[activation] if slope is None else _leaky_relu(slope)
+
+
+def is_activation(name: Any) -> bool:
+    """Whether something is the name of an activation."""
+    return isinstance(name, str) and (name in ACTIVATIONS or leaky_relu_slope(name) is not None)
+
+
+def leaky_relu_slope(name: str) -> float | None:
+    """The slope of ``"leaky_relu"`` or ``"leaky_relu(<slope>)"`` on the left; None for others."""
+    if name == "leaky_relu":
+        return LEAKY_RELU_SLOPE
+    match = re.fullmatch(r"leaky_relu\((\d*\.?\d+(?:e-?\d+)?)\)", name)
+    slope = float(match[1]) if match else 0.0
+    return slope if 0.0 < slope < 1.0 else None

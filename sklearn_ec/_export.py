@@ -7,7 +7,7 @@ import torch
 from sklearn.neural_network import MLPRegressor
 from torch import Tensor, nn
 
-from ._activations import ACTIVATIONS, LEAKY_RELU_SLOPE, SOFTPLUS_THRESHOLD
+from ._activations import SOFTPLUS_THRESHOLD, get_activation, leaky_relu_slope
 
 MLP_ACTIVATIONS = ("logistic", "tanh", "relu")
 
@@ -20,18 +20,20 @@ class ActivationModule(nn.Module):
         self.activation = activation
 
     def forward(self, z: Tensor) -> Tensor:
-        return ACTIVATIONS[self.activation].tensor_function(z)
+        return get_activation(self.activation).tensor_function(z)
 
     def extra_repr(self) -> str:
         return self.activation
 
 
 def activation_module(activation: str) -> nn.Module:
+    slope = leaky_relu_slope(activation)
+    if slope is not None:
+        return nn.LeakyReLU(slope)
     modules = {
         "logistic": nn.Sigmoid(),
         "tanh": nn.Tanh(),
         "relu": nn.ReLU(),
-        "leaky_relu": nn.LeakyReLU(LEAKY_RELU_SLOPE),
         "softplus": nn.Softplus(threshold=SOFTPLUS_THRESHOLD),
         "gelu": nn.GELU(),
         "silu": nn.SiLU(),

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from ._activations import LEAKY_RELU_SLOPE
+from ._activations import leaky_relu_slope
 from ._optional import import_optional
 from ._version import __version__
 
@@ -52,8 +52,8 @@ class Graph:
         return name
 
 
-def _leaky_relu(graph: Graph, z: str) -> str:
-    return graph.apply("Max", z, graph.apply("Mul", z, LEAKY_RELU_SLOPE))
+def _leaky_relu(graph: Graph, z: str, slope: float) -> str:
+    return graph.apply("Max", z, graph.apply("Mul", z, slope))
 
 
 def _softplus(graph: Graph, z: str) -> str:
@@ -111,7 +111,6 @@ ACTIVATION_NODES: dict[str, Callable[[Graph, str], str]] = {
     "logistic": lambda graph, z: graph.apply("Sigmoid", z),
     "tanh": lambda graph, z: graph.apply("Tanh", z),
     "relu": lambda graph, z: graph.apply("Relu", z),
-    "leaky_relu": _leaky_relu,
     "softplus": _softplus,
     "gelu": _gelu,
     "silu": _silu,
@@ -121,6 +120,13 @@ ACTIVATION_NODES: dict[str, Callable[[Graph, str], str]] = {
 }
 
 
+def _activate(graph: Graph, z: str, activation: str) -> str:
+    slope = leaky_relu_slope(activation)
+    if slope is not None:
+        return _leaky_relu(graph, z, slope)
+    return ACTIVATION_NODES[activation](graph, z)
+
+
 def to_onnx(weights: list[np.ndarray], biases: list[np.ndarray], activation: str) -> Any:
     """An ``onnx.ModelProto`` with input X ``(n_samples, n_features)`` and output y."""
     onnx = import_optional("onnx", "export")
@@ -128,7 +134,7 @@ def to_onnx(weights: list[np.ndarray], biases: list[np.ndarray], activation: str
     values = "X"
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
         z = graph.apply("Gemm", values, weight, bias)
-        values = ACTIVATION_NODES[activation](graph, z)
+        values = _activate(graph, z, activation)
     graph.apply("Gemm", values, weights[-1], biases[-1])
     graph.nodes[-1].output[0] = "y"
     double = onnx.TensorProto.DOUBLE

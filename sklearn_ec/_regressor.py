@@ -17,10 +17,15 @@ import numpy as np
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin, _fit_context, clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils._param_validation import (
+    HasMethods,
+    Interval,
+    InvalidParameterError,
+    StrOptions,
+)
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from ._activations import ACTIVATIONS, DISTINCT_ACTIVATIONS, get_activation
+from ._activations import ACTIVATIONS, DISTINCT_ACTIVATIONS, get_activation, is_activation
 from ._advice import WITHOUT_NEURONS, Evidence, advice, kind_of_targets
 from ._annealing import Annealer, Candidate
 from ._cache import open_store
@@ -29,6 +34,7 @@ from ._documentation import page_template, published_url
 from ._ensemble import Ensemble, Recipe
 from ._export import to_mlp_regressor, to_sequential
 from ._groups import GroupTrainer, Interrupted
+from ._hints import activation_hint, angle_hint, counted_output_hint
 from ._layers import Thresholds, cluster_layers
 from ._noise import noise_level, standard_errors
 from ._onnx import to_onnx
@@ -44,7 +50,7 @@ from ._progress import (
     print_network,
 )
 from ._reconstruction import canonical_form
-from ._search import Search, Trial
+from ._search import Search, Trial, with_verdict
 from ._students import has_skip_terms, layer_shapes
 from ._summary import summary_text
 from ._training import Trainer
@@ -71,10 +77,10 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         from the assumed ones, see ``layer_sizes_``; the number of hidden layers does not.
         ``"auto"`` searches one to three hidden layers, see Notes.
     activation : str, default="relu"
-        Activation function of the sought network: "logistic", "tanh", "relu", "leaky_relu" (slope
-        0.01), "softplus", "gelu", "silu", "elu", "erf" or "g", the paper's
-        ``sigmoid(4x) + softplus(x)``. ``"auto"`` decides between them, see Notes; "logistic" counts
-        as "tanh" then, since networks of either compute the same functions.
+        Activation function of the sought network: "logistic", "tanh", "relu", "leaky_relu" (of
+        slope 0.01; "leaky_relu(0.2)" sets another one), "softplus", "gelu", "silu", "elu", "erf" or
+        "g", the paper's ``sigmoid(4x) + softplus(x)``. ``"auto"`` decides between them, see Notes;
+        "logistic" counts as "tanh" then, since networks of either compute the same functions.
     n_students : int, default=20
         Largest number of students. They are trained in groups of 10, one group after the other,
         until one of them, pruned, is certified or 60 % of a group have converged (without pruning,
@@ -176,7 +182,7 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
     search_report_ : list of dict
         What was tried, in order: ``depth``, assumed ``width`` of each layer, ``activation``,
         ``n_students``, share of ``converged`` students, lowest ``loss``, lowest
-        ``held_out_loss``, whether the network was ``certified``, and ``seconds``.
+        ``held_out_loss``, whether the network that came of it is ``certified``, and ``seconds``.
     loss_ : float
         Relative mean squared error of the reconstructed network on the training rows.
     noise_level_ : ndarray of shape (n_outputs,)
@@ -253,7 +259,7 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
             Interval(Integral, 1, None, closed="left"),
             StrOptions({"auto"}),
         ],
-        "activation": [StrOptions({*ACTIVATIONS, "auto"})],
+        "activation": [str],  # one that is known, see _validate_params
         "n_students": [Interval(Integral, 1, None, closed="left")],
         "gamma": [Interval(Real, 0, 1, closed="right")],
         "beta": [Interval(Real, 0, math.pi, closed="both")],
@@ -397,9 +403,8 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         outputs = values @ self.weights_[-1] + self.biases_[-1]
         return outputs[:, 0] if self._single_output else outputs
 
-    @property
-    def standard_errors_(self) -> list[np.ndarray]:
-        """Standard errors of the reconstructed network's weights, computed on access.
+    def standard_errors(self):
+        """Return the standard errors of the reconstructed network's weights.
 
         To first order in noise of standard deviation ``noise_level_`` (Gauss-Newton matrix),
         independent from row to row and from output to output. Homogeneous activations: at the unit
@@ -416,8 +421,19 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         NotFittedError
             If the estimator has no training rows: those of :meth:`load` and
             :func:`~sklearn_ec.scaling.fold_scalers` have none.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sklearn_ec import ExpandClusterRegressor
+        >>> X = np.random.default_rng(0).uniform(-2, 2, size=(200, 2))
+        >>> model = ExpandClusterRegressor(
+        ...     hidden_layer_sizes=1, activation="tanh", n_students=3, random_state=0
+        ... ).fit(X, np.tanh(X @ [1.0, -0.5] + 0.3))
+        >>> [errors.shape for errors in model.standard_errors()]
+        [(3, 1), (2, 1)]
         """
-        self._check_has_training_rows("standard_errors_")
+        self._check_has_training_rows("standard_errors")
         return standard_errors(
             self.weights_,
             self.biases_,
@@ -596,7 +612,7 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         The file is in the safetensors format: arrays as tensors, all else as JSON in its header,
         with a format version and a checksum. It holds the parameters and the learned attributes,
         but neither training rows nor students, so that a loaded estimator cannot ``recluster`` and
-        has no ``standard_errors_``. It is written to a temporary file first, then moved to its
+        has no ``standard_errors()``. It is written to a temporary file first, then moved to its
         place.
 
         Parameters
@@ -676,6 +692,20 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         (True, True)
         """
         return load_estimator(cls, path)
+
+    def _validate_params(self) -> None:
+        """Validate as scikit-learn does, with hints where a name or an angle is mistaken."""
+        must_be = f"parameter of {type(self).__name__} must be"
+        if degrees := angle_hint(self.beta):
+            raise InvalidParameterError(
+                f"The 'beta' {must_be} at most pi. Got {self.beta!r} instead: {degrees}"
+            )
+        super()._validate_params()
+        if self.activation != "auto" and not is_activation(self.activation):
+            raise InvalidParameterError(
+                f"The 'activation' {must_be} 'auto' or the name of an activation. "
+                f"Got {self.activation!r} instead: {activation_hint(self.activation, ACTIVATIONS)}"
+            )
 
     def _assumed_widths(self) -> tuple[int, ...] | None:
         """The given widths, None for ``"auto"``."""
@@ -880,6 +910,9 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         else:
             candidate = self._best_candidate(annealer, layers.collapsed)
         self._set_network(candidate)
+        self.search_report_ = with_verdict(
+            self.search_report_, self.activation_, self._assumed, self.recovered_
+        )
         self.cluster_report_ = layers.report
         self.n_agreeing_ = ensemble.n_agreeing(candidate.network, annealer.trainer)
         self.dendrogram_ = [
@@ -943,7 +976,8 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
                 f"Widths {self.layer_sizes_} were chosen by the error on held-out rows, "
                 f"{agreeing} of {n_pruned} pruned students agree on them. "
             )
-        return message + advice(self.certificate_, self._evidence())
+        hint = counted_output_hint(self.hidden_layer_sizes, self.n_outputs_)
+        return f"{message}{advice(self.certificate_, self._evidence())} {hint}".rstrip()
 
     def _evidence(self) -> Evidence:
         return Evidence(

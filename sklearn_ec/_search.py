@@ -100,6 +100,20 @@ class Trial:
         }
 
 
+def with_verdict(
+    reports: list[dict[str, Any]], activation: str, widths: Shape, certified: bool
+) -> list[dict[str, Any]]:
+    """Reports in which the trial that gave the network has the verdict on it.
+
+    The network may come from the clusters of the trial's students, which the trial does not know.
+    """
+    source = {"depth": len(widths), "width": widths[0], "activation": activation}
+    return [
+        report | {"certified": certified} if source.items() <= report.items() else report
+        for report in reports
+    ]
+
+
 class Search:
     """Find students that hold the network.
 

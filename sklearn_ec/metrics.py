@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ from scipy.optimize import linear_sum_assignment
 
 from ._activations import Activation, get_activation
 from ._distances import unit_rows
+from ._folding import Layers, fold, inside, is_wrapper
 
 __all__ = ["NeuronMatch", "match_neurons", "max_cosine_distance", "relative_rmse"]
 
@@ -61,7 +61,9 @@ def match_neurons(reference: Any, recovered: Any, activation: str, layer: int = 
         Networks: a fitted :class:`~sklearn_ec.ExpandClusterRegressor`, a teacher of
         :mod:`sklearn_ec.datasets`, a fitted ``MLPRegressor``, a ``torch.nn.Sequential`` of linear
         layers and activations, or a pair of lists of arrays, weights of shape (fan_in, fan_out) and
-        biases of shape (fan_out,), one per layer.
+        biases of shape (fan_out,), one per layer. Estimators may be within pipelines and
+        ``TransformedTargetRegressor``: scalers are folded into the network, as by
+        :func:`~sklearn_ec.scaling.fold_scalers`.
     activation : str
         Activation of the hidden layers, see :class:`~sklearn_ec.ExpandClusterRegressor`.
     layer : int, default=0
@@ -77,7 +79,8 @@ def match_neurons(reference: Any, recovered: Any, activation: str, layer: int = 
     ValueError
         If the networks have different numbers of inputs or lack the layer.
     TypeError
-        If one of them is not a network.
+        If one of them is not a network, or if a step in front of it is not a scaler that is known
+        to be affine.
 
     Examples
     --------
@@ -229,7 +232,10 @@ def _incoming_vectors(network: Any, layer: int) -> np.ndarray:
     return np.column_stack([weights[layer].T, biases[layer]])
 
 
-def _layers(network: Any) -> tuple[Sequence[np.ndarray], Sequence[np.ndarray]]:
+def _layers(network: Any) -> Layers:
+    """Weights and biases of a network, on the inputs as they are given to it."""
+    if is_wrapper(network):
+        return fold(network, _layers(inside(network)))
     if hasattr(network, "weights_"):
         return network.weights_, network.biases_
     if hasattr(network, "coefs_"):

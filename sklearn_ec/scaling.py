@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from sklearn.base import clone
 from sklearn.compose import TransformedTargetRegressor
-from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import (
-    FunctionTransformer,
-    MaxAbsScaler,
-    MinMaxScaler,
-    RobustScaler,
-    StandardScaler,
-)
-from sklearn.utils.validation import check_is_fitted
 
 from ._activations import get_activation
+from ._folding import fold, inside, is_wrapper, target_scaling, unwrap
 from ._reconstruction import canonical_form
 from ._regressor import ExpandClusterRegressor
 
@@ -48,14 +37,6 @@ INVARIANT_ATTRIBUTES = (
 )
 
 
-@dataclass(frozen=True)
-class Scaling:
-    """The map ``(columns - offset) / scale``."""
-
-    offset: Any  # number or array of shape (n_columns,)
-    scale: Any
-
-
 def fold_scalers(model: Any) -> ExpandClusterRegressor:
     """Fold the scalers around a fitted estimator into its first and last layer.
 
@@ -80,7 +61,7 @@ def fold_scalers(model: Any) -> ExpandClusterRegressor:
         internal standardized coordinates or relative to the spread of y carries over, as
         ``dendrogram_``, ``cluster_report_``, ``student_losses_``, ``loss_`` and ``certificate_``;
         ``noise_level_`` is scaled. The training rows and students are left out, so that there are
-        no ``standard_errors_``: ``recluster`` the estimator inside ``model``, then fold again.
+        no ``standard_errors()``: ``recluster`` the estimator inside ``model``, then fold again.
 
     Raises
     ------
@@ -117,7 +98,7 @@ def fold_scalers(model: Any) -> ExpandClusterRegressor:
     >>> np.round(network.weights_[0].T, 6), np.round(network.biases_[0], 6)
     (array([[ 0.3, -0.2]]), array([0.5]))
     """
-    check_is_fitted(model)
+    unwrap(model)  # refuses other models
     network = _fold(model)
     if hasattr(model, "feature_names_in_"):
         network.feature_names_in_ = model.feature_names_in_
@@ -125,38 +106,15 @@ def fold_scalers(model: Any) -> ExpandClusterRegressor:
 
 
 def _fold(model: Any) -> ExpandClusterRegressor:
-    if isinstance(model, Pipeline):
-        return _fold_pipeline(model)
-    if isinstance(model, TransformedTargetRegressor):
-        return _fold_targets(model)
-    if isinstance(model, ExpandClusterRegressor):
+    if not is_wrapper(model):
         return _invariant_copy(model)
-    raise TypeError(
-        f"{type(model).__name__} is no ExpandClusterRegressor, and no pipeline or "
-        "TransformedTargetRegressor around one."
-    )
-
-
-def _fold_pipeline(pipeline: Pipeline) -> ExpandClusterRegressor:
-    *scalers, (_, last) = pipeline.steps
-    network = _fold(last)
-    for name, scaler in reversed(scalers):
-        scaling = _scaling(scaler, f"step {name!r} of the pipeline")
-        weights, biases = network.weights_, network.biases_
-        weights[0] = weights[0] / np.reshape(scaling.scale, (-1, 1))
-        biases[0] = biases[0] - np.broadcast_to(scaling.offset, len(weights[0])) @ weights[0]
-        network.weights_, network.biases_ = _canonical(network)
-    return network
-
-
-def _fold_targets(model: TransformedTargetRegressor) -> ExpandClusterRegressor:
-    network = _fold(model.regressor_)
-    scaling = _scaling(model.transformer_, "the transformer of the targets")
-    network.weights_[-1] = network.weights_[-1] * scaling.scale
-    network.biases_[-1] = network.biases_[-1] * scaling.scale + scaling.offset
-    network.noise_level_ = network.noise_level_ * scaling.scale
-    network.weights_, network.biases_ = _canonical(network)
-    network._single_output = model._training_dim == 1
+    network = _fold(inside(model))
+    weights, biases = fold(model, (network.weights_, network.biases_))
+    activation = get_activation(network.activation_)
+    network.weights_, network.biases_ = canonical_form(weights, biases, activation)
+    if isinstance(model, TransformedTargetRegressor):
+        network.noise_level_ = network.noise_level_ * target_scaling(model).scale
+        network._single_output = model._training_dim == 1
     return network
 
 
@@ -168,47 +126,3 @@ def _invariant_copy(model: ExpandClusterRegressor) -> ExpandClusterRegressor:
     network.weights_ = [weight.copy() for weight in model.weights_]
     network.biases_ = [bias.copy() for bias in model.biases_]
     return network
-
-
-def _canonical(network: ExpandClusterRegressor) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    return canonical_form(network.weights_, network.biases_, get_activation(network.activation_))
-
-
-def _scaling(scaler: Any, place: str) -> Scaling:
-    if _is_identity(scaler):
-        return Scaling(0.0, 1.0)
-    if type(scaler) not in SCALINGS:  # a subclass may compute anything
-        known = ", ".join(known.__name__ for known in SCALINGS)
-        raise TypeError(
-            f"{place} is a {type(scaler).__name__}, which cannot be folded: use {known}."
-        )
-    if getattr(scaler, "clip", False):
-        raise TypeError(f"{place} clips, which cannot be folded: set clip=False.")
-    return SCALINGS[type(scaler)](scaler)
-
-
-def _is_identity(scaler: Any) -> bool:
-    if isinstance(scaler, FunctionTransformer):
-        return scaler.func is None and scaler.inverse_func is None
-    return scaler is None or (isinstance(scaler, str) and scaler == "passthrough")
-
-
-def _standard(scaler: StandardScaler) -> Scaling:
-    return Scaling(
-        scaler.mean_ if scaler.with_mean else 0.0, scaler.scale_ if scaler.with_std else 1.0
-    )
-
-
-def _robust(scaler: RobustScaler) -> Scaling:
-    return Scaling(
-        scaler.center_ if scaler.with_centering else 0.0,
-        scaler.scale_ if scaler.with_scaling else 1.0,
-    )
-
-
-SCALINGS: dict[type, Callable[[Any], Scaling]] = {
-    StandardScaler: _standard,
-    MinMaxScaler: lambda scaler: Scaling(-scaler.min_ / scaler.scale_, 1.0 / scaler.scale_),
-    MaxAbsScaler: lambda scaler: Scaling(0.0, scaler.scale_),
-    RobustScaler: _robust,
-}

@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from sklearn_ec._activations import ACTIVATIONS, LEAKY_RELU_SLOPE, get_activation
+from sklearn_ec._activations import (
+    ACTIVATIONS,
+    LEAKY_RELU_SLOPE,
+    get_activation,
+    is_activation,
+    leaky_relu_slope,
+)
 
 NAMES = sorted(ACTIVATIONS)
 # Every sign and size, and no kink: nothing is closer to 0 than 1e-3.
@@ -123,11 +129,32 @@ def test_positive_homogeneity(name, scale):
     assert holds == activation.homogeneous
 
 
-def test_leaky_relu_slope():
-    z = np.array([-2.0, 3.0])
-    np.testing.assert_array_equal(
-        ACTIVATIONS["leaky_relu"].function(z), [-2.0 * LEAKY_RELU_SLOPE, 3.0]
-    )
+@pytest.mark.parametrize(
+    ("name", "slope"),
+    [("leaky_relu", LEAKY_RELU_SLOPE), ("leaky_relu(0.2)", 0.2), ("leaky_relu(1e-3)", 1e-3)],
+)
+def test_leaky_relu_has_the_slope_of_its_name(name, slope):
+    assert leaky_relu_slope(name) == slope
+    activation, z = get_activation(name), np.array([-2.0, 3.0])
+    np.testing.assert_array_equal(activation.function(z), [-2.0 * slope, 3.0])
+    np.testing.assert_array_equal(activation.tensor_function(tensor(z)), [-2.0 * slope, 3.0])
+    np.testing.assert_array_equal(activation.tensor_derivative(tensor(z)), [slope, 1.0])
+    flipped = activation.function(z) - activation.flip * z
+    np.testing.assert_allclose(activation.function(-z), flipped, rtol=0, atol=1e-15)
+    assert get_activation(name) is activation
+
+
+@pytest.mark.parametrize("slope", ["0", "1", "2", "-0.2", "nan", "", "0.2, 3", "x"])
+def test_slopes_outside_of_0_to_1_are_refused(slope):
+    name = f"leaky_relu({slope})"
+    assert not is_activation(name)
+    with pytest.raises(ValueError, match=r"'leaky_relu\(0.2\)' for a slope between 0 and 1"):
+        get_activation(name)
+
+
+def test_other_activations_have_no_slope():
+    assert [name for name in NAMES if leaky_relu_slope(name) is not None] == ["leaky_relu"]
+    assert not is_activation("elu(0.2)")
 
 
 @pytest.mark.parametrize("name", ["softplus", "g"])
@@ -148,9 +175,14 @@ def test_get_activation_returns_the_table_entry():
         assert get_activation(name) is activation
 
 
-@pytest.mark.parametrize("unknown", ["sine", "", "ReLU", None, 3, np.tanh, ["tanh"]])
+@pytest.mark.parametrize("unknown", ["step", "", None, 3, np.tanh, ["relu"]])
 def test_get_activation_error_lists_the_names(unknown):
     with pytest.raises(ValueError, match="Unknown activation") as error:
         get_activation(unknown)
     assert repr(unknown) in str(error.value)
     assert all(name in str(error.value) for name in NAMES)
+
+
+def test_get_activation_error_translates_names():
+    with pytest.raises(ValueError, match="Unknown activation 'Swish': did you mean 'silu'"):
+        get_activation("Swish")

@@ -99,7 +99,9 @@ def test_teachers_of_the_deep_suite_are_the_same_for_all_smooth_activations():
         assert second.teacher.activation == "g"
 
 
-@pytest.mark.parametrize(("activation", "slope"), [("relu", 0.0), ("leaky_relu", 0.01)])
+@pytest.mark.parametrize(
+    ("activation", "slope"), [("relu", 0.0), ("leaky_relu", 0.01), ("leaky_relu(0.2)", 0.2)]
+)
 def test_all_kinks_of_the_deep_suite_lie_among_the_rows(activation, slope):
     for problem in load_deep_suite(activation):
         teacher, values = problem.teacher, problem.X

@@ -11,7 +11,10 @@ import pytest
 from matplotlib.colors import to_hex
 from numpy.testing import assert_allclose
 from scipy.cluster.hierarchy import leaves_list
+from sklearn.compose import TransformedTargetRegressor
 from sklearn.exceptions import NotFittedError
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from sklearn_ec import ExpandClusterRegressor
 from sklearn_ec._linkage import average_linkage
@@ -41,6 +44,19 @@ def fitted(tanh_problem):
     return ExpandClusterRegressor(
         2, hidden_layer_sizes=4, activation="tanh", n_students=4, random_state=0
     ).fit(X, y)
+
+
+@pytest.fixture(scope="module", params=["pipeline", "targets"])
+def wrapped(request, tanh_problem):
+    """The same in a pipeline in a target transformer, and the other way round."""
+    _, X, y = tanh_problem
+    model = ExpandClusterRegressor(
+        2, hidden_layer_sizes=4, activation="tanh", n_students=4, random_state=0
+    )
+    targets = TransformedTargetRegressor(transformer=StandardScaler())
+    if request.param == "targets":
+        return targets.set_params(regressor=make_pipeline(StandardScaler(), model)).fit(X, y)
+    return make_pipeline(StandardScaler(), targets.set_params(regressor=model)).fit(X, y)
 
 
 def make_record(n_leaves=12):
@@ -95,6 +111,21 @@ def test_draws_on_given_axes_and_keeps_them(display, fitted):
     assert drawn.figure_ is figure
     assert drawn.plot() is drawn
     assert drawn.ax_ is not ax
+
+
+@pytest.mark.parametrize("display", DISPLAYS)
+def test_estimators_in_pipelines_and_target_transformers_are_drawn(display, wrapped, fitted):
+    title = display.from_estimator(wrapped).ax_.get_title()
+    assert title == display.from_estimator(fitted).ax_.get_title()
+
+
+@pytest.mark.parametrize("display", DISPLAYS)
+def test_titles_begin_with_the_verdict(display, fitted):
+    title = display.from_estimator(fitted).ax_.get_title()
+    assert title.startswith("network certified\n")
+    refused = copy.copy(fitted)
+    refused.recovered_ = False
+    assert display.from_estimator(refused).ax_.get_title().startswith("network not certified\n")
 
 
 @pytest.mark.parametrize("display", [DendrogramDisplay, SimilarityDisplay, AlignmentDisplay])
@@ -223,7 +254,9 @@ def test_alignment_shows_clusters_and_thresholds(fitted):
     assert display.ax_.get_xscale() == "log"
     assert "radians" in display.ax_.get_xlabel()
     labels = [text.get_text() for text in display.ax_.get_legend().get_texts()]
-    assert f"kept ({counts['kept']})" in labels
+    assert f"kept ({counts.pop('kept')})" in labels
+    assert counts
+    assert {f"dropped: {status} ({n})" for status, n in counts.items()} <= set(labels)
     assert "beta = 0.524 rad" in labels
 
 
@@ -253,6 +286,8 @@ def test_losses_of_an_estimator_count_levenberg_steps(fitted):
     n_converged = np.sum(fitted.student_losses_ <= fitted.tol)
     assert ("converged" in labels, "not converged" in labels) == (n_converged > 0, n_converged < 4)
     assert labels[-1] == "target 1e-20"
+    title = f"network certified\n{n_converged} of 4 students converged on their own"
+    assert display.ax_.get_title() == title
 
 
 def test_match_shows_distances_missing_and_excess_neurons(fitted, tanh_problem):
@@ -268,7 +303,32 @@ def test_match_shows_distances_missing_and_excess_neurons(fitted, tanh_problem):
     assert labels[-1] == f"–\n{excess.match.excess[0]}"
     missing = NeuronMatchDisplay(match_neurons((weights, biases), fewer, "tanh"), layer=0).plot()
     assert missing.missing_.get_offsets().tolist() == [[3, 1]]
-    assert missing.ax_.get_title().endswith("3 of 4 neurons matched, 1 missing, 0 in excess")
+    assert missing.ax_.get_title() == "hidden layer 0: 3 of 4 neurons matched, 1 missing"
+
+
+def test_match_counts_pairs_up_to_the_tolerance(fitted, tanh_problem):
+    teacher, _, _ = tanh_problem
+    weights = [teacher.weights_[0].copy(), teacher.weights_[1]]
+    weights[0][:, 2] += 0.3
+    network = (weights, teacher.biases_)
+    display = NeuronMatchDisplay.from_estimator(fitted, network)
+    assert display.ax_.get_title() == "hidden layer 0: 3 of 4 neurons matched, 1 too far"
+    assert display.distant_.get_offsets()[:, 0].tolist() == [2]
+    assert display.matched_.get_offsets()[:, 0].tolist() == [0, 1, 3]
+    assert_allclose(display.tolerance_line_.get_ydata(), 1e-3)
+    labels = [text.get_text() for text in display.ax_.get_legend().get_texts()]
+    assert labels == ["matched (3)", "too far (1)", "tolerance 0.001"]
+    generous = NeuronMatchDisplay.from_estimator(fitted, network, tolerance=0.5)
+    assert generous.ax_.get_title() == "hidden layer 0: 4 of 4 neurons matched"
+
+
+def test_match_is_that_of_the_raw_columns(wrapped, tanh_problem):
+    teacher, _, _ = tanh_problem
+    display = NeuronMatchDisplay.from_estimator(wrapped, teacher)
+    assert display.ax_.get_title() == "hidden layer 0: 4 of 4 neurons matched"
+    assert display.matched_.get_offsets()[:, 1].max() < 1e-20
+    both = NeuronMatchDisplay.from_estimator(wrapped, wrapped)
+    assert both.match.cosine_distances.max() == 0.0
 
 
 def test_match_needs_a_fitted_estimator_and_a_layer_that_exists(fitted, tanh_problem):

@@ -1,6 +1,6 @@
-"""Links to the documentation."""
+"""Links to the documentation, and the HTML representation that has them."""
 
-from sklearn_ec import ExpandClusterRegressor
+from sklearn_ec import ExpandClusterRegressor, _regressor
 from sklearn_ec._documentation import documentation_among, page_template
 
 
@@ -16,6 +16,16 @@ def test_html_representation_has_no_link_without_published_documentation(monkeyp
     monkeypatch.setattr(ExpandClusterRegressor, "_doc_link_template", page_template(""))
     assert ExpandClusterRegressor()._get_doc_link() == ""
     assert "<a " not in ExpandClusterRegressor()._repr_html_()
+
+
+def test_html_representation_of_a_fitted_estimator_computes_nothing(tanh_model, monkeypatch):
+    def compute(*arguments):
+        raise AssertionError("the representation computes standard errors")
+
+    monkeypatch.setattr(_regressor, "standard_errors", compute)
+    assert "ExpandClusterRegressor" in tanh_model._repr_html_()
+    learned = {name for name in dir(tanh_model) if name.endswith("_") and name[0] != "_"}
+    assert learned <= set(vars(tanh_model))  # no property among them
 
 
 def test_documentation_url_comes_from_the_metadata():

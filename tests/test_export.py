@@ -19,7 +19,7 @@ def wide_inputs(n_inputs=3):
 
 @pytest.mark.parametrize("sizes", [4, (4, 3)])
 @pytest.mark.parametrize("n_outputs", [1, 2])
-@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+@pytest.mark.parametrize("name", [*sorted(ACTIVATIONS), "leaky_relu(0.2)"])
 def test_torch_computes_the_same(name, n_outputs, sizes):
     teacher = make_teacher(3, sizes, n_outputs, name, family="rough", random_state=0)
     network = to_sequential(teacher.weights_, teacher.biases_, name)

@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.compose import TransformedTargetRegressor
+from sklearn.decomposition import PCA
 from sklearn.neural_network import MLPRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from sklearn_ec.datasets import Teacher, make_teacher
 from sklearn_ec.metrics import match_neurons, max_cosine_distance, relative_rmse
@@ -73,6 +77,29 @@ def test_accepts_networks_of_all_kinds(teacher):
     assert max_cosine_distance(mlp, module, "relu") < 1e-12
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_accepts_networks_behind_scalers(teacher):
+    """Compared as networks of the raw columns, whichever of the two is behind scalers."""
+    X = np.random.default_rng(0).normal(5.0, [1, 2, 3, 4, 5], size=(50, 5))
+    model = TransformedTargetRegressor(
+        make_pipeline(
+            StandardScaler(), MLPRegressor(hidden_layer_sizes=6, activation="tanh", max_iter=2)
+        ),
+        transformer=StandardScaler(),
+    ).fit(X, teacher.predict(X))
+    scaler, mlp = model.regressor_
+    weights = [mlp.coefs_[0] / scaler.scale_[:, None], mlp.coefs_[1]]
+    raw = weights, [mlp.intercepts_[0] - scaler.mean_ @ weights[0], mlp.intercepts_[1]]
+    assert max_cosine_distance(model, raw, "tanh") < 1e-30
+    assert max_cosine_distance(raw, model, "tanh") < 1e-30
+    assert max_cosine_distance(raw, mlp, "tanh") > 0.01
+    reduced = make_pipeline(PCA(), MLPRegressor(hidden_layer_sizes=6, max_iter=2)).fit(
+        X, teacher.predict(X)
+    )
+    with pytest.raises(TypeError, match="step 'pca' of the pipeline is a PCA"):
+        max_cosine_distance(raw, reduced, "tanh")
+
+
 def test_errors(teacher):
     with pytest.raises(TypeError, match="dict is not a network"):
         match_neurons(teacher, {}, "tanh")
@@ -91,7 +118,7 @@ def test_errors(teacher):
             match_neurons(*pair, "tanh", layer=1)
 
 
-DEEP = ["tanh", "logistic", "relu", "g"]
+DEEP = ["tanh", "logistic", "relu", "leaky_relu(0.2)", "g"]
 
 
 def make_deep(activation, widths=(6, 5)):
@@ -109,7 +136,7 @@ def disguise_deep(network, activation):
         signs, scales = np.ones(width), np.ones(width)
         if activation in ("tanh", "logistic"):
             signs = rng.choice([-1.0, 1.0], width)
-        if activation == "relu":
+        if "relu" in activation:
             scales = rng.uniform(0.5, 2.0, width)
         weights[layer] = (weights[layer] * signs * scales)[:, order]
         biases[layer] = (biases[layer] * signs * scales)[order]

@@ -25,7 +25,7 @@ def run(model, X):
 
 @pytest.mark.parametrize("sizes", [4, (4, 3)])
 @pytest.mark.parametrize("n_outputs", [1, 2])
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("name", [*ACTIVATIONS, "leaky_relu(0.2)"])
 def test_computes_the_same(name, n_outputs, sizes):
     teacher = make_teacher(3, sizes, n_outputs, name, family="rough", random_state=0)
     model = to_onnx(teacher.weights_, teacher.biases_, name)

@@ -183,8 +183,8 @@ def test_loaded_estimators_cannot_recluster(saved):
     loaded = ExpandClusterRegressor.load(saved)
     with pytest.raises(NotFittedError, match="recluster needs the training rows and students"):
         loaded.recluster(gamma=0.9)
-    with pytest.raises(NotFittedError, match="standard_errors_ needs the training rows"):
-        loaded.standard_errors_  # noqa: B018
+    with pytest.raises(NotFittedError, match="standard_errors needs the training rows"):
+        loaded.standard_errors()
 
 
 def test_a_loaded_estimator_can_be_cloned_pickled_and_fitted(tanh_problem, saved):

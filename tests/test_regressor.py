@@ -54,6 +54,33 @@ def test_recovers_every_activation(activation):
     assert relative_rmse(teacher.predict(X_new), model.predict(X_new)) <= 1e-11
 
 
+def test_recovers_leaky_relu_of_any_slope(tmp_path):
+    """With the slope in its name, in worker processes, files and exports, too."""
+    name = "leaky_relu(0.2)"
+    teacher = make_teacher(3, 3, activation=name, random_state=1)
+    X = np.random.default_rng(1).uniform(-2, 2, size=(400, 3))
+    model = make_model(3, name, n_students=11, n_jobs=2).fit(X, teacher.predict(X))
+    assert model.recovered_
+    assert (model.activation_, model.layer_sizes_) == (name, (3,))
+    assert max_cosine_distance(teacher, model, model.activation_) <= EXACT
+    X_new = np.random.default_rng(2).uniform(-3, 3, size=(500, 3))
+    assert_allclose(model.predict(X_new), teacher.predict(X_new), atol=1e-12)
+    model.save(tmp_path / "network")
+    assert_array_equal(type(model).load(tmp_path / "network").predict(X), model.predict(X))
+
+
+def test_hard_tanh_neurons_are_two_relu_neurons_each():
+    rng = np.random.default_rng(0)
+    X = rng.uniform(-2, 2, size=(600, 3))
+    weights, biases = rng.normal(size=(3, 2)), 0.3 * rng.normal(size=2)
+    y = np.clip(X @ weights + biases, -1, 1) @ [1.0, -0.7]
+    model = make_model(4, "relu", n_students=10).fit(X, y)
+    assert model.recovered_
+    expected = [np.repeat(weights, 2, axis=1), np.ones((4, 1))], [biases.repeat(2), np.zeros(1)]
+    expected[1][0] += [1.0, -1.0, 1.0, -1.0]
+    assert max_cosine_distance(expected, model, "relu") <= EXACT
+
+
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 def test_recovers_several_outputs(activation):
     teacher = make_teacher(4, 5, 3, activation, family="rough", random_state=0)
@@ -108,6 +135,11 @@ def test_clusters_alone_give_the_network(tanh_problem):
     kept = [cluster for cluster in model.cluster_report_ if cluster["status"] == "kept"]
     assert len(kept) == 4
     assert all(cluster["median_angle"] < 1e-4 for cluster in kept)
+    assert [entry["certified"] for entry in model.search_report_] == [True]
+    with pytest.warns(ConvergenceWarning, match="not certified"):
+        strict = copy.copy(model).recluster(beta=0.0, gamma=1.0)
+    assert [entry["certified"] for entry in strict.search_report_] == [False]
+    assert [entry["certified"] for entry in model.search_report_] == [True]
 
 
 def test_learned_attributes(tanh_problem, fitted):
@@ -354,9 +386,13 @@ def test_rho_has_one_factor_per_layer(tanh_problem, rho, sizes, match):
     ("params", "match"),
     [
         ({"rho": 0.5}, "'rho' parameter"),
-        ({"activation": "sine"}, "'activation' parameter"),
+        ({"activation": "sine"}, "'activation' parameter .* it is not supported"),
+        ({"activation": "sigmoid"}, "'activation' parameter .* did you mean 'logistic'"),
+        ({"activation": np.tanh}, "'activation' parameter .* an instance of 'str'"),
         ({"gamma": 0.0}, "'gamma' parameter"),
         ({"beta": 4.0}, "'beta' parameter"),
+        ({"beta": 30}, r"in radians, for 30 degrees give math.radians\(30\)"),
+        ({"beta": -1.0}, "'beta' parameter"),
         ({"cut": "none"}, "'cut' parameter"),
         ({"n_students": 0}, "'n_students' parameter"),
         ({"hidden_layer_sizes": 0}, "'hidden_layer_sizes' parameter"),
@@ -554,11 +590,11 @@ def test_standard_errors_cover_the_weights(noisy_fit):
     teacher, *_, model, _ = noisy_fit
     activation = get_activation(teacher.activation)
     weights, biases = canonical_form(teacher.weights_, teacher.biases_, activation)
-    parts = zip(weights, biases, model.weights_, model.biases_, model.standard_errors_, strict=True)
+    parts = zip(weights, biases, model.weights_, model.biases_, strict=True)
     deviations = np.concatenate(
         [
             ((np.vstack([w, b]) - np.vstack([true_w, true_b])) / errors).ravel()
-            for true_w, true_b, w, b, errors in parts
+            for (true_w, true_b, w, b), errors in zip(parts, model.standard_errors(), strict=True)
         ]
     )
     assert (np.abs(deviations) < 1.96).mean() > 0.7

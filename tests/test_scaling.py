@@ -91,7 +91,7 @@ def test_a_pipeline_gives_the_network_itself(problem, fitted):
     assert_allclose(network.dendrogram_[0].linkage, again.dendrogram_[0].linkage, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("activation", ["relu", "logistic"])
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu(0.2)", "logistic"])
 def test_inputs_and_targets_of_several_outputs(activation):
     teacher, X, y = make_problem(activation, n_outputs=2)
     y = y * [1e3, 0.1] + [50.0, -7.0]
@@ -106,7 +106,7 @@ def test_inputs_and_targets_of_several_outputs(activation):
     assert max_cosine_distance(teacher, network, activation) <= 1e-10
     norms = np.linalg.norm(network.weights_[1], axis=1)
     assert norms[0] >= norms[1]
-    if activation == "relu":
+    if "relu" in activation:
         vectors = np.vstack([network.weights_[0], network.biases_[0]])
         assert_allclose(np.linalg.norm(vectors, axis=0), 1.0)
 
@@ -145,7 +145,8 @@ def test_what_a_copy_leaves_out(fitted):
     left_out = {"_assumed", "_ensemble", "_known_groups", "_problem", "_seed"}
     assert set(vars(fitted[-1])) - set(vars(network)) == left_out
     assert not hasattr(network, "later_")
-    assert not hasattr(network, "standard_errors_")
+    with pytest.raises(NotFittedError, match="standard_errors needs the training rows"):
+        network.standard_errors()
     with pytest.raises(NotFittedError, match="recluster needs the training rows"):
         network.recluster()
 

@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose
 
 from sklearn_ec._annealing import Candidate
 from sklearn_ec._ensemble import Ensemble
-from sklearn_ec._search import N_PROBES, PROBE_STEPS, Search, Trial
+from sklearn_ec._search import N_PROBES, PROBE_STEPS, Search, Trial, with_verdict
 from sklearn_ec._types import Network, Students
 
 TOL = 1e-20
@@ -282,6 +282,17 @@ def test_reports_list_what_was_tried():
     assert_allclose(report["converged"], 2 / N_PROBES)  # losses of 1e-21, 1e-20, 1e-19, ...
     assert report["loss"] == report["held_out_loss"] == 1e-21
     assert 0 <= report["seconds"] < 1
+
+
+def test_the_report_of_the_trial_behind_the_network_has_the_verdict():
+    script = Script({(8,): 1e-4, (4, 4): 1e-6}, ("tanh", "g"))
+    script.search.run()
+    reports = [trial.report() for trial in script.search.trials]
+    assert not any(report["certified"] for report in reports)
+    judged = with_verdict(reports, "g", (4, 4), certified=True)
+    certified = [(r["activation"], r["depth"], r["width"]) for r in judged if r["certified"]]
+    assert certified == [("g", 2, 4)]
+    assert with_verdict(judged, "g", (4, 4), certified=False) == reports
 
 
 def test_given_widths_are_trained_to_the_end():

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from sklearn_ec._folding import unwrap
+
 from ._common import (
     FLOOR,
     STATUS_COLORS,
@@ -38,6 +40,8 @@ class AlignmentDisplay(Display):
         Largest median angle of a kept cluster, in radians.
     layer : int, default=None
         The hidden layer, for the title.
+    certified : bool, default=None
+        Whether the network is certified, for the title.
 
     Attributes
     ----------
@@ -76,12 +80,14 @@ class AlignmentDisplay(Display):
         gamma: float,
         beta: float,
         layer: int | None = None,
+        certified: bool | None = None,
     ):
         self.report = report
         self.n_voters = n_voters
         self.gamma = gamma
         self.beta = beta
         self.layer = layer
+        self.certified = certified
 
     @classmethod
     def from_estimator(cls, estimator: Any, *, layer: int = 0, ax: Any = None) -> AlignmentDisplay:
@@ -89,8 +95,8 @@ class AlignmentDisplay(Display):
 
         Parameters
         ----------
-        estimator : ExpandClusterRegressor
-            A fitted estimator.
+        estimator : ExpandClusterRegressor, Pipeline or TransformedTargetRegressor
+            A fitted estimator, or pipelines and target transformers around one.
         layer : int, default=0
             Hidden layer, from 0.
         ax : matplotlib Axes, default=None
@@ -105,15 +111,23 @@ class AlignmentDisplay(Display):
         ------
         NotFittedError
             If the estimator is not fitted.
+        TypeError
+            If there is no ExpandClusterRegressor in it.
         ValueError
             If the layer was not clustered.
         """
+        estimator = unwrap(estimator)
         layer_dendrogram(estimator, layer)
         report = [entry for entry in estimator.cluster_report_ if entry["layer"] == layer]
         # All voters have neurons in the first layer.
         n_voters = len(np.unique(estimator.dendrogram_[0].students))
         display = cls(
-            report, n_voters=n_voters, gamma=estimator.gamma, beta=estimator.beta, layer=layer
+            report,
+            n_voters=n_voters,
+            gamma=estimator.gamma,
+            beta=estimator.beta,
+            layer=layer,
+            certified=estimator.recovered_,
         )
         return display.plot(ax)
 
@@ -155,7 +169,7 @@ class AlignmentDisplay(Display):
         ax.yaxis.get_major_locator().set_params(integer=True)
         ax.set_xlabel("median angle within the cluster (radians)")
         ax.set_ylabel(f"students in the cluster (of {self.n_voters})")
-        ax.set_title(f"{layer_prefix(self.layer)}which clusters are kept")
+        self._set_title(f"{layer_prefix(self.layer)}which clusters are kept")
         self._draw_legend(
             [status_handle(*item) for item in self.points_.items()]
             + [self.gamma_line_, self.beta_line_]

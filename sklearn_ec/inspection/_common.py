@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from sklearn.utils._optional_dependencies import check_matplotlib_support
-from sklearn.utils.validation import check_is_fitted
 
 from sklearn_ec._types import Dendrogram
 
@@ -20,10 +19,11 @@ CLUSTER_COLORS = [f"C{index}" for index in (0, 1, 2, 4, 5, 8, 9)]
 
 
 class Display:
-    """A plot that keeps its axes and figure."""
+    """A plot that keeps its axes and figure, and says first whether the network is certified."""
 
     ax_: Any
     figure_: Any
+    certified: bool | None = None
 
     def _prepare_axes(self, ax: Any, figsize: tuple[float, float]) -> Any:
         """The axes to draw on, new ones if None."""
@@ -35,6 +35,10 @@ class Display:
         self.ax_, self.figure_ = ax, ax.figure
         return ax
 
+    def _set_title(self, text: str) -> None:
+        verdicts = {True: "network certified\n", False: "network not certified\n", None: ""}
+        self.ax_.set_title(verdicts[self.certified] + text)
+
     def _draw_legend(self, handles: list[Any] | None = None) -> None:
         """A legend to the right of the axes, where it hides nothing."""
         self.ax_.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1))
@@ -42,7 +46,6 @@ class Display:
 
 def layer_dendrogram(estimator: Any, layer: int) -> Dendrogram:
     """The tree of a hidden layer of a fitted estimator."""
-    check_is_fitted(estimator)
     n_layers = len(estimator.dendrogram_)
     if not 0 <= layer < n_layers:
         raise ValueError(
@@ -67,12 +70,13 @@ def status_handle(status: str, points: Any) -> Any:
     """The legend entry of the clusters with a status, with their number."""
     from matplotlib.lines import Line2D
 
+    fate = status if status == "kept" else f"dropped: {status}"
     return Line2D(
         [],
         [],
         marker=STATUS_MARKERS[status],
         color=STATUS_COLORS[status],
-        label=f"{status} ({len(points.get_offsets())})",
+        label=f"{fate} ({len(points.get_offsets())})",
         linestyle="none",
         markersize=6,
     )

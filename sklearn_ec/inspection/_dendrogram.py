@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.cluster.hierarchy import leaves_list
 
+from sklearn_ec._folding import unwrap
 from sklearn_ec._types import Dendrogram
 
 from ._common import (
@@ -43,6 +44,8 @@ class DendrogramDisplay(Display):
         :class:`~sklearn_ec.ExpandClusterRegressor`.
     layer : int, default=None
         Its hidden layer, for the title.
+    certified : bool, default=None
+        Whether the network is certified, for the title.
 
     Attributes
     ----------
@@ -76,9 +79,12 @@ class DendrogramDisplay(Display):
     'log'
     """
 
-    def __init__(self, dendrogram: Dendrogram, *, layer: int | None = None):
+    def __init__(
+        self, dendrogram: Dendrogram, *, layer: int | None = None, certified: bool | None = None
+    ):
         self.dendrogram = dendrogram
         self.layer = layer
+        self.certified = certified
 
     @classmethod
     def from_estimator(cls, estimator: Any, *, layer: int = 0, ax: Any = None) -> DendrogramDisplay:
@@ -86,8 +92,8 @@ class DendrogramDisplay(Display):
 
         Parameters
         ----------
-        estimator : ExpandClusterRegressor
-            A fitted estimator.
+        estimator : ExpandClusterRegressor, Pipeline or TransformedTargetRegressor
+            A fitted estimator, or pipelines and target transformers around one.
         layer : int, default=0
             Hidden layer, from 0.
         ax : matplotlib Axes, default=None
@@ -102,10 +108,14 @@ class DendrogramDisplay(Display):
         ------
         NotFittedError
             If the estimator is not fitted.
+        TypeError
+            If there is no ExpandClusterRegressor in it.
         ValueError
             If the layer was not clustered, or has a single neuron.
         """
-        return cls(layer_dendrogram(estimator, layer), layer=layer).plot(ax)
+        estimator = unwrap(estimator)
+        record = layer_dendrogram(estimator, layer)
+        return cls(record, layer=layer, certified=estimator.recovered_).plot(ax)
 
     def plot(self, ax: Any = None) -> DendrogramDisplay:
         """Draw the tree.
@@ -138,7 +148,7 @@ class DendrogramDisplay(Display):
             f"{count(len(np.unique(self.dendrogram.students)), 'voting student')}"
         )
         ax.set_ylabel("distance between incoming vectors")
-        ax.set_title(self._title())
+        self._set_title(self._title())
         self._draw_legend(self._legend_handles())
         return self
 

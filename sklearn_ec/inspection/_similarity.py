@@ -10,6 +10,7 @@ from scipy.spatial.distance import squareform
 
 from sklearn_ec._activations import get_activation
 from sklearn_ec._distances import pairwise_distances
+from sklearn_ec._folding import unwrap
 
 from ._common import (
     FLOOR,
@@ -41,6 +42,8 @@ class SimilarityDisplay(Display):
         The neurons are each ``every``-th one, for the axis label.
     layer : int, default=None
         Their hidden layer, for the title.
+    certified : bool, default=None
+        Whether the network is certified, for the title.
 
     Attributes
     ----------
@@ -70,12 +73,19 @@ class SimilarityDisplay(Display):
     """
 
     def __init__(
-        self, distances: np.ndarray, labels: np.ndarray, *, every: int = 1, layer: int | None = None
+        self,
+        distances: np.ndarray,
+        labels: np.ndarray,
+        *,
+        every: int = 1,
+        layer: int | None = None,
+        certified: bool | None = None,
     ):
         self.distances = distances
         self.labels = labels
         self.every = every
         self.layer = layer
+        self.certified = certified
 
     @classmethod
     def from_estimator(
@@ -85,8 +95,8 @@ class SimilarityDisplay(Display):
 
         Parameters
         ----------
-        estimator : ExpandClusterRegressor
-            A fitted estimator.
+        estimator : ExpandClusterRegressor, Pipeline or TransformedTargetRegressor
+            A fitted estimator, or pipelines and target transformers around one.
         layer : int, default=0
             Hidden layer, from 0.
         max_neurons : int, default=1000
@@ -104,9 +114,12 @@ class SimilarityDisplay(Display):
         ------
         NotFittedError
             If the estimator is not fitted.
+        TypeError
+            If there is no ExpandClusterRegressor in it.
         ValueError
             If the layer was not clustered or ``max_neurons`` is not positive.
         """
+        estimator = unwrap(estimator)
         record = layer_dendrogram(estimator, layer)
         if max_neurons < 1:
             raise ValueError(f"max_neurons must be at least 1, got {max_neurons}.")
@@ -115,7 +128,14 @@ class SimilarityDisplay(Display):
         shown = order[::every]
         has_sign_flip = get_activation(estimator.activation_).has_sign_flip
         distances = squareform(pairwise_distances(record.vectors[shown], has_sign_flip))
-        return cls(distances, record.labels[shown], every=every, layer=layer).plot(ax)
+        display = cls(
+            distances,
+            record.labels[shown],
+            every=every,
+            layer=layer,
+            certified=estimator.recovered_,
+        )
+        return display.plot(ax)
 
     def plot(self, ax: Any = None) -> SimilarityDisplay:
         """Draw the matrix.
@@ -148,7 +168,7 @@ class SimilarityDisplay(Display):
         if self.every > 1:
             which += f" (one in {self.every})"
         ax.set(xticks=[], yticks=[], xlabel=f"{which}, in the order of the dendrogram")
-        ax.set_title(f"{layer_prefix(self.layer)}{count(len(self.frames_), 'cluster')} kept")
+        self._set_title(f"{layer_prefix(self.layer)}{count(len(self.frames_), 'cluster')} kept")
         return self
 
     def _least_distance(self) -> float:

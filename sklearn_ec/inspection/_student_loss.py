@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from sklearn.utils.validation import check_is_fitted
 
+from sklearn_ec._folding import unwrap
 from sklearn_ec._nets import LEVENBERG_STEPS_PER_EPOCH
 
 from ._common import NEUTRAL, Display
@@ -30,6 +30,8 @@ class StudentLossDisplay(Display):
         Loss at which a student has converged.
     iterations_per_epoch : int, default=1
         Iterations between two columns of ``loss_curves``.
+    certified : bool, default=None
+        Whether the network is certified, for the title.
 
     Attributes
     ----------
@@ -52,10 +54,18 @@ class StudentLossDisplay(Display):
     '1 of 2 students converged'
     """
 
-    def __init__(self, loss_curves: np.ndarray, *, tol: float, iterations_per_epoch: int = 1):
+    def __init__(
+        self,
+        loss_curves: np.ndarray,
+        *,
+        tol: float,
+        iterations_per_epoch: int = 1,
+        certified: bool | None = None,
+    ):
         self.loss_curves = loss_curves
         self.tol = tol
         self.iterations_per_epoch = iterations_per_epoch
+        self.certified = certified
 
     @classmethod
     def from_estimator(cls, estimator: Any, *, ax: Any = None) -> StudentLossDisplay:
@@ -63,8 +73,8 @@ class StudentLossDisplay(Display):
 
         Parameters
         ----------
-        estimator : ExpandClusterRegressor
-            A fitted estimator.
+        estimator : ExpandClusterRegressor, Pipeline or TransformedTargetRegressor
+            A fitted estimator, or pipelines and target transformers around one.
         ax : matplotlib Axes, default=None
             Axes to draw on; a new figure if None.
 
@@ -77,13 +87,16 @@ class StudentLossDisplay(Display):
         ------
         NotFittedError
             If the estimator is not fitted.
+        TypeError
+            If there is no ExpandClusterRegressor in it.
         """
-        check_is_fitted(estimator)
+        estimator = unwrap(estimator)
         is_levenberg = estimator.solver != "adam"
         display = cls(
             estimator.student_loss_curves_,
             tol=estimator.tol,
             iterations_per_epoch=LEVENBERG_STEPS_PER_EPOCH if is_levenberg else 1,
+            certified=estimator.recovered_,
         )
         return display.plot(ax)
 
@@ -111,7 +124,9 @@ class StudentLossDisplay(Display):
         n_converged = sum(bool(curve[-1] <= self.tol) for curve in curves)
         ax.set_xlabel("iteration")
         ax.set_ylabel("loss (mean squared error / variance of y)")
-        ax.set_title(f"{n_converged} of {len(self.loss_curves)} students converged")
+        # Pruning may give the network before any student converges.
+        alone = " on their own" if self.certified else ""
+        self._set_title(f"{n_converged} of {len(self.loss_curves)} students converged{alone}")
         self._draw_legend(self._legend_handles())
         return self
 
