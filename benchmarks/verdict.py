@@ -44,6 +44,7 @@ COLUMN_KINDS = ("constant", "near constant", "duplicate", "scaled copy", "one-ho
 SHAPES = ((4,), (6,), (4, 3))
 MARGIN = 10.0
 SAME_FUNCTION = 1e-6
+MAX_TIME = 120.0  # seconds for each fit
 
 
 def relative_weight_error(teacher, model, activation):
@@ -71,7 +72,11 @@ def relative_weight_error(teacher, model, activation):
 def fit(X, y, activation, sizes, seed, **parameters):
     torch.set_num_threads(1)
     model = ExpandClusterRegressor(
-        hidden_layer_sizes=sizes, activation=activation, random_state=seed, **parameters
+        hidden_layer_sizes=sizes,
+        activation=activation,
+        random_state=seed,
+        max_time=MAX_TIME,
+        **parameters,
     )
     start = time.perf_counter()
     with warnings.catch_warnings():
@@ -122,8 +127,9 @@ def columns_run(seed):
     n_rows = 800 if len(sizes) > 1 else 400
     inputs = rng.uniform(-2, 2, size=(n_rows + 1000, 3))
     inputs, opened = add_columns(kind, inputs, rng, coefficients, size)
+    family = "deep" if len(sizes) > 1 else "rough"
     teacher = make_teacher(
-        inputs.shape[1], sizes, 1, activation, family="rough", random_state=1000 + seed
+        inputs.shape[1], sizes, 1, activation, family=family, random_state=1000 + seed
     )
     y = teacher.predict(inputs)
     model, seconds = fit(inputs[:n_rows], y[:n_rows], activation, sizes, seed, rho=3, n_students=10)

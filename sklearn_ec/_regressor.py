@@ -90,8 +90,7 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         again are trained.
     gamma : float, default=0.5
         Least fraction of the voting students that must share a cluster, in (0, 1]. Students whose
-        loss reached ``tol`` vote. If these are fewer than 3, some of the best students are annealed
-        to join them where this gives the network; else the better half of the trained ones votes.
+        loss reached ``tol`` vote; if these are fewer than 3, the better half of the trained ones.
     beta : float, default=pi/6
         Largest median angle between the vectors of a cluster, in radians.
     cut : {"local", "global"}, default="local"
@@ -109,11 +108,17 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         Largest number of iterations per student: Levenberg steps, or epochs of 100 minibatches of
         Adam.
     tol : float, default=1e-20
-        Mean squared error, relative to the variance of y, at which a student has converged.
+        Mean squared error, relative to the variance of y, at which a student has converged; that of
+        the rounding of y where this is larger, see ``precision``.
     prune : bool, default=True
         Whether to remove superfluous neurons one group after the other (annealed pruning), and to
         anneal single students where the clusters alone do not give the network. Without it the
         clusters decide alone.
+    precision : {"auto", "float64", "float32", "float16"} or float, default="auto"
+        How precisely y is known. A float is the step between neighboring values in the units of y:
+        0.001 for three decimals. ``"auto"`` finds out from the type of y and from its values:
+        float32 numbers in a float64 array and numbers with a few decimals are recognized. Say it
+        where y was computed from such numbers. See :ref:`precision`.
     device : str, default="auto"
         Device to train on and to compute distances on, as in torch: "cpu", "cuda", ...; "auto" is
         CUDA where there is one.
@@ -129,6 +134,10 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         Memory in MiB that the training may take for temporary arrays: so many students take a step
         at a time as fit in, with the same result up to rounding. None is scikit-learn's setting
         ``working_memory`` (1024 by default) on the CPU, and 80 % of the free memory on a GPU.
+    max_time : float, default=None
+        Seconds after which ``fit`` and ``recluster`` end with the best network so far, as after
+        Ctrl-C, and warn. They end at the next step, and reconstruct the network then. None sets no
+        limit.
     warm_start : bool, default=False
         Whether a further ``fit`` to the same data keeps the students that it has, so that with a
         larger ``n_students`` only new ones are trained. The seed of the first fit is kept, too.
@@ -136,7 +145,8 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         Seeds the students' initial weights, the minibatches of the warm-up and the choice of
         held-out rows.
     verbose : int, default=0
-        Print one line per group of students and one for the network if positive.
+        Print one line per group of students, one every four seconds in between, and one for the
+        network if positive.
 
     Attributes
     ----------
@@ -149,8 +159,8 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         sorted by decreasing norm of their outgoing weights. Odd activations have the sign that
         makes a neuron's largest outgoing weight positive; homogeneous activations have incoming
         vectors ``[w; b]`` of unit length in all hidden layers, their scale moved up. Where columns
-        of X are constant or linearly dependent, incoming weights are not determined; those of
-        minimum norm are returned.
+        of X are constant or linearly dependent, incoming weights are not determined (``recovered_``
+        is False, ``certificate_.open_columns`` names them); those of minimum norm are returned.
     biases_ : list of ndarray
         Bias vectors, shape (fan_out,) each.
     dendrogram_ : list of Dendrogram
@@ -174,8 +184,8 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         How many of them were not trained by this fit, but come from ``memory`` or, with
         ``warm_start``, from the fit before.
     n_agreeing_ : int
-        Number of voting and annealed students that hold every neuron of the reconstructed network,
-        up to an angle of 0.01 between incoming vectors.
+        Number of voting students that hold every neuron of the reconstructed network, up to an
+        angle of 0.01 between incoming vectors.
     width_agreement_ : tuple of int
         How many pruned students have the widths of the reconstructed network, and how many there
         are.
@@ -189,9 +199,12 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         Standard deviation of the residuals on the training rows, corrected for the number of
         parameters, in the units of y.
     recovered_ : bool
-        Whether the network is certified to be the one behind the data, see Notes.
+        Whether the weights, in the units of ``weights_``, are certified to be those of the network
+        behind the data, up to a relative error of ``certificate_.weight_error``. See Notes.
     certificate_ : Certificate
-        The measurements behind ``recovered_`` and the reason of a refusal.
+        The measurements behind ``recovered_`` and the reason of a refusal. Where only columns of X
+        leave weights open, its ``function_certified`` is True: predictions are right for inputs
+        that satisfy the linear relations between columns that hold in X.
     n_iter_ : int
         Iterations taken by the students.
     n_outputs_ : int
@@ -206,15 +219,18 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
     ``recovered_`` needs no teacher. It is True only if
 
     1. the relative root mean squared error ``e`` is at rounding level on the training rows and on a
-       tenth of the rows (at most 1,000) that are kept out of training;
+       tenth of the rows (at most 1,000) that are kept out of training; where y is rounded more
+       coarsely than float64, ``e`` is explained by that rounding, in size and in being random;
     2. the equations ``n_samples * n_outputs`` outnumber the reconstructed network's parameters at
        least twofold;
-    3. the data determine the weights: ``e <= 1e-3 * s`` with the smallest singular value ``s`` of
-       the network's scaled Jacobian;
-    4. no other network nearby fits as well: ``e * c <= 0.1 * s**2`` for each of the 10 weakest
-       singular directions, with the curvature ``c`` of the residuals along it (the
-       Newton-Kantorovich condition). A network with a spare neuron fails here;
-    5. no neuron is a linear function on the data, as those of a superfluous layer can be.
+    3. no neuron is a linear function on the data, as those of a superfluous layer can be;
+    4. the data determine the weights: to first order, an error of ``e`` changes no ``[w; b]`` by
+       more than 0.1 % of its length (1 % where y is rounded more coarsely), in the units of
+       ``weights_``;
+    5. no other network nearby fits as well: ``e * c <= 0.1 * s**2`` for each of the 10 weakest
+       singular directions of the scaled Jacobian, with its singular value ``s`` and the curvature
+       ``c`` of the residuals along it (the Newton-Kantorovich condition). A network with a spare
+       neuron fails here.
 
     ``hidden_layer_sizes="auto"`` and ``activation="auto"`` probe shapes with 5 students of 30 steps
     each, starting with one hidden layer of assumed width 8 (less where students would hold more
