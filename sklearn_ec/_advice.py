@@ -38,14 +38,14 @@ class Evidence:
     tol: float
     max_iter: int
     n_outputs: int
-    is_noisy: bool  # whether the network was chosen as one behind noisy data
+    is_noisy: bool  # whether most pruned students agree on a network behind noisy data
     activation_given: bool
     sizes_given: bool
 
 
 def advice(certificate: Certificate, evidence: Evidence) -> str:
     """What to change, in one or two sentences."""
-    if evidence.targets in ("constant", "linear", "labels"):
+    if evidence.targets == "labels":
         return TARGET_ADVICE[evidence.targets]
     match certificate.obstacle:
         case "equations":
@@ -65,9 +65,9 @@ def advice(certificate: Certificate, evidence: Evidence) -> str:
         case "no rows left":
             return "Compare the network with rows that fit has not seen."
         case "structure":
-            return f"{_about_the_model(evidence)}{_about_precision(certificate)}"
-    hint = f" {TARGET_ADVICE['probabilities']}" if evidence.targets == "probabilities" else ""
-    return _about_the_error(certificate, evidence) + hint
+            return f"Another network made the data: {_about_the_model(evidence)}"
+    hint = f"{TARGET_ADVICE['probabilities']} " if evidence.targets == "probabilities" else ""
+    return hint + _about_the_error(certificate, evidence)
 
 
 TARGET_ADVICE: dict[TargetKind, str] = {
@@ -89,13 +89,13 @@ TARGET_ADVICE: dict[TargetKind, str] = {
 
 def _about_columns(certificate: Certificate) -> str:
     names = ", ".join(certificate.open_columns)
-    if math.isinf(certificate.weight_error):
-        rows = (
-            "Give rows in which each of them varies independently of the others, or leave out "
-            "columns that are constant or follow from others."
-        )
+    if len(certificate.open_columns) == 1:
+        rows = "Give rows in which this column varies more, or leave it out."
     else:
-        rows = "Give rows in which they vary more."
+        rows = (
+            "Give rows in which each of these columns varies independently of the others, or leave "
+            "out those that follow from others."
+        )
     return (
         f"The function is certified for inputs like those in X, but the weights on {names} are not "
         f"determined. {rows}"
@@ -113,8 +113,8 @@ def _about_the_error(certificate: Certificate, evidence: Evidence) -> str:
     if evidence.is_noisy:
         return (
             "The data are taken as noisy, and this is the smallest network that explains them; "
-            "noisy data cannot be recovered exactly. If they are free of noise: "
-            f"{_about_the_model(evidence, start='')}"
+            "noisy data cannot be recovered exactly. If they are free of noise, "
+            f"{_about_the_model(evidence)}"
         )
     if _still_improving(evidence):
         return "The students were still improving: raise max_iter."
@@ -122,13 +122,13 @@ def _about_the_error(certificate: Certificate, evidence: Evidence) -> str:
     losses = losses[np.isfinite(losses)]
     if losses.min(initial=np.inf) < DIFFERENT * np.median(losses):
         return (
-            "The students stand still at different losses: raise n_students or rho. "
-            f"{_about_the_model(evidence)}"
+            "The students stand still at different losses: raise n_students or rho. If it "
+            f"persists, {_about_the_model(evidence)}"
         )
-    return _about_the_model(evidence)
+    return f"The students stand still at the same loss: {_about_the_model(evidence)}"
 
 
-def _about_the_model(evidence: Evidence, start: str = "If it persists, ") -> str:
+def _about_the_model(evidence: Evidence) -> str:
     proposals = []
     if evidence.activation_given:
         proposals.append('another activation (activation="auto" compares them)')
@@ -136,8 +136,7 @@ def _about_the_model(evidence: Evidence, start: str = "If it persists, ") -> str
         proposals.append('other widths or depths (hidden_layer_sizes="auto" searches)')
     if not proposals:
         return "no small network of the known activations may have made these data."
-    text = f"try {' or '.join(proposals)}."
-    return f"{start}{text}" if start else text
+    return f"try {' or '.join(proposals)}."
 
 
 def _still_improving(evidence: Evidence) -> bool:

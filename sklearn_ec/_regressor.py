@@ -26,7 +26,7 @@ from sklearn.utils._param_validation import (
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from ._activations import ACTIVATIONS, DISTINCT_ACTIVATIONS, get_activation, is_activation
-from ._advice import WITHOUT_NEURONS, Evidence, advice, kind_of_targets
+from ._advice import TARGET_ADVICE, WITHOUT_NEURONS, Evidence, advice, kind_of_targets
 from ._annealing import Annealer, Candidate
 from ._cache import open_store
 from ._certificate import Certificate
@@ -909,8 +909,9 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         if self.recovered_:
             message += "certified, other students were not asked."
         else:
-            message += "the best one so far. recluster() finishes it from these students."
-        warnings.warn(message, ConvergenceWarning, stacklevel=3)
+            message += "the best one so far. recluster() finishes it from these students. "
+            message += counted_output_hint(self.hidden_layer_sizes, self.n_outputs_)
+        warnings.warn(message.rstrip(), ConvergenceWarning, stacklevel=3)
 
     def _reconstruct(self, annealer: Annealer, interrupted: bool = False) -> None:
         """Everything that depends on the thresholds: cluster, collapse, finish, set attributes."""
@@ -979,6 +980,8 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         return replace(certificate, open_columns=named)
 
     def _explain_failure(self) -> str:
+        if self._targets in WITHOUT_NEURONS:
+            return f"The network is not certified: {TARGET_ADVICE[self._targets]}"
         losses, tol = self.student_losses_, self._ensemble.tol
         n_kept = sum(cluster["status"] == "kept" for cluster in self.cluster_report_)
         message = (
@@ -996,13 +999,14 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         return f"{message}{advice(self.certificate_, self._evidence())} {hint}".rstrip()
 
     def _evidence(self) -> Evidence:
+        n_agreeing, n_pruned = self.width_agreement_
         return Evidence(
             targets=self._targets,
             students=self._ensemble.students,
             tol=self._ensemble.tol,
             max_iter=self.max_iter,
             n_outputs=self.n_outputs_,
-            is_noisy=bool(self._ensemble.denoised),
+            is_noisy=bool(self._ensemble.denoised) and 2 * n_agreeing > n_pruned,
             activation_given=self.activation != "auto",
             sizes_given=not isinstance(self.hidden_layer_sizes, str),
         )

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ._certificate import Certificate
+
 COLUMNS = {
     "kept": "clusters kept",
     "small": "small",
@@ -17,19 +19,25 @@ COLUMNS = {
 
 def summary_text(estimator: Any) -> str:
     """The verdict, the layers with their clusters, the students and what was measured."""
-    verdict = "certified"
-    if not estimator.recovered_:
-        verdict = f"not certified: {estimator.certificate_.reason}"
     return "\n".join(
         [
             f"{type(estimator).__name__}, activation {estimator.activation_}",
-            verdict,
+            _verdict(estimator.certificate_),
             "",
             *_layer_lines(estimator),
             "",
             *(f"{name:<16}{value}" for name, value in _measurements(estimator)),
         ]
     )
+
+
+def _verdict(certificate: Certificate) -> str:
+    if certificate.passed:
+        return "certified"
+    if certificate.function_certified:
+        names = ", ".join(certificate.open_columns)
+        return f"function certified, weights not: {certificate.reason} on {names}"
+    return f"not certified: {certificate.reason}"
 
 
 def _layer_lines(estimator: Any) -> list[str]:
@@ -56,7 +64,7 @@ def _measurements(estimator: Any) -> list[tuple[str, str]]:
         (
             "relative error",
             f"{certificate.error:.0e} on training rows, {certificate.held_out_error:.0e} on "
-            f"held-out rows, rounding up to {certificate.rounding:.0e}",
+            f"held-out rows, rounding up to {certificate.rounding:.0e} ({certificate.precision})",
         ),
         ("equations", f"{certificate.n_equations:,} for {certificate.n_parameters:,} parameters"),
     ]
