@@ -45,6 +45,7 @@ from torch import Tensor
 
 from ._activations import Activation
 from ._sweeps import Layers, curvature, forward, gradients, jacobian, sensitivities
+from ._threads import threads_for
 
 DAMPING_FLOOR = 1e-16
 DAMPING_CEILING = 1e8
@@ -451,7 +452,9 @@ class BatchedLevenberg:
         active = torch.nonzero(~self.finished).squeeze(1)
         while len(active):
             batch = active[: self.batch_size]
-            if self._has_memory_for_step(batch):
+            with threads_for(len(batch) * self.flops(self.task, self.layers)):
+                has_memory = self._has_memory_for_step(batch)
+            if has_memory:
                 active = active[len(batch) :]
             else:
                 self._halve_batches(len(batch))

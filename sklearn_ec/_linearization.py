@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ._levenberg import LeastSquaresTask, split_parameters
 from ._sweeps import Layers, forward, sensitivities
+from ._threads import threads_for
 from ._types import Network
 
 # Singular values below this share of the largest are not inverted.
@@ -38,7 +39,8 @@ class Linearization:
         self.layers = stacked(network, task.inputs.device)
         scale = torch.cat([_scale(layer).flatten() for layer in self.layers[:-1]])
         scale = torch.cat([scale, torch.ones_like(self.layers[-1]).flatten()])
-        triangle = self._triangle(scale)
+        with threads_for(task.flops(self.layers)):
+            triangle = self._triangle(scale)
         left, self.singular_values, right = torch.linalg.svd(triangle[:, :-1], full_matrices=False)
         self.directions = right * scale
         self._coefficients = left.mT @ triangle[:, -1]

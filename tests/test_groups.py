@@ -17,6 +17,7 @@ from sklearn.exceptions import ConvergenceWarning, EfficiencyWarning
 from sklearn.model_selection import GridSearchCV
 
 from sklearn_ec import ExpandClusterRegressor, _cache, _groups, _levenberg, _nets, _training
+from sklearn_ec._threads import n_allowed
 from sklearn_ec.datasets import make_teacher
 
 pytestmark = pytest.mark.filterwarnings("ignore:The network is not certified")
@@ -241,7 +242,7 @@ def test_threads_share_the_processors(problem, groups_of_two, monkeypatch):
     n_threads = []
 
     def spy(*args):
-        n_threads.append(torch.get_num_threads())
+        n_threads.append(n_allowed())
         return train_group(*args)
 
     before, train_group = torch.get_num_threads(), _groups.train_group
