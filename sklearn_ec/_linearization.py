@@ -41,7 +41,8 @@ class Linearization:
         scale = torch.cat([scale, torch.ones_like(self.layers[-1]).flatten()])
         with threads_for(task.flops(self.layers)):
             triangle = self._triangle(scale)
-        left, self.singular_values, right = torch.linalg.svd(triangle[:, :-1], full_matrices=False)
+            svd = torch.linalg.svd(triangle[:, :-1], full_matrices=False)
+        left, self.singular_values, right = svd
         self.directions = right * scale
         self._coefficients = left.mT @ triangle[:, -1]
 
@@ -133,7 +134,8 @@ def least_neuron_singular_value(task: LeastSquaresTask, network: Network) -> flo
         lengths = torch.ones_like(layer[0, :, 0]) if layer is layers[-1] else layer[0].norm(dim=1)
         for neuron_weight, length in zip(weight[0].mT, lengths, strict=True):
             scaled = features * neuron_weight[:, None] * length
-            triangle = torch.linalg.qr(scaled, mode="r").R
+            with threads_for(2 * features.numel() * features.shape[1]):
+                triangle = torch.linalg.qr(scaled, mode="r").R
             least = min(least, float(torch.linalg.svdvals(triangle)[-1]))
     return least / math.sqrt(task.n_equations)
 
