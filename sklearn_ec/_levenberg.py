@@ -34,7 +34,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -45,7 +45,7 @@ from torch import Tensor
 
 from ._activations import Activation
 from ._sweeps import Layers, curvature, forward, gradients, jacobian, sensitivities
-from ._threads import threads_for
+from ._threads import notice_crowd, threads_for
 
 DAMPING_FLOOR = 1e-16
 DAMPING_CEILING = 1e8
@@ -209,10 +209,12 @@ class LeastSquaresTask:
             return len(self.inputs), layers[0][0].numel() + layers[1].shape[2]
         return self.n_equations, sum(layer[0].numel() for layer in layers)
 
-    def chunks(self, row_elements: int, min_rows: int = MIN_CHUNK_ROWS) -> list[slice]:
+    def chunks(self, row_elements: int, min_rows: int = MIN_CHUNK_ROWS) -> Iterator[slice]:
         limit = CHUNK_ELEMENTS[self.inputs.device.type]
         size = max(MIN_CHUNK_ROWS, min_rows, limit // row_elements)
-        return [slice(i, i + size) for i in range(0, len(self.inputs), size)]
+        for start in range(0, len(self.inputs), size):
+            notice_crowd()
+            yield slice(start, start + size)
 
 
 def gram_block_size(n_columns: int) -> int:

@@ -210,7 +210,7 @@ def test_steps_match_a_dense_solver(name, widths, n_outputs, has_skip, chunk_ele
     task = random_task(rng, name, n_samples=600, n_outputs=n_outputs)
     if chunk_elements is not None:
         monkeypatch.setitem(_levenberg.CHUNK_ELEMENTS, "cpu", chunk_elements)
-    assert len(task.chunks(100)) == (1 if chunk_elements is None else 3)
+    assert len(list(task.chunks(100))) == (1 if chunk_elements is None else 3)
     layers = random_batch(rng, 4, widths, n_outputs=n_outputs, has_skip=has_skip)
     damping = torch.tensor([1e-4, 1e-2, 1.0, 100.0], dtype=torch.float64)
     equations = task.normal_equations(layers)

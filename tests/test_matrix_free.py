@@ -148,7 +148,7 @@ def test_blocks_are_the_diagonal_blocks_of_the_normal_equations(
         monkeypatch.setitem(_levenberg.CHUNK_ELEMENTS, "cpu", chunk_elements)
     rng = np.random.default_rng(2)
     task = random_task(rng, name, 600, n_inputs, n_outputs)
-    assert len(task.chunks(10)) == (1 if chunk_elements is None else 3)
+    assert len(list(task.chunks(10))) == (1 if chunk_elements is None else 3)
     layers = random_batch(rng, 2, widths, n_inputs, n_outputs, has_skip)
     blocks = diagonal_blocks(task, layers)
     readout = MatrixFreeEquations.assemble(task, layers, blocks).readout_gram[:, None]

@@ -10,7 +10,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from sklearn_ec import ExpandClusterRegressor, _groups, _levenberg, _nets, _threads
-from sklearn_ec._threads import FLOPS_PER_THREAD, n_allowed, threads_for
+from sklearn_ec._threads import FLOPS_PER_THREAD, n_allowed, notice_crowd, threads_for
 
 pytestmark = pytest.mark.filterwarnings("ignore:The network is not certified")
 LARGE = 1e15
@@ -182,6 +182,9 @@ def test_large_work_that_waits_for_processors_goes_on_with_one_thread(monkeypatc
     with threads_for(LARGE):
         assert torch.get_num_threads() == 4
         now[0] += 1.0
+        notice_crowd()
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 4
     with threads_for(LARGE):
         assert torch.get_num_threads() == 1
         now[0] += 1.01 * _threads.BACK_OFF
