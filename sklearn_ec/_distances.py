@@ -7,6 +7,8 @@ import torch
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
+from ._threads import threads_for
+
 # Below this relative size a squared distance from the Gram matrix is mostly rounding.
 GRAM_PRECISION = 1e-6
 # Entries of the Gram matrix that are computed at a time.
@@ -35,7 +37,8 @@ def pairwise_distances(vectors: np.ndarray, has_sign_flip: bool, device: str = "
     filled = 0
     for start in range(0, n, n_rows):
         rows = slice(start, start + n_rows)
-        distances, near = _gram_distances(table, squared_norms, rows, has_sign_flip)
+        with threads_for(2 * n * table.numel()):
+            distances, near = _gram_distances(table, squared_norms, rows, has_sign_flip)
         _recompute(distances, np.triu(near, k=1), vectors[start:], has_sign_flip)
         for row, to_others in enumerate(distances):
             to_later = to_others[row + 1 :]

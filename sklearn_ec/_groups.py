@@ -8,13 +8,13 @@ import numpy as np
 from joblib import cpu_count, effective_n_jobs
 from joblib.parallel import get_active_backend
 from sklearn.utils.parallel import Parallel, delayed
-from threadpoolctl import threadpool_limits
 
 from ._annealing import Annealer
 from ._cache import digest
 from ._course import Checkpoint, OnEpoch
 from ._ensemble import Ensemble, Recipe, train_group
 from ._progress import Stage
+from ._threads import at_work, n_allowed, threads_for
 
 # CPU seconds of fits with up to 20 students in groups of 5, 10 and 20, 15 teachers each: activation
 # g 175, 146, 151; tanh 64, 89, 115. All teachers were recovered each time.
@@ -106,7 +106,7 @@ class GroupTrainer:
         # Worker processes know how many threads they may use; threads of this process must be told.
         backend, _ = get_active_backend()
         is_this_process = getattr(backend, "supports_sharedmem", False)
-        n_threads = max(1, cpu_count() // n_workers) if is_this_process else None
+        n_threads = max(1, min(cpu_count(), n_allowed()) // n_workers) if is_this_process else None
         return Parallel(n_jobs=self.n_jobs)(
             delayed(obtain_group)(*each, n_threads=n_threads) for each in arguments
         )
@@ -129,7 +129,7 @@ def obtain_group(
     """
 
     def train(checkpoint: Checkpoint | None) -> Ensemble:
-        with threadpool_limits(n_threads, user_api="openmp"):
+        with at_work(n_threads), threads_for():
             group = train_group(annealer, recipe, seeds, checkpoint, on_epoch)
         if group.students.interrupted and checkpoint is not None:
             raise Interrupted(group)

@@ -45,6 +45,7 @@ from torch import Tensor
 
 from ._activations import Activation
 from ._sweeps import Layers, curvature, forward, gradients, jacobian, sensitivities
+from ._threads import notice_crowd, threads_for
 from ._watch import Watch
 
 DAMPING_FLOOR = 1e-16
@@ -215,6 +216,7 @@ class LeastSquaresTask:
         limit = CHUNK_ELEMENTS[self.inputs.device.type]
         size = max(MIN_CHUNK_ROWS, min_rows, limit // row_elements)
         for start in range(0, len(self.inputs), size):
+            notice_crowd()
             self.watch.tick()
             yield slice(start, start + size)
 
@@ -456,7 +458,9 @@ class BatchedLevenberg:
         active = torch.nonzero(~self.finished).squeeze(1)
         while len(active):
             batch = active[: self.batch_size]
-            if self._has_memory_for_step(batch):
+            with threads_for(len(batch) * self.flops(self.task, self.layers)):
+                has_memory = self._has_memory_for_step(batch)
+            if has_memory:
                 active = active[len(batch) :]
             else:
                 self._halve_batches(len(batch))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ._levenberg import LeastSquaresTask, split_parameters
 from ._sweeps import Layers, forward, sensitivities
+from ._threads import threads_for
 from ._types import Network
 
 # Singular values below this share of the largest are not inverted.
@@ -43,8 +44,10 @@ class Linearization:
             residuals = task.residuals(self.layers)[0]
         scale = torch.cat([_scale(layer).flatten() for layer in self.layers[:-1]])
         scale = torch.cat([scale, torch.ones_like(self.layers[-1]).flatten()])
-        triangle = self._triangle(scale, residuals)
-        left, self.singular_values, right = torch.linalg.svd(triangle[:, :-1], full_matrices=False)
+        with threads_for(task.flops(self.layers)):
+            triangle = self._triangle(scale, residuals)
+            svd = torch.linalg.svd(triangle[:, :-1], full_matrices=False)
+        left, self.singular_values, right = svd
         self.directions = right * scale
         self.coefficients = left.mT @ triangle[:, -1]
 
@@ -162,7 +165,8 @@ def least_neuron_singular_value(task: LeastSquaresTask, network: Network) -> flo
         lengths = torch.ones_like(layer[0, :, 0]) if layer is layers[-1] else layer[0].norm(dim=1)
         for neuron_weight, length in zip(weight[0].mT, lengths, strict=True):
             scaled = features * neuron_weight[:, None] * length
-            triangle = torch.linalg.qr(scaled, mode="r").R
+            with threads_for(2 * features.numel() * features.shape[1]):
+                triangle = torch.linalg.qr(scaled, mode="r").R
             least = min(least, float(torch.linalg.svdvals(triangle)[-1]))
     return least / math.sqrt(task.n_equations)
 

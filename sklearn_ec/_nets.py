@@ -21,6 +21,8 @@ from ._course import BatchState, Checkpoint, OnEpoch
 from ._levenberg import BatchedLevenberg, LeastSquaresTask
 from ._matrix_free import MatrixFreeLevenberg
 from ._students import network_at
+from ._sweeps import Layers
+from ._threads import threads_for
 from ._types import Network
 
 MINIBATCH = 256
@@ -112,10 +114,12 @@ class AdamNet(_StudentNet):
         data, targets = batch
         n_steps = self.max_epochs * ADAM_STEPS_PER_EPOCH
         first = (self.n_epochs - 1) * ADAM_STEPS_PER_EPOCH
+        flops = adam_flops(self.module_.weights)
         for step in range(first, first + ADAM_STEPS_PER_EPOCH):
             rate = 0.5 * (1.0 + math.cos(math.pi * step / n_steps))
             self.optimizer_.param_groups[0]["lr"] = self.lr * max(rate, 0.01)
-            loss = self._minibatch_step(data, targets)
+            with threads_for(flops):
+                loss = self._minibatch_step(data, targets)
         return {"loss": loss, "y_pred": None}
 
     def _minibatch_step(self, data: dict[str, Tensor], targets: Tensor) -> Tensor:
@@ -272,6 +276,11 @@ class EpochReporter(Callback):
             self.checkpoint.save(self.snapshot(net))
         if self.on_epoch is not None and self.on_epoch():
             raise KeyboardInterrupt
+
+
+def adam_flops(layers: Layers) -> int:
+    """Floating-point operations of a minibatch step of all students."""
+    return 6 * MINIBATCH * sum(layer.numel() for layer in layers)
 
 
 def n_adam_epochs(n_steps: int) -> int:

@@ -53,6 +53,7 @@ from ._reconstruction import canonical_form
 from ._search import Search, Trial, with_verdict
 from ._students import has_skip_terms, layer_shapes
 from ._summary import summary_text
+from ._threads import threads_for
 from ._training import Trainer
 from ._watch import OutOfTime, Watch
 
@@ -344,6 +345,7 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         self.verbose = verbose
 
     @_fit_context(prefer_skip_nested_validation=True)
+    @threads_for()
     def fit(self, X, y, sample_weight=None):
         """Train students on (X, y), cluster their neurons and reconstruct the network.
 
@@ -459,6 +461,7 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
             self.device,
         )
 
+    @threads_for()
     def recluster(self, gamma=None, beta=None, cut=None):
         """Cut the fitted students' dendrogram anew and reconstruct the network, without training.
 

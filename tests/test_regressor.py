@@ -527,8 +527,8 @@ def test_report_of_the_search_holds_what_is_documented(found_g):
 
 
 def test_search_takes_weights_and_constant_columns(short_warm_up):
-    teacher, X, y = small_problem("tanh", n_rows=100)
-    X, y, weight = np.insert(X, 1, 3.0, axis=1), y.copy(), np.linspace(0.5, 2.0, 100)
+    teacher, X, y = small_problem("tanh")
+    X, y, weight = np.insert(X, 1, 3.0, axis=1), y.copy(), np.linspace(0.5, 2.0, len(X))
     y[:5], weight[:5] = 99.0, 0.0
     model = ExpandClusterRegressor(2, activation="tanh", n_students=2, random_state=0)
     model.fit(X, y, weight)
