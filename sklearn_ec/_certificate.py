@@ -175,7 +175,7 @@ class _Examination:
         self.held_out_error = relative_error(network, held_out, trainer.activation)
         self.exact_rounding = ROUNDING_FACTOR * coordinates.y_rounding
         self.imitated = self._imitated_rounding()
-        self.rounding = max(self.exact_rounding, IMITATION_FACTOR * _rms(self.imitated))
+        self.rounding = float(max(self.exact_rounding, IMITATION_FACTOR * _rms(self.imitated)))
         self.weight_error = self.isolation = np.nan
         self.open_columns = np.zeros(len(coordinates.x_mean), dtype=bool)
 
