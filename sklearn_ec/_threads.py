@@ -6,8 +6,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from typing import Any
 
 import torch
+from threadpoolctl import ThreadpoolController
 
 # Floating-point operations of a step for each thread. On two cores that nothing else used, a second
 # thread changed the seconds of a Levenberg step by a factor of 1.05 at 1e7 operations, 0.94 at 9e7,
@@ -37,6 +40,8 @@ _allowance = _Allowance()
 _lock = threading.Lock()
 _n_at_work = 0  # Python threads
 _before = 1  # torch's threads when the first of them began
+# That of NumPy and SciPy: their problems are small, and their threads keep torch's from the cores.
+_blas_limit: Any = None
 
 
 @contextmanager
@@ -93,10 +98,10 @@ def _n_worthwhile(flops: float) -> int:
 
 
 def _begin(own: int) -> None:
-    global _n_at_work, _before
+    global _n_at_work, _before, _blas_limit
     with _lock:
         if _n_at_work == 0:
-            _before = own
+            _before, _blas_limit = own, _controller().limit(limits=1, user_api="blas")
         _n_at_work += 1
 
 
@@ -105,6 +110,14 @@ def _end(own: int) -> None:
     with _lock:
         _n_at_work -= 1
         torch.set_num_threads(own if _n_at_work else _before)
+        if _n_at_work == 0:
+            _blas_limit.restore_original_limits()
+
+
+@cache
+def _controller() -> ThreadpoolController:
+    """Looks for libraries once, which takes milliseconds."""
+    return ThreadpoolController()
 
 
 @contextmanager

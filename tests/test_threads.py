@@ -7,7 +7,7 @@ import joblib
 import numpy as np
 import pytest
 import torch
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from sklearn_ec import ExpandClusterRegressor, _groups, _levenberg, _nets, _threads
 from sklearn_ec._threads import FLOPS_PER_THREAD, n_allowed, notice_crowd, threads_for
@@ -139,6 +139,19 @@ def test_a_fit_gives_threads_back(problem, make_model):
     assert torch.get_num_threads() == in_new_thread(torch.get_num_threads) == 4
     model.recluster(beta=0.3)
     assert torch.get_num_threads() == 4
+
+
+def test_work_gives_the_threads_of_numpy_back():
+    def blas():
+        return [lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"]
+
+    with threadpool_limits(2, user_api="blas"):
+        before = blas()
+        with threads_for():
+            with threads_for(LARGE):
+                assert set(blas()) == {1}
+            assert set(blas()) == {1}
+        assert blas() == before
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
