@@ -25,23 +25,26 @@ from sklearn.utils._param_validation import (
 )
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from ._activations import ACTIVATIONS, DISTINCT_ACTIVATIONS, get_activation, is_activation
-from ._advice import TARGET_ADVICE, WITHOUT_NEURONS, Evidence, advice, kind_of_targets
-from ._annealing import Annealer, Candidate
-from ._cache import open_store
-from ._certificate import Certificate
-from ._documentation import page_template, published_url
-from ._ensemble import Ensemble, Recipe
-from ._export import to_mlp_regressor, to_sequential
-from ._groups import GroupTrainer, Interrupted
-from ._hints import activation_hint, angle_hint, counted_output_hint
-from ._layers import Thresholds, cluster_layers
-from ._noise import noise_level, standard_errors
-from ._onnx import to_onnx
-from ._persistence import load_estimator, save_estimator
-from ._precision import FLOATS, Precision, find_input_precision, find_precision
-from ._preprocessing import prepare
-from ._progress import (
+from ._certify.certificate import Certificate
+from ._certify.uncertainty import noise_level, standard_errors
+from ._cluster.layerwise import Thresholds, Voters, cluster_layers
+from ._core.activations import ACTIVATIONS, DISTINCT_ACTIVATIONS, get_activation, is_activation
+from ._core.canonical import canonical_form
+from ._core.coordinates import prepare
+from ._core.hints import activation_hint, angle_hint, counted_output_hint
+from ._core.precision import FLOATS, Precision, find_input_precision, find_precision
+from ._core.threads import threads_for
+from ._core.watch import OutOfTime, Watch
+from ._expand.students import has_skip_terms, layer_shapes
+from ._expand.training import Trainer
+from ._finish.finisher import Candidate, Finisher
+from ._io.cache import open_store
+from ._io.export import to_mlp_regressor, to_sequential
+from ._io.onnx import to_onnx
+from ._io.persistence import load_estimator, save_estimator
+from ._report.advice import TARGET_ADVICE, WITHOUT_NEURONS, Evidence, advice, kind_of_targets
+from ._report.doc_links import page_template, published_url
+from ._report.reporting import (
     CallbackSupportMixin,
     Heartbeat,
     Stage,
@@ -49,13 +52,10 @@ from ._progress import (
     end_fit,
     print_network,
 )
-from ._reconstruction import canonical_form
-from ._search import Search, Trial, with_verdict
-from ._students import has_skip_terms, layer_shapes
-from ._summary import summary_text
-from ._threads import threads_for
-from ._training import Trainer
-from ._watch import OutOfTime, Watch
+from ._report.summary import summary_text
+from ._search.ensemble import Ensemble, Recipe
+from ._search.scheduling import GroupTrainer, Interrupted
+from ._search.shapes import Search, Trial, with_verdict
 
 MAX_SEED = np.iinfo(np.int32).max
 
@@ -112,9 +112,9 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         Mean squared error, relative to the variance of y, at which a student has converged; that of
         the rounding of y where this is larger, see ``precision``.
     prune : bool, default=True
-        Whether to remove superfluous neurons one group after the other (annealed pruning), and to
-        anneal single students where the clusters alone do not give the network. Without it the
-        clusters decide alone.
+        Whether to remove superfluous neurons, one group after the other, and to prune single
+        students where the clusters alone do not give the network. Without it the clusters decide
+        alone.
     precision : {"auto", "float64", "float32", "float16"} or float, default="auto"
         How precisely y is known. A float is the step between neighboring values in the units of y:
         0.001 for three decimals. ``"auto"`` finds out from the type of y and from its values:
@@ -132,7 +132,7 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         Number of groups of students that are trained at a time, as in joblib: None is 1 unless in
         a ``joblib.parallel_config`` context, -1 all processors. The result does not depend on it.
     working_memory : float, default=None
-        Memory in MiB that the training may take for temporary arrays: so many students take a step
+        Memory in MiB that the training may take for temporary arrays: as many students take a step
         at a time as fit in, with the same result up to rounding. None is scikit-learn's setting
         ``working_memory`` (1024 by default) on the CPU, and 80 % of the free memory on a GPU.
     max_time : float, default=None
@@ -392,8 +392,8 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
             try:
                 trial = self._search(widths, rng)
                 self._keep(trial.ensemble, trial.widths, trial.activation)
-                self._ensemble.settle(trial.annealer)
-                self._reconstruct(trial.annealer)
+                self._ensemble.complete(trial.finisher)
+                self._reconstruct(trial.finisher)
             except KeyboardInterrupt as interrupt:
                 self._take_best_so_far(interrupt)
         end_fit(progress, self, X, y)
@@ -501,9 +501,9 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         self.set_params(**new)
         with self._watched():
             try:
-                annealer = self._annealer(self.activation_)
-                self._ensemble.settle(annealer)
-                self._reconstruct(annealer)
+                finisher = self._finisher(self.activation_)
+                self._ensemble.complete(finisher)
+                self._reconstruct(finisher)
             except OutOfTime as interrupt:
                 self._take_best_so_far(interrupt)
         return self
@@ -778,7 +778,7 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
                 "not keep: use the estimator that was fitted, or fit this one."
             )
 
-    def _annealer(self, activation: str) -> Annealer:
+    def _finisher(self, activation: str) -> Finisher:
         problem = self._problem
         trainer = Trainer(
             problem.train,
@@ -791,7 +791,7 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
             watch=self._watch,
         )
         store = open_store(self.memory)
-        return Annealer(trainer, problem.held_out, problem.coordinates, self.prune, store)
+        return Finisher(trainer, problem.held_out, problem.coordinates, self.prune, store)
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
@@ -822,18 +822,18 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         """Students of the given or of the best widths and activation."""
 
         def train(
-            annealer: Annealer, widths: tuple[int, ...], n_students: int, n_steps: int | None = None
+            finisher: Finisher, widths: tuple[int, ...], n_students: int, n_steps: int | None = None
         ) -> Ensemble:
             seeds = rng.integers(MAX_SEED, size=n_students)
-            return self._train(annealer, seeds, widths, n_steps)
+            return self._train(finisher, seeds, widths, n_steps)
 
         def n_parameters(widths: tuple[int, ...]) -> int:
             n_inputs, widths = self._problem.train.X.shape[1], self._student_widths(widths)
             return sum(map(math.prod, layer_shapes(n_inputs, widths, self.n_outputs_, False)))
 
         names = DISTINCT_ACTIVATIONS if self.activation == "auto" else (self.activation,)
-        annealers = {name: self._annealer(name) for name in names}
-        search = Search(annealers, train, n_parameters, self.n_students)
+        finishers = {name: self._finisher(name) for name in names}
+        search = Search(finishers, train, n_parameters, self.n_students)
         try:
             if self._targets in WITHOUT_NEURONS:
                 return search.run_briefly(widths or (1,))
@@ -843,7 +843,7 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
 
     def _train(
         self,
-        annealer: Annealer,
+        finisher: Finisher,
         seeds: np.ndarray,
         widths: tuple[int, ...],
         n_steps: int | None = None,
@@ -854,13 +854,13 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
             self.solver,
             min(n_steps or self.max_iter, self.max_iter),
             max(self.tol, self._problem.train.rounding_loss),
-            anneal=n_steps is None,
+            asks_finisher=n_steps is None,
         )
-        activation = annealer.trainer.activation_name
+        activation = finisher.trainer.activation_name
         title = f"hidden layers {widths}, {activation}"
         stage = Stage(self, self._watch, title, len(seeds), recipe.max_epochs)
         known = self._known_groups if self.warm_start else None
-        trainer = GroupTrainer(annealer, recipe, stage, n_jobs=self.n_jobs, known=known)
+        trainer = GroupTrainer(finisher, recipe, stage, n_jobs=self.n_jobs, known=known)
         try:
             ensemble = trainer.train(seeds)
         except Interrupted as interrupt:
@@ -906,7 +906,7 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
             raise interrupt
         is_out_of_time = self._watch.is_over
         self._watch.disarm()
-        self._reconstruct(self._annealer(self.activation_), interrupted=True)
+        self._reconstruct(self._finisher(self.activation_), interrupted=True)
         cause = f"reached max_time={self.max_time:g} s" if is_out_of_time else "was interrupted"
         message = f"The fit {cause} with {len(self._ensemble.students)} students: the network is "
         if self.recovered_:
@@ -916,25 +916,37 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
             message += counted_output_hint(self.hidden_layer_sizes, self.n_outputs_)
         warnings.warn(message.rstrip(), ConvergenceWarning, stacklevel=3)
 
-    def _reconstruct(self, annealer: Annealer, interrupted: bool = False) -> None:
+    def _reconstruct(self, finisher: Finisher, interrupted: bool = False) -> None:
         """Everything that depends on the thresholds: cluster, collapse, finish, set attributes."""
         self._check_students()
         start = time.perf_counter()
         ensemble = self._ensemble
         thresholds = Thresholds(self.gamma, self.beta, self.cut)
-        layers = cluster_layers(ensemble, annealer.trainer, len(self._assumed), thresholds)
-        if ensemble.certified:
-            candidate = next(iter(ensemble.certified.values()))
+        trainer, certified = finisher.trainer, next(iter(ensemble.certified.values()), None)
+        voters = Voters(
+            ensemble.voters(),
+            ensemble.students.losses,
+            trainer.samples,
+            trainer.activation,
+            trainer.device,
+        )
+        layers = cluster_layers(
+            voters, len(self._assumed), thresholds, certified.network if certified else None
+        )
+        if certified:
+            candidate = certified
         elif interrupted:
-            candidate = annealer.judge_as_is(ensemble.students.best)
+            candidate = finisher.judge_as_is(ensemble.students.best)
         else:
-            candidate = self._best_candidate(annealer, layers.collapsed)
+            candidate = self._best_candidate(finisher, layers.collapsed)
         self._set_network(candidate)
         self.search_report_ = with_verdict(
             self.search_report_, self.activation_, self._assumed, self.recovered_
         )
         self.cluster_report_ = layers.report
-        self.n_agreeing_ = ensemble.n_agreeing(candidate.network, annealer.trainer)
+        self.n_agreeing_ = ensemble.n_agreeing(
+            candidate.network, trainer.samples, trainer.activation
+        )
         self.dendrogram_ = [
             replace(record, n_students=len(ensemble.students), n_agreeing=self.n_agreeing_)
             for record in layers.dendrograms
@@ -944,18 +956,18 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         if not (self.recovered_ or interrupted):
             warnings.warn(self._explain_failure(), ConvergenceWarning, stacklevel=3)
 
-    def _best_candidate(self, annealer: Annealer, collapsed: list[np.ndarray]) -> Candidate:
+    def _best_candidate(self, finisher: Finisher, collapsed: list[np.ndarray]) -> Candidate:
         """The network of the clusters where it is certified, else the most parsimonious one."""
         ensemble = self._ensemble
-        candidates = [*ensemble.annealed.values(), *ensemble.denoised.values()]
-        if len(collapsed) == len(self._assumed) and not ensemble.conclusive:
-            finish = annealer.denoise if ensemble.denoised else annealer.finish
-            clustered = finish(annealer.solve_readout(collapsed))
+        candidates = [*ensemble.finished.values(), *ensemble.denoised.values()]
+        if len(collapsed) == len(self._assumed) and not ensemble.conclusive_networks:
+            finish = finisher.denoise if ensemble.denoised else finisher.finish
+            clustered = finish(finisher.solve_readout(collapsed))
             if clustered.certificate.function_certified:
                 return clustered
             candidates.append(clustered)
-        candidates.append(annealer.judge_as_is(ensemble.students.best))
-        return annealer.most_parsimonious(candidates)
+        candidates.append(finisher.judge_as_is(ensemble.students.best))
+        return finisher.most_parsimonious(candidates)
 
     def _set_network(self, candidate: Candidate) -> None:
         weights, biases = self._problem.coordinates.to_original(candidate.network)

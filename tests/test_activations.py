@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from sklearn_ec._activations import (
+from sklearn_ec._core.activations import (
     ACTIVATIONS,
     LEAKY_RELU_SLOPE,
     get_activation,

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from sklearn_ec import _certificate
-from sklearn_ec._activations import get_activation
-from sklearn_ec._annealing import Annealer, Candidate
-from sklearn_ec._certificate import certify, relative_error
-from sklearn_ec._linearization import stacked
-from sklearn_ec._preprocessing import Coordinates, standardize
-from sklearn_ec._pruning import (
+from sklearn_ec._certify.certificate import certify, relative_error
+from sklearn_ec._core.activations import get_activation
+from sklearn_ec._core.coordinates import Coordinates, standardize
+from sklearn_ec._core.forward import network_outputs, read_features
+from sklearn_ec._core.records import Network, Samples
+from sklearn_ec._core.signs import with_skip
+from sklearn_ec._expand.training import Trainer
+from sklearn_ec._finish.finisher import Candidate, Finisher
+from sklearn_ec._finish.pruning import (
     ExactCap,
     NoiseCap,
     Removal,
@@ -23,9 +25,7 @@ from sklearn_ec._pruning import (
     removal_candidates,
     without_neurons,
 )
-from sklearn_ec._reconstruction import network_outputs, read_features, with_skip
-from sklearn_ec._training import Trainer
-from sklearn_ec._types import Network, Samples
+from sklearn_ec._solvers.jacobian import stacked
 from sklearn_ec.datasets import make_teacher
 from sklearn_ec.metrics import max_cosine_distance
 
@@ -119,7 +119,7 @@ def test_finish_finds_the_planted_network(activation):
     start = with_spare_neurons(network, noise=1e-3)
     if trainer.has_skip:
         start = with_skip(start)
-    candidate = Annealer(trainer, held_out, plain(held_out), prune=True).finish(start)
+    candidate = Finisher(trainer, held_out, plain(held_out), prune=True).finish(start)
     assert candidate.certificate.passed
     assert candidate.network.widths == network.widths
     assert max_cosine_distance(as_layers(network), as_layers(candidate.network), activation) < 1e-20
@@ -136,7 +136,7 @@ def test_finish_finds_the_planted_deep_network(activation, sizes):
     network, trainer, held_out = planted_deep(activation, sizes)
     start = with_duplicates(network, noise=1e-3)
     assert start.widths == tuple(2 * width for width in network.widths)
-    candidate = Annealer(trainer, held_out, plain(held_out), prune=True).finish(start)
+    candidate = Finisher(trainer, held_out, plain(held_out), prune=True).finish(start)
     assert candidate.certificate.passed
     assert candidate.network.widths == network.widths
     assert max_cosine_distance(as_layers(network), as_layers(candidate.network), activation) < 1e-20
@@ -148,7 +148,7 @@ def test_finish_resolves_signs_of_deep_networks(activation):
     start = flipped_into_skip(network, get_activation(activation))
     rows = trainer.samples
     assert_allclose(network_outputs(start, rows.X, trainer.activation), rows.y, atol=1e-12)
-    candidate = Annealer(trainer, held_out, plain(held_out), prune=True).finish(start)
+    candidate = Finisher(trainer, held_out, plain(held_out), prune=True).finish(start)
     assert candidate.certificate.passed
     assert candidate.network.widths == network.widths
     assert max_cosine_distance(as_layers(network), as_layers(candidate.network), activation) < 1e-20
@@ -368,7 +368,7 @@ def test_denoise_finds_the_planted_network(activation):
     network, trainer, held_out = planted(activation)
     trainer, held_out = with_noise(trainer, held_out, 1e-3, activation)
     start = with_spare_neurons(network, noise=1e-2)
-    candidate = Annealer(trainer, held_out, plain(held_out), prune=True).denoise(start)
+    candidate = Finisher(trainer, held_out, plain(held_out), prune=True).denoise(start)
     assert candidate.network.widths == network.widths
     assert not candidate.network.has_skip
     assert not candidate.certificate.passed
@@ -381,7 +381,7 @@ def test_denoise_finds_the_planted_deep_network():
     network, trainer, held_out = planted_deep("tanh", (3, 3, 2, 1))
     trainer, held_out = with_noise(trainer, held_out, 1e-3, "tanh")
     start = with_duplicates(network, noise=1e-2)
-    candidate = Annealer(trainer, held_out, plain(held_out), prune=True).denoise(start)
+    candidate = Finisher(trainer, held_out, plain(held_out), prune=True).denoise(start)
     assert candidate.network.widths == network.widths
     assert max_cosine_distance(as_layers(network), as_layers(candidate.network), "tanh") < 1e-3
 
@@ -389,17 +389,17 @@ def test_denoise_finds_the_planted_deep_network():
 def test_the_most_parsimonious_network_is_within_one_standard_error():
     network, trainer, held_out = planted("tanh")
     _, held_out = with_noise(trainer, held_out, 1e-2, "tanh")
-    annealer = Annealer(trainer, held_out, plain(held_out), prune=True)
+    finisher = Finisher(trainer, held_out, plain(held_out), prune=True)
     wide, wider = with_spare_neurons(network), with_spare_neurons(with_spare_neurons(network))
-    certificate = certify(network, trainer, held_out, plain(held_out))
+    certificate = certify(network, trainer.task, trainer.samples, held_out, plain(held_out))
     worse = Network((network.layers[0], network.layers[1] * 1.1))
     best, good, bad = (Candidate(n, certificate) for n in (wider, wide, worse))
-    assert annealer.most_parsimonious([best, good, bad]) is good
-    assert annealer.most_parsimonious([bad, best]) is best
-    assert annealer.most_parsimonious([bad]) is bad
+    assert finisher.most_parsimonious([best, good, bad]) is good
+    assert finisher.most_parsimonious([bad, best]) is best
+    assert finisher.most_parsimonious([bad]) is bad
     certificate = dataclasses.replace(certificate, error=-1.0)
     closest = Candidate(wide, certificate)
-    assert annealer.most_parsimonious([good, closest, best]) is closest
+    assert finisher.most_parsimonious([good, closest, best]) is closest
 
 
 @pytest.mark.parametrize("activation", ["relu", "softplus"])
@@ -413,7 +413,7 @@ def test_a_linear_term_becomes_a_pair_of_neurons(activation):
     ]
     trainer = Trainer(*shifted, activation, "cpu", has_skip=True)
     start = with_linear_term(network, slope)
-    candidate = Annealer(trainer, shifted[1], plain(shifted[1]), prune=True).finish(start)
+    candidate = Finisher(trainer, shifted[1], plain(shifted[1]), prune=True).finish(start)
     assert not candidate.network.has_skip
     assert candidate.network.widths == (5,)
     assert candidate.certificate.error < 1e-12
@@ -429,7 +429,7 @@ def with_linear_term(network, slope):
 def test_judge_as_is_changes_no_output():
     network, trainer, held_out = planted("relu")
     skip = with_linear_term(network, [0.1, 0.2, 0.3])
-    candidate = Annealer(trainer, held_out, plain(held_out), prune=True).judge_as_is(skip)
+    candidate = Finisher(trainer, held_out, plain(held_out), prune=True).judge_as_is(skip)
     X = trainer.samples.X
     before = network_outputs(skip, X, trainer.activation)
     after = network_outputs(candidate.network, X, trainer.activation)
@@ -454,7 +454,7 @@ def test_neurons_without_a_kink_in_the_data_are_removed_first(sign):
 
 def test_certificate_accepts_the_planted_network():
     network, trainer, held_out = planted("tanh")
-    certificate = certify(network, trainer, held_out, plain(held_out))
+    certificate = certify(network, trainer.task, trainer.samples, held_out, plain(held_out))
     assert certificate.passed
     assert certificate.reason == ""
     assert certificate.n_equations == 400
@@ -463,9 +463,9 @@ def test_certificate_accepts_the_planted_network():
 
 def test_large_networks_are_judged_by_single_neurons_first(monkeypatch):
     network, trainer, held_out = planted("tanh")
-    whole = certify(network, trainer, held_out, plain(held_out))
-    monkeypatch.setattr(_certificate, "MAX_DENSE_PARAMETERS", 0)
-    assert certify(network, trainer, held_out, plain(held_out)) == whole
+    whole = certify(network, trainer.task, trainer.samples, held_out, plain(held_out))
+    monkeypatch.setattr("sklearn_ec._certify.certificate.MAX_DENSE_PARAMETERS", 0)
+    assert certify(network, trainer.task, trainer.samples, held_out, plain(held_out)) == whole
     assert whole.is_conclusive
     assert whole.fits_exactly
 
@@ -485,9 +485,9 @@ def open_in_one_neuron():
 
 @pytest.mark.parametrize("limit", [0, 1000])
 def test_weights_that_the_rows_leave_open_are_found_either_way(limit, monkeypatch):
-    monkeypatch.setattr(_certificate, "MAX_DENSE_PARAMETERS", limit)
+    monkeypatch.setattr("sklearn_ec._certify.certificate.MAX_DENSE_PARAMETERS", limit)
     network, trainer, held_out = open_in_one_neuron()
-    certificate = certify(network, trainer, held_out, plain(held_out))
+    certificate = certify(network, trainer.task, trainer.samples, held_out, plain(held_out))
     assert not certificate.passed
     assert certificate.fits_exactly
     assert certificate.weight_error > 1.0
@@ -516,14 +516,18 @@ def wrong_until_the_held_out_rows_join(contradiction=0.0):
 
 @pytest.fixture
 def all_networks_are_large(monkeypatch):
-    monkeypatch.setattr("sklearn_ec._matrix_free.DENSE_FLOPS", 0.0)
-    monkeypatch.setattr(_certificate, "MAX_DENSE_PARAMETERS", 0)
+    monkeypatch.setattr("sklearn_ec._solvers.matrix_free.DENSE_FLOPS", 0.0)
+    monkeypatch.setattr("sklearn_ec._certify.certificate.MAX_DENSE_PARAMETERS", 0)
 
 
 def test_held_out_rows_join_where_others_leave_large_networks_open(all_networks_are_large):
     network, wrong, trainer, held_out = wrong_until_the_held_out_rows_join()
-    assert 1e-8 < certify(wrong, trainer, held_out, plain(held_out)).held_out_error < 1e-5
-    candidate = Annealer(trainer, held_out, plain(held_out), prune=True).finish(wrong)
+    assert (
+        1e-8
+        < certify(wrong, trainer.task, trainer.samples, held_out, plain(held_out)).held_out_error
+        < 1e-5
+    )
+    candidate = Finisher(trainer, held_out, plain(held_out), prune=True).finish(wrong)
     (found, _), (true, _) = candidate.network.layers, network.layers
     assert_allclose(found[-1] / -found[-1, 0], true[-1], atol=1e-12)
     certificate = candidate.certificate
@@ -536,7 +540,7 @@ def test_held_out_rows_join_where_others_leave_large_networks_open(all_networks_
 
 def test_held_out_rows_that_no_network_fits_do_not_join(all_networks_are_large):
     _, wrong, trainer, held_out = wrong_until_the_held_out_rows_join(contradiction=0.1)
-    candidate = Annealer(trainer, held_out, plain(held_out), prune=True).finish(wrong)
+    candidate = Finisher(trainer, held_out, plain(held_out), prune=True).finish(wrong)
     certificate = candidate.certificate
     assert certificate.fits_exactly
     assert certificate.n_equations == 800
@@ -546,7 +550,7 @@ def test_held_out_rows_that_no_network_fits_do_not_join(all_networks_are_large):
 
 def test_held_out_rows_never_join_the_training_of_small_networks():
     _, wrong, trainer, held_out = wrong_until_the_held_out_rows_join()
-    certificate = Annealer(trainer, held_out, plain(held_out), prune=True).finish(wrong).certificate
+    certificate = Finisher(trainer, held_out, plain(held_out), prune=True).finish(wrong).certificate
     assert certificate.n_equations == 800
     assert certificate.held_out_error > 1e-8
 
@@ -571,24 +575,26 @@ def test_large_networks_are_polished_to_the_end(all_networks_are_large):
 
 
 def test_other_students_may_help_where_a_network_is_refused_for_other_reasons(monkeypatch):
-    monkeypatch.setattr(_certificate, "MAX_DENSE_PARAMETERS", 0)
+    monkeypatch.setattr("sklearn_ec._certify.certificate.MAX_DENSE_PARAMETERS", 0)
     network, trainer, held_out = planted("tanh")
     for refused in (with_spare_neurons(network), with_spare_neurons(network, noise=1e-3)):
-        certificate = certify(refused, trainer, held_out, plain(held_out))
+        certificate = certify(refused, trainer.task, trainer.samples, held_out, plain(held_out))
         assert not certificate.passed
         assert not certificate.is_conclusive
 
 
 def test_certificate_refuses_spare_neurons():
     network, trainer, held_out = planted("tanh")
-    certificate = certify(with_spare_neurons(network, 0.0), trainer, held_out, plain(held_out))
+    certificate = certify(
+        with_spare_neurons(network, 0.0), trainer.task, trainer.samples, held_out, plain(held_out)
+    )
     assert "above rounding" in certificate.reason  # the junk neuron has weight
     hidden, readout = network.layers
     halves = readout * [0.5, 1.0, 1.0, 1.0]
     duplicate = Network(
         (np.vstack([hidden, hidden[:1]]), np.insert(halves, 3, halves[:, 0], axis=1))
     )
-    certificate = certify(duplicate, trainer, held_out, plain(held_out))
+    certificate = certify(duplicate, trainer.task, trainer.samples, held_out, plain(held_out))
     assert certificate.error < 1e-13
     assert not certificate.passed
     assert "leave the weights open" in certificate.reason
@@ -597,7 +603,7 @@ def test_certificate_refuses_spare_neurons():
 @pytest.mark.parametrize("activation", ["tanh", "relu", "softplus"])
 def test_certificate_tells_deep_networks_from_those_with_spare_neurons(activation):
     network, trainer, held_out = planted_deep(activation)
-    certificate = certify(network, trainer, held_out, plain(held_out))
+    certificate = certify(network, trainer.task, trainer.samples, held_out, plain(held_out))
     assert certificate.passed
     assert certificate.n_parameters == 16 + 15 + 4
     for depth in range(2):
@@ -607,7 +613,9 @@ def test_certificate_tells_deep_networks_from_those_with_spare_neurons(activatio
         halves[:, 0] *= 0.5
         width = network.widths[depth]
         layers[depth + 1] = np.insert(halves, width, halves[:, 0], axis=1)
-        certificate = certify(Network(tuple(layers)), trainer, held_out, plain(held_out))
+        certificate = certify(
+            Network(tuple(layers)), trainer.task, trainer.samples, held_out, plain(held_out)
+        )
         assert certificate.error < 1e-13
         assert not certificate.passed
         assert "leave the weights open" in certificate.reason
@@ -629,13 +637,13 @@ def test_certificate_measures_curvature_where_neurons_are_nearly_polynomial():
     readout = np.hstack([(weights[1] / coordinates.y_scale).T, bias[:, None]])
     network = Network((hidden, readout))
     trainer = Trainer(rows, rows, "silu", "cpu", has_skip=False)
-    certificate = certify(network, trainer, rows, coordinates)
+    certificate = certify(network, trainer.task, trainer.samples, rows, coordinates)
     assert certificate.passed
     smallest = max(certificate.error, coordinates.y_rounding) / certificate.weight_error
     assert smallest < 1e-5
     halves = readout * np.r_[0.5, np.ones(8)]
     spare = Network((np.vstack([hidden, hidden[:1]]), np.insert(halves, 8, halves[:, 0], axis=1)))
-    assert not certify(spare, trainer, rows, coordinates).passed
+    assert not certify(spare, trainer.task, trainer.samples, rows, coordinates).passed
 
 
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
@@ -643,24 +651,24 @@ def test_certificate_refuses_an_idle_neuron_on_constant_targets(activation):
     rows = Samples(np.random.default_rng(0).normal(size=(50, 2)), np.zeros((50, 1)), np.ones(50))
     trainer = Trainer(rows, rows, activation, "cpu", has_skip=False)
     idle = Network((np.ones((1, 3)), np.zeros((1, 2))))
-    assert not certify(idle, trainer, rows, plain(rows)).passed
+    assert not certify(idle, trainer.task, trainer.samples, rows, plain(rows)).passed
 
 
 def test_certificate_refuses_errors_on_held_out_rows():
     network, trainer, held_out = planted("tanh")
     wrong = Samples(held_out.X, held_out.y + 1e-9, held_out.sample_weight)
-    certificate = certify(network, trainer, wrong, plain(wrong))
+    certificate = certify(network, trainer.task, trainer.samples, wrong, plain(wrong))
     assert not certificate.passed
     assert_allclose(certificate.held_out_error, 1e-9, rtol=1e-3)
 
 
 def test_certificate_refuses_too_few_equations():
     network, trainer, held_out = planted("tanh", n_rows=31)
-    certificate = certify(network, trainer, held_out, plain(held_out))
+    certificate = certify(network, trainer.task, trainer.samples, held_out, plain(held_out))
     assert not certificate.passed
     assert "31 equations are too few for 16 parameters" in certificate.reason
     network, trainer, held_out = planted("tanh", n_rows=32)
-    assert certify(network, trainer, held_out, plain(held_out)).passed
+    assert certify(network, trainer.task, trainer.samples, held_out, plain(held_out)).passed
 
 
 def test_relative_error_is_weighted():
@@ -674,10 +682,10 @@ def test_relative_error_is_weighted():
     assert_allclose(relative_error(network, counted, trainer.activation), 400**-0.5)
 
 
-def test_annealer_without_pruning_keeps_the_width():
+def test_finisher_without_pruning_keeps_the_width():
     network, trainer, held_out = planted("tanh")
     spare = with_spare_neurons(network)
-    candidate = Annealer(trainer, held_out, plain(held_out), prune=False).finish(spare)
+    candidate = Finisher(trainer, held_out, plain(held_out), prune=False).finish(spare)
     assert candidate.network.widths == spare.widths
     assert candidate.network.layers[0].shape == spare.layers[0].shape
 

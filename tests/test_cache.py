@@ -11,8 +11,8 @@ import pytest
 import torch
 from numpy.testing import assert_array_equal
 
-from sklearn_ec import _cache
-from sklearn_ec._cache import FileCheckpoint, digest, open_store
+from sklearn_ec._io import cache
+from sklearn_ec._io.cache import FileCheckpoint, digest, open_store
 
 A = np.arange(12.0).reshape(3, 4)
 
@@ -209,5 +209,5 @@ def test_checkpoints_are_due_once_in_a_while(checkpoint, monkeypatch):
     assert checkpoint.is_due()
     checkpoint.save(1)
     assert not checkpoint.is_due()
-    monkeypatch.setattr(_cache, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(cache, "CHECKPOINT_SECONDS", 0.0)
     assert checkpoint.is_due()

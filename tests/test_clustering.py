@@ -3,8 +3,8 @@ import pytest
 from scipy.cluster.hierarchy import cophenet, fcluster, to_tree
 from scipy.spatial.distance import squareform
 
-from sklearn_ec import _clustering
-from sklearn_ec._clustering import (
+from sklearn_ec._cluster import cuts
+from sklearn_ec._cluster.cuts import (
     ROUNDING_HEIGHT,
     Cluster,
     cluster_indices,
@@ -14,7 +14,7 @@ from sklearn_ec._clustering import (
     find_clusters,
     median_angle,
 )
-from sklearn_ec._linkage import average_linkage
+from sklearn_ec._cluster.linkage import average_linkage
 
 CUTS = ["local", "global"]
 NO_TREE = np.empty((0, 4))
@@ -235,7 +235,7 @@ def test_median_angle_of_tiny_angles(tiny):
 def test_median_angle_of_many_vectors_is_that_of_some(monkeypatch):
     vectors = np.random.default_rng(8).normal(size=(25, 3))
     expected = median_angle(vectors[::3], False)
-    monkeypatch.setattr(_clustering, "MAX_LEAVES", 10)
+    monkeypatch.setattr(cuts, "MAX_LEAVES", 10)
     assert median_angle(vectors, False) == expected
 
 

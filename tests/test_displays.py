@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sklearn_ec import ExpandClusterRegressor
-from sklearn_ec._linkage import average_linkage
+from sklearn_ec._cluster.linkage import average_linkage
 from sklearn_ec.inspection import (
     AlignmentDisplay,
     Dendrogram,

@@ -4,8 +4,7 @@ import torch
 from numpy.testing import assert_allclose
 from scipy.spatial.distance import pdist
 
-from sklearn_ec import _distances
-from sklearn_ec._distances import pairwise_distances
+from sklearn_ec._core.distances import pairwise_distances
 
 
 def brute_distances(vectors, has_sign_flip):
@@ -33,7 +32,7 @@ def copies_at_all_scales():
 @pytest.mark.parametrize("block_entries", [1, 200, 700, 10**6])
 def test_distances_match_brute_force(block_entries, has_sign_flip, monkeypatch):
     """In blocks of one row, of a few rows, of different numbers of rows, and in one block."""
-    monkeypatch.setattr(_distances, "BLOCK_ENTRIES", block_entries)
+    monkeypatch.setattr("sklearn_ec._core.distances.BLOCK_ENTRIES", block_entries)
     vectors = copies_at_all_scales()
     distances = pairwise_distances(vectors, has_sign_flip)
     assert_allclose(distances, brute_distances(vectors, has_sign_flip), rtol=1e-9, atol=0)
@@ -57,7 +56,7 @@ def test_distances_of_nearly_equal_vectors_keep_relative_accuracy(separation, ha
 
 @pytest.mark.parametrize("has_sign_flip", [False, True])
 def test_distances_of_many_copies_in_several_blocks(has_sign_flip, monkeypatch):
-    monkeypatch.setattr(_distances, "BLOCK_ENTRIES", 10**5)
+    monkeypatch.setattr("sklearn_ec._core.distances.BLOCK_ENTRIES", 10**5)
     rng = np.random.default_rng(2)
     vectors = rng.normal(size=(3, 10))[np.arange(900) % 3] + 1e-9 * rng.normal(size=(900, 10))
     reference = pdist(vectors)

@@ -1,7 +1,7 @@
 """Links to the documentation, and the HTML representation that has them."""
 
 from sklearn_ec import ExpandClusterRegressor, _regressor
-from sklearn_ec._documentation import documentation_among, page_template
+from sklearn_ec._report.doc_links import documentation_among, page_template
 
 
 def test_html_representation_links_to_the_published_documentation(monkeypatch):

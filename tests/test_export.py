@@ -8,8 +8,8 @@ from sklearn.exceptions import NotFittedError
 from torch import nn
 
 from sklearn_ec import ExpandClusterRegressor
-from sklearn_ec._activations import ACTIVATIONS
-from sklearn_ec._export import MLP_ACTIVATIONS, to_mlp_regressor, to_sequential
+from sklearn_ec._core.activations import ACTIVATIONS
+from sklearn_ec._io.export import MLP_ACTIVATIONS, to_mlp_regressor, to_sequential
 from sklearn_ec.datasets import make_teacher
 
 

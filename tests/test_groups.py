@@ -16,8 +16,12 @@ from sklearn import config_context
 from sklearn.exceptions import ConvergenceWarning, EfficiencyWarning
 from sklearn.model_selection import GridSearchCV
 
-from sklearn_ec import ExpandClusterRegressor, _cache, _groups, _levenberg, _nets, _training
-from sklearn_ec._threads import n_allowed
+from sklearn_ec import ExpandClusterRegressor
+from sklearn_ec._core.threads import n_allowed
+from sklearn_ec._expand import skorch_nets, training
+from sklearn_ec._io import cache
+from sklearn_ec._search import scheduling
+from sklearn_ec._solvers.task import LeastSquaresTask
 from sklearn_ec.datasets import make_teacher
 
 pytestmark = pytest.mark.filterwarnings("ignore:The network is not certified")
@@ -47,7 +51,7 @@ def make_model(**params):
 
 @pytest.fixture
 def groups_of_two(monkeypatch, short_warm_up):
-    monkeypatch.setattr(_groups, "GROUP_SIZE", 2)
+    monkeypatch.setattr(scheduling, "GROUP_SIZE", 2)
 
 
 @pytest.fixture
@@ -55,12 +59,12 @@ def trainings(monkeypatch):
     """The seeds of every group that is really trained, in order."""
     trained = []
 
-    def spy(annealer, recipe, seeds, *args):
+    def spy(finisher, recipe, seeds, *args):
         trained.append(tuple(seeds))
-        return train_group(annealer, recipe, seeds, *args)
+        return train_group(finisher, recipe, seeds, *args)
 
-    train_group = _groups.train_group
-    monkeypatch.setattr(_groups, "train_group", spy)
+    train_group = scheduling.train_group
+    monkeypatch.setattr(scheduling, "train_group", spy)
     return trained
 
 
@@ -177,13 +181,13 @@ def test_a_search_over_thresholds_trains_once_per_fold(problem, tmp_path, n_jobs
 
 def test_networks_are_finished_once(problem, tmp_path, monkeypatch):
     calls = []
-    finish = _groups.Annealer._finish
+    finish = scheduling.Finisher._finish
 
     def spy(*args):
         calls.append(args)
         return finish(*args)
 
-    monkeypatch.setattr(_groups.Annealer, "_finish", spy)
+    monkeypatch.setattr(scheduling.Finisher, "_finish", spy)
     fit = make_model(memory=tmp_path, prune=True).fit
     first, again = fit(*problem), fit(*problem)
     assert len(calls) > 0
@@ -223,7 +227,7 @@ def test_a_cold_start_keeps_nothing(problem, groups_of_two, trainings):
 
 
 def test_results_do_not_depend_on_processes(problem, monkeypatch):
-    monkeypatch.setattr(_groups, "GROUP_SIZE", 2)
+    monkeypatch.setattr(scheduling, "GROUP_SIZE", 2)
     serial = make_model(n_students=3).fit(*problem)
     parallel = make_model(n_students=3, n_jobs=2).fit(*problem)
     assert_same_network(parallel, serial)
@@ -245,9 +249,9 @@ def test_threads_share_the_processors(problem, groups_of_two, monkeypatch):
         n_threads.append(n_allowed())
         return train_group(*args)
 
-    before, train_group = torch.get_num_threads(), _groups.train_group
-    monkeypatch.setattr(_groups, "train_group", spy)
-    monkeypatch.setattr(_groups, "cpu_count", lambda: 2)
+    before, train_group = torch.get_num_threads(), scheduling.train_group
+    monkeypatch.setattr(scheduling, "train_group", spy)
+    monkeypatch.setattr(scheduling, "cpu_count", lambda: 2)
     with joblib.parallel_config(backend="threading", n_jobs=2):
         make_model(n_students=4).fit(*problem)
     assert n_threads == [1, 1]
@@ -269,8 +273,8 @@ def test_groups_behind_the_successful_one_are_discarded(problem, groups_of_two, 
 
 @pytest.fixture
 def checkpoint_every_epoch(monkeypatch):
-    monkeypatch.setattr(_cache, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(_nets, "ADAM_STEPS_PER_EPOCH", 10)
+    monkeypatch.setattr(cache, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(skorch_nets, "ADAM_STEPS_PER_EPOCH", 10)
 
 
 def spy_on(monkeypatch, owner, name):
@@ -286,7 +290,7 @@ def spy_on(monkeypatch, owner, name):
 
 
 def fail_at_save(monkeypatch, number):
-    save, saves = _cache.FileCheckpoint.save, []
+    save, saves = cache.FileCheckpoint.save, []
 
     def save_or_fail(checkpoint, state):
         save(checkpoint, state)
@@ -294,7 +298,7 @@ def fail_at_save(monkeypatch, number):
         if len(saves) == number:
             raise RuntimeError("the end")
 
-    monkeypatch.setattr(_cache.FileCheckpoint, "save", save_or_fail)
+    monkeypatch.setattr(cache.FileCheckpoint, "save", save_or_fail)
 
 
 @pytest.mark.parametrize("solver", ["levenberg", "matrix_free", "adam"])
@@ -310,7 +314,7 @@ def test_a_failed_fit_goes_on_where_it_was(
             make_model(memory=tmp_path, **settings).fit(*problem)
     assert len(list(tmp_path.rglob("*.checkpoint"))) == 1
     with monkeypatch.context() as patch:
-        net = _nets.AdamNet if solver == "adam" else _nets.LevenbergNet
+        net = skorch_nets.AdamNet if solver == "adam" else skorch_nets.LevenbergNet
         epochs = spy_on(patch, net, "train_step")
         model = make_model(memory=tmp_path, **settings).fit(*problem)
     assert len(epochs) == 6 - n_saved
@@ -325,14 +329,14 @@ def test_a_killed_fit_goes_on_where_it_was(problem, tmp_path):
         import os, pickle, signal, sys
         import numpy as np
         from sklearn_ec import ExpandClusterRegressor, _cache
-        _cache.CHECKPOINT_SECONDS = 0.0
+        cache.CHECKPOINT_SECONDS = 0.0
         replace, saves = os.replace, []
         def killed(*args):
             saves.append(args)
             if len(saves) == 3:
                 os.kill(os.getpid(), signal.SIGKILL)
             replace(*args)
-        _cache.os.replace = killed
+        cache.os.replace = killed
         model, X, y = pickle.load(sys.stdin.buffer)
         model.fit(X, y)
     """
@@ -355,15 +359,15 @@ def test_a_killed_fit_goes_on_where_it_was(problem, tmp_path):
 def test_large_students_go_on_with_the_batch_they_were_in(
     problem, checkpoint_every_epoch, short_warm_up, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(_training, "BATCH_FLOPS", {"cpu": 0.0, "cuda": 0.0})
-    monkeypatch.setitem(_training.MIN_BATCH, _training.BatchedLevenberg, 2)
+    monkeypatch.setattr(training, "BATCH_FLOPS", {"cpu": 0.0, "cuda": 0.0})
+    monkeypatch.setitem(training.MIN_BATCH, training.BatchedLevenberg, 2)
     settings = {"memory": tmp_path, "n_students": 4, "max_iter": 20}  # two epochs
     with monkeypatch.context() as patch:
         fail_at_save(patch, 3)
         with pytest.raises(RuntimeError, match="the end"):
             make_model(**settings).fit(*problem)
     with monkeypatch.context() as patch:
-        epochs = spy_on(patch, _nets.LevenbergNet, "train_step")
+        epochs = spy_on(patch, skorch_nets.LevenbergNet, "train_step")
         model = make_model(**settings).fit(*problem)
     assert len(epochs) == 1
     assert_same_fit(model, make_model(**{**settings, "memory": None}).fit(*problem))
@@ -393,11 +397,11 @@ def interrupt_at(monkeypatch, owner, name, number):
 @pytest.mark.parametrize(
     ("owner", "name", "number", "n_students"),
     [
-        (_nets.AdamNet, "_minibatch_step", 50, 2),
-        (_levenberg.LeastSquaresTask, "normal_equations", 15, 2),
-        (_levenberg.LeastSquaresTask, "normal_equations", 45, 4),
-        (_nets.TrainingMonitor, "_remember", 3, 2),
-        (_groups, "effective_n_jobs", 1, None),
+        (skorch_nets.AdamNet, "_minibatch_step", 50, 2),
+        (LeastSquaresTask, "normal_equations", 15, 2),
+        (LeastSquaresTask, "normal_equations", 45, 4),
+        (skorch_nets.TrainingMonitor, "_remember", 3, 2),
+        (scheduling, "effective_n_jobs", 1, None),
     ],
 )
 def test_ctrl_c_ends_the_fit_with_the_best_network_so_far(
@@ -425,10 +429,10 @@ def test_ctrl_c_ends_the_fit_with_the_best_network_so_far(
 def test_ctrl_c_stops_between_two_steps(problem, groups_of_two, monkeypatch):
     """The students hold the state after 14 steps, not a mixture."""
     with monkeypatch.context() as patch:
-        interrupt_at(patch, _levenberg.LeastSquaresTask, "normal_equations", 15)
+        interrupt_at(patch, LeastSquaresTask, "normal_equations", 15)
         with pytest.warns(ConvergenceWarning, match="interrupted"):
             model = make_model(n_students=2).fit(*problem)
-    monkeypatch.setattr(_nets, "LEVENBERG_STEPS_PER_EPOCH", 14)
+    monkeypatch.setattr(skorch_nets, "LEVENBERG_STEPS_PER_EPOCH", 14)
     exact = make_model(n_students=2, max_iter=14).fit(*problem)
     assert_array_equal(model.student_losses_, exact.student_losses_)
 
@@ -436,7 +440,7 @@ def test_ctrl_c_stops_between_two_steps(problem, groups_of_two, monkeypatch):
 def test_ctrl_c_while_networks_are_finished(problem, groups_of_two, monkeypatch):
     model = make_model(n_students=4, prune=True, max_iter=20)
     with monkeypatch.context() as patch:
-        interrupt_at(patch, _groups.Annealer, "_finish", 1)
+        interrupt_at(patch, scheduling.Finisher, "_finish", 1)
         with pytest.warns(ConvergenceWarning, match="interrupted with 4 students"):
             model.fit(*problem)
     assert model.score(*problem) > 0.9
@@ -461,14 +465,14 @@ def test_a_device_without_memory_takes_fewer_students_at_a_time(
     problem, short_warm_up, monkeypatch
 ):
     whole = make_model(n_students=5, prune=True).fit(*problem)
-    equations = _levenberg.LeastSquaresTask.normal_equations
+    equations = LeastSquaresTask.normal_equations
 
     def limited(task, layers):
         if len(layers[0]) > 2:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return equations(task, layers)
 
-    monkeypatch.setattr(_levenberg.LeastSquaresTask, "normal_equations", limited)
+    monkeypatch.setattr(LeastSquaresTask, "normal_equations", limited)
     with pytest.warns(EfficiencyWarning, match="5 students at a time .* goes on with 2"):
         split = make_model(n_students=5, prune=True).fit(*problem)
     assert_same_network(split, whole)
@@ -478,7 +482,7 @@ def test_no_memory_for_one_student_is_an_error(problem, groups_of_two, monkeypat
     def fail(*args):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(_levenberg.LeastSquaresTask, "normal_equations", fail)
+    monkeypatch.setattr(LeastSquaresTask, "normal_equations", fail)
     with (
         pytest.warns(EfficiencyWarning, match="goes on with 1"),
         pytest.raises(torch.cuda.OutOfMemoryError, match="no memory for .* one student"),

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from sklearn_ec._activations import ACTIVATIONS
-from sklearn_ec._hints import (
+from sklearn_ec._core.activations import ACTIVATIONS
+from sklearn_ec._core.hints import (
     ALIASES,
     UNSUPPORTED,
     activation_hint,

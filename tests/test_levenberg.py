@@ -5,22 +5,20 @@ import pytest
 import torch
 from scipy.optimize import least_squares
 
-from sklearn_ec import _levenberg
-from sklearn_ec._activations import ACTIVATIONS
-from sklearn_ec._levenberg import (
+from sklearn_ec._core.activations import ACTIVATIONS
+from sklearn_ec._expand.students import layer_shapes
+from sklearn_ec._solvers.equations import DenseEquations, ShallowEquations
+from sklearn_ec._solvers.levenberg import (
     DAMPING_CEILING,
     DAMPING_FLOOR,
     MAX_RETRIES,
     ROUNDING_DAMPING,
     ROUNDING_LOSS,
     BatchedLevenberg,
-    DenseEquations,
-    LeastSquaresTask,
-    ShallowEquations,
     _next_damping,
     predicted_decrease,
 )
-from sklearn_ec._students import layer_shapes
+from sklearn_ec._solvers.task import CHUNK_ELEMENTS, LeastSquaresTask
 
 NAMES = sorted(ACTIVATIONS)
 SHAPES = [(1, False), (2, False), (1, True), (3, True)]  # n_outputs, has_skip
@@ -156,7 +154,7 @@ def test_curvature_matches_finite_differences(
     name, widths, n_outputs, has_skip, chunk_elements, monkeypatch
 ):
     if chunk_elements is not None:
-        monkeypatch.setitem(_levenberg.CHUNK_ELEMENTS, "cpu", chunk_elements)
+        monkeypatch.setitem(CHUNK_ELEMENTS, "cpu", chunk_elements)
     rng = np.random.default_rng(1)
     task = random_task(rng, name, n_samples=600, n_outputs=n_outputs)
     point = random_batch(rng, 2, widths, n_outputs=n_outputs, has_skip=has_skip)
@@ -209,7 +207,7 @@ def test_steps_match_a_dense_solver(name, widths, n_outputs, has_skip, chunk_ele
     rng = np.random.default_rng(2)
     task = random_task(rng, name, n_samples=600, n_outputs=n_outputs)
     if chunk_elements is not None:
-        monkeypatch.setitem(_levenberg.CHUNK_ELEMENTS, "cpu", chunk_elements)
+        monkeypatch.setitem(CHUNK_ELEMENTS, "cpu", chunk_elements)
     assert len(list(task.chunks(100))) == (1 if chunk_elements is None else 3)
     layers = random_batch(rng, 4, widths, n_outputs=n_outputs, has_skip=has_skip)
     damping = torch.tensor([1e-4, 1e-2, 1.0, 100.0], dtype=torch.float64)
@@ -240,7 +238,7 @@ def test_both_kinds_of_equations_agree_on_one_hidden_layer(
     name, n_outputs, has_skip, chunk_elements, monkeypatch
 ):
     if chunk_elements is not None:
-        monkeypatch.setitem(_levenberg.CHUNK_ELEMENTS, "cpu", chunk_elements)
+        monkeypatch.setitem(CHUNK_ELEMENTS, "cpu", chunk_elements)
     rng = np.random.default_rng(12)
     task = random_task(rng, name, n_samples=600, n_outputs=n_outputs)
     layers = random_batch(rng, 3, (7,), n_outputs=n_outputs, has_skip=has_skip)

@@ -5,11 +5,12 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from sklearn_ec._activations import ACTIVATIONS
-from sklearn_ec._linearization import Linearization, least_neuron_singular_value
-from sklearn_ec._students import layer_shapes
-from sklearn_ec._training import Trainer
-from sklearn_ec._types import Network, Samples
+from sklearn_ec._certify.uncertainty import layer_errors
+from sklearn_ec._core.activations import ACTIVATIONS
+from sklearn_ec._core.records import Network, Samples
+from sklearn_ec._expand.students import layer_shapes
+from sklearn_ec._expand.training import Trainer
+from sklearn_ec._solvers.jacobian import Linearization, least_neuron_singular_value
 
 # Widths and seeds of ReLU networks in which every neuron has a kink that the outputs show.
 KINKED = [((3,), 0), ((3, 2), 11), ((3, 4), 55), ((4, 3, 3), 107)]
@@ -235,7 +236,7 @@ def test_standard_errors_match_dense_least_squares(
     trainer = trainer_of(rows, "tanh", len(noise_level))
     use_chunks(monkeypatch, trainer.task, n_chunks)
     network = random_network(widths, len(noise_level))
-    computed = trainer.standard_errors(network, np.array(noise_level))
+    computed = layer_errors(trainer.task, network, np.array(noise_level))
     assert [part.shape for part in computed] == [layer.shape for layer in network.layers]
     jacobian = numerical_jacobian(trainer.task, network)
     expected = dense_standard_errors(jacobian, np.array(noise_level))
@@ -254,7 +255,7 @@ def test_standard_errors_of_homogeneous_neurons_are_those_at_fixed_lengths(
     network = random_network(widths, len(noise_level), seed)
     jacobian = numerical_jacobian(trainer.task, network)
     expected = dense_standard_errors(jacobian, np.array(noise_level), length_constraints(network))
-    computed = trainer.standard_errors(network, np.array(noise_level))
+    computed = layer_errors(trainer.task, network, np.array(noise_level))
     assert_allclose(flat(computed), expected, rtol=1e-4)
 
 
@@ -263,16 +264,16 @@ def test_standard_errors_are_finite_where_the_data_leave_weights_open(rows, name
     """A neuron that is there twice, and a column of zeros: what is determined has its error."""
     trainer, noise = trainer_of(rows, name, 1), np.array([0.1])
     network = random_network(seed=0)
-    doubled = trainer.standard_errors(with_double(network, 0), noise)
+    doubled = layer_errors(trainer.task, with_double(network, 0), noise)
     assert np.isfinite(flat(doubled)).all()
     X = np.insert(rows.X, 1, 0.0, axis=1)
     idle = Network((np.insert(network.layers[0], 1, 0.0, axis=1), network.layers[1]))
     wider = trainer_of(Samples(X, rows.y, rows.sample_weight), name, 1)
-    expected = trainer.standard_errors(network, noise)
+    expected = layer_errors(trainer.task, network, noise)
     expected[0] = np.insert(expected[0], 1, 0.0, axis=1)
-    for part, same in zip(wider.standard_errors(idle, noise), expected, strict=True):
+    for part, same in zip(layer_errors(wider.task, idle, noise), expected, strict=True):
         assert_allclose(part, same, rtol=1e-8, atol=1e-12)
 
 
 def test_standard_errors_are_zero_without_noise(trainer):
-    assert not flat(trainer.standard_errors(random_network(), np.zeros(1))).any()
+    assert not flat(layer_errors(trainer.task, random_network(), np.zeros(1))).any()

@@ -12,9 +12,13 @@ from scipy.cluster.hierarchy import (
 from scipy.spatial.distance import cdist, squareform
 from sklearn.exceptions import EfficiencyWarning
 
-from sklearn_ec import _linkage
-from sklearn_ec._clustering import cut_tree
-from sklearn_ec._linkage import DUPLICATE_DISTANCE, average_linkage, near_duplicates
+from sklearn_ec._cluster.cuts import cut_tree
+from sklearn_ec._cluster.linkage import (
+    DUPLICATE_DISTANCE,
+    _Forest,
+    average_linkage,
+    near_duplicates,
+)
 
 N_STUDENTS, N_KNOWN, N_JUNK = 6, 5, 3
 
@@ -48,7 +52,7 @@ def leaf_sets(parts):
 @pytest.fixture
 def small_limit(monkeypatch):
     """Less than the vectors of the ensemble, more than its different ones."""
-    monkeypatch.setattr(_linkage, "MAX_LEAVES", 25)
+    monkeypatch.setattr("sklearn_ec._cluster.linkage.MAX_LEAVES", 25)
 
 
 @pytest.mark.parametrize("has_sign_flip", [False, True])
@@ -118,7 +122,7 @@ def test_no_merge_is_lower_than_its_parts():
     def pair(height):
         return np.array([[0.0, 1.0, height, 2.0]])
 
-    forest = _linkage._Forest(4)
+    forest = _Forest(4)
     tops = [forest.add(pair(2.0), np.array([0, 3])), forest.add(pair(1.0), np.array([1, 2]))]
     forest.add(pair(1.5), np.array(tops))
     assert_array_equal(forest.to_linkage(), [[1, 2, 1, 2], [0, 3, 2, 2], [4, 5, 2, 4]])
@@ -127,14 +131,14 @@ def test_no_merge_is_lower_than_its_parts():
 def test_too_many_different_vectors_are_linked_with_a_warning(monkeypatch):
     vectors = np.random.default_rng(2).normal(size=(12, 4))
     expected = average_linkage(vectors, False)
-    monkeypatch.setattr(_linkage, "MAX_LEAVES", 11)
+    monkeypatch.setattr("sklearn_ec._cluster.linkage.MAX_LEAVES", 11)
     with pytest.warns(EfficiencyWarning, match="12 different neurons"):
         tree = average_linkage(vectors, False)
     assert_allclose(tree, expected)
 
 
 def test_equal_vectors_are_one_cluster_of_height_zero(monkeypatch):
-    monkeypatch.setattr(_linkage, "MAX_LEAVES", 5)
+    monkeypatch.setattr("sklearn_ec._cluster.linkage.MAX_LEAVES", 5)
     vectors = np.repeat(np.array([[1.0, 2.0], [3.0, -1.0]]), 4, axis=0)
     tree = average_linkage(vectors, False)
     assert_allclose(tree[:, 2], [0.0] * 6 + [np.sqrt(13.0)])

@@ -20,16 +20,19 @@ from test_levenberg import (
     task_of_teacher,
 )
 
-from sklearn_ec import ExpandClusterRegressor, _levenberg, _matrix_free, _training
-from sklearn_ec._activations import ACTIVATIONS
-from sklearn_ec._levenberg import (
-    ROUNDING_LOSS,
-    BatchedLevenberg,
-    LeastSquaresTask,
-    predicted_decrease,
-)
-from sklearn_ec._linearization import stacked
-from sklearn_ec._matrix_free import (
+from sklearn_ec import ExpandClusterRegressor
+from sklearn_ec._core.activations import ACTIVATIONS
+from sklearn_ec._core.coordinates import split_rows, standardize
+from sklearn_ec._core.forward import network_outputs
+from sklearn_ec._core.records import Network, Samples
+from sklearn_ec._expand import polishing
+from sklearn_ec._expand.skorch_nets import LEVENBERG_STEPS_PER_EPOCH
+from sklearn_ec._expand.training import Trainer
+from sklearn_ec._solvers import matrix_free
+from sklearn_ec._solvers.derivatives import forward, gradients, pull_back, tangent
+from sklearn_ec._solvers.jacobian import stacked
+from sklearn_ec._solvers.levenberg import ROUNDING_LOSS, BatchedLevenberg, predicted_decrease
+from sklearn_ec._solvers.matrix_free import (
     BLOCK_STEPS,
     DENSE_FLOPS,
     FinalMatrixFreeLevenberg,
@@ -38,12 +41,7 @@ from sklearn_ec._matrix_free import (
     diagonal_blocks,
     suited_solver,
 )
-from sklearn_ec._nets import LEVENBERG_STEPS_PER_EPOCH
-from sklearn_ec._preprocessing import split_rows, standardize
-from sklearn_ec._reconstruction import network_outputs
-from sklearn_ec._sweeps import forward, gradients, pull_back, tangent
-from sklearn_ec._training import Trainer
-from sklearn_ec._types import Network, Samples
+from sklearn_ec._solvers.task import CHUNK_ELEMENTS, LeastSquaresTask
 from sklearn_ec.datasets import make_teacher
 from sklearn_ec.metrics import max_cosine_distance
 
@@ -55,8 +53,8 @@ NAMES = ["tanh", "relu", "gelu", "g"]
 @pytest.fixture
 def exact_solves(monkeypatch):
     """Conjugate gradients down to rounding."""
-    monkeypatch.setattr(_matrix_free, "RELATIVE_RESIDUAL", 1e-12)
-    monkeypatch.setattr(_matrix_free, "MAX_ITERATIONS", 2000)
+    monkeypatch.setattr(matrix_free, "RELATIVE_RESIDUAL", 1e-12)
+    monkeypatch.setattr(matrix_free, "MAX_ITERATIONS", 2000)
 
 
 def rowwise(vectors):
@@ -145,7 +143,7 @@ def test_blocks_are_the_diagonal_blocks_of_the_normal_equations(
     name, n_inputs, widths, n_outputs, has_skip, chunk_elements, monkeypatch
 ):
     if chunk_elements is not None:
-        monkeypatch.setitem(_levenberg.CHUNK_ELEMENTS, "cpu", chunk_elements)
+        monkeypatch.setitem(CHUNK_ELEMENTS, "cpu", chunk_elements)
     rng = np.random.default_rng(2)
     task = random_task(rng, name, 600, n_inputs, n_outputs)
     assert len(list(task.chunks(10))) == (1 if chunk_elements is None else 3)
@@ -194,8 +192,8 @@ def test_exact_solves_match_a_dense_solver(name, widths, n_outputs, has_skip, ex
 def test_inexact_solves_decrease_the_model_as_predicted(widths, n_iterations, monkeypatch):
     """Wherever the conjugate gradients stop."""
     if n_iterations is not None:
-        monkeypatch.setattr(_matrix_free, "RELATIVE_RESIDUAL", 0.0)
-        monkeypatch.setattr(_matrix_free, "MAX_ITERATIONS", n_iterations)
+        monkeypatch.setattr(matrix_free, "RELATIVE_RESIDUAL", 0.0)
+        monkeypatch.setattr(matrix_free, "MAX_ITERATIONS", n_iterations)
     rng = np.random.default_rng(4)
     task = random_task(rng, "gelu", n_samples=60, n_outputs=2)
     layers = random_batch(rng, 3, widths, n_outputs=2)
@@ -220,7 +218,7 @@ def test_inexact_solves_decrease_the_model_as_predicted(widths, n_iterations, mo
 
 @pytest.mark.parametrize("is_final", [False, True])
 def test_solves_end_at_the_relative_residual(is_final):
-    goal = _matrix_free.FINAL_RESIDUAL if is_final else _matrix_free.RELATIVE_RESIDUAL
+    goal = matrix_free.FINAL_RESIDUAL if is_final else matrix_free.RELATIVE_RESIDUAL
     rng = np.random.default_rng(5)
     task, layers = random_task(rng, "tanh", n_samples=60), random_batch(rng, 3, (3, 2))
     equations = replace(equations_of(task, layers), is_final=is_final)
@@ -413,7 +411,7 @@ def test_blocks_serve_several_steps_and_are_computed_anew_for_other_networks(mon
         calls.append(len(layers[0]))
         return diagonal_blocks(task, layers)
 
-    monkeypatch.setattr(_matrix_free, "diagonal_blocks", spy)
+    monkeypatch.setattr(matrix_free, "diagonal_blocks", spy)
     rng = np.random.default_rng(12)
     task = random_task(rng, "tanh", n_samples=60)
     solver = MatrixFreeLevenberg(task, random_batch(rng, 3))
@@ -606,14 +604,14 @@ def spread_out(solver="auto", working_memory=None):
 def test_large_networks_that_stall_near_zero_get_exact_steps(
     monkeypatch, solver, working_memory, expected
 ):
-    monkeypatch.setattr(_matrix_free, "DENSE_FLOPS", 0.0)
-    monkeypatch.setattr(_training, "POLISH_WINDOW", 1)
-    monkeypatch.setattr(_training, "STALLED", 0.0)
+    monkeypatch.setattr(matrix_free, "DENSE_FLOPS", 0.0)
+    monkeypatch.setattr(polishing, "POLISH_WINDOW", 1)
+    monkeypatch.setattr(polishing, "STALLED", 0.0)
     network, trainer = spread_out(solver, working_memory)
     kinds = levenberg_kinds(monkeypatch)
     _, loss = trainer.polish(network, 100, enough=1e-9)
     assert set(kinds) == {MatrixFreeLevenberg}
-    assert _training.FINAL_LOSS < loss <= 1e-9
+    assert polishing.FINAL_LOSS < loss <= 1e-9
     kinds.clear()
     _, loss = trainer.polish(network, 100)
     assert list(dict.fromkeys(kinds)) == [MatrixFreeLevenberg, expected]
@@ -621,7 +619,7 @@ def test_large_networks_that_stall_near_zero_get_exact_steps(
 
 
 def test_large_networks_that_do_not_stall_keep_cheap_steps(monkeypatch):
-    monkeypatch.setattr(_matrix_free, "DENSE_FLOPS", 0.0)
+    monkeypatch.setattr(matrix_free, "DENSE_FLOPS", 0.0)
     network, trainer = spread_out()
     kinds = levenberg_kinds(monkeypatch)
     _, loss = trainer.polish(network, 100)

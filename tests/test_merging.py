@@ -4,14 +4,21 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from sklearn_ec import _matrix_free, _pruning
-from sklearn_ec._activations import get_activation
-from sklearn_ec._linearization import stacked
-from sklearn_ec._merging import MAX_ANGLE, merged_network, parallel_groups, unexplained_share
-from sklearn_ec._pruning import prune
-from sklearn_ec._reconstruction import network_outputs, solve_readout, with_skip
-from sklearn_ec._training import Trainer
-from sklearn_ec._types import Network, Samples
+from sklearn_ec._core.activations import get_activation
+from sklearn_ec._core.forward import network_outputs, solve_readout
+from sklearn_ec._core.records import Network, Samples
+from sklearn_ec._core.signs import with_skip
+from sklearn_ec._expand.training import Trainer
+from sklearn_ec._finish import pruning
+from sklearn_ec._finish.imitators import (
+    MAX_ANGLE,
+    merged_network,
+    parallel_groups,
+    unexplained_share,
+)
+from sklearn_ec._finish.pruning import prune
+from sklearn_ec._solvers import matrix_free
+from sklearn_ec._solvers.jacobian import stacked
 
 N_ROWS, N_INPUTS = 500, 4
 
@@ -124,13 +131,13 @@ def test_a_single_output_tells_no_neurons_apart():
 
 @pytest.mark.parametrize("name", ["tanh", "relu", "g"])
 def test_large_networks_are_merged_before_they_are_pruned(name, monkeypatch):
-    monkeypatch.setattr(_matrix_free, "DENSE_FLOPS", 0.0)
+    monkeypatch.setattr(matrix_free, "DENSE_FLOPS", 0.0)
     network = random_network()
     trainer = trainer_of(network, name)
     imitation = with_imitators(network, trainer)
     merged, tried = [], []
-    for target, calls in ((_pruning.merged_network, merged), (_pruning.without_neurons, tried)):
-        monkeypatch.setattr(_pruning, target.__name__, recorded(target, calls))
+    for target, calls in ((pruning.merged_network, merged), (pruning.without_neurons, tried)):
+        monkeypatch.setattr(pruning, target.__name__, recorded(target, calls))
     pruned, loss = prune(imitation, loss_of(imitation, trainer), trainer)
     assert pruned.widths == network.widths
     assert loss < 1e-20
@@ -147,7 +154,7 @@ def recorded(function, calls):
 
 
 def test_different_neurons_with_parallel_outgoing_weights_survive(monkeypatch):
-    monkeypatch.setattr(_matrix_free, "DENSE_FLOPS", 0.0)
+    monkeypatch.setattr(matrix_free, "DENSE_FLOPS", 0.0)
     network = random_network()
     network.layers[1][:, 2] = -2.0 * network.layers[1][:, 1]
     trainer = trainer_of(network, "tanh")

@@ -4,17 +4,12 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from sklearn_ec._activations import get_activation
-from sklearn_ec._noise import (
-    noise_level,
-    one_standard_error_bound,
-    reached_noise_floor,
-    squared_errors,
-    standard_errors,
-)
-from sklearn_ec._preprocessing import prepare
-from sklearn_ec._reconstruction import network_outputs
-from sklearn_ec._types import Network, Samples, Students
+from sklearn_ec._certify.uncertainty import noise_level, standard_errors
+from sklearn_ec._core.activations import get_activation
+from sklearn_ec._core.coordinates import prepare
+from sklearn_ec._core.forward import network_outputs
+from sklearn_ec._core.records import Network, Samples, Students
+from sklearn_ec._finish.noisy import one_standard_error_bound, reached_noise_floor, squared_errors
 from sklearn_ec.datasets import make_teacher
 
 TANH = get_activation("tanh")

@@ -7,8 +7,8 @@ import pytest
 from numpy.testing import assert_allclose
 from scipy import special
 
-from sklearn_ec._activations import ACTIVATIONS
-from sklearn_ec._onnx import to_onnx
+from sklearn_ec._core.activations import ACTIVATIONS
+from sklearn_ec._io.onnx import to_onnx
 from sklearn_ec.datasets import make_teacher
 
 onnx = pytest.importorskip("onnx", reason="ONNX export needs onnx")

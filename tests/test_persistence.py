@@ -11,10 +11,11 @@ from numpy.testing import assert_array_equal
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
-from sklearn_ec import ExpandClusterRegressor, _persistence
-from sklearn_ec._certificate import Certificate
-from sklearn_ec._persistence import Decoder, encode, is_saved
-from sklearn_ec._types import Dendrogram, Network
+from sklearn_ec import ExpandClusterRegressor
+from sklearn_ec._certify.certificate import Certificate
+from sklearn_ec._core.records import Dendrogram, Network
+from sklearn_ec._io import persistence
+from sklearn_ec._io.persistence import Decoder, encode, is_saved
 
 safetensors = pytest.importorskip("safetensors", reason="save and load need safetensors")
 pytest.importorskip("safetensors.numpy")
@@ -59,7 +60,7 @@ def rewrite(path, change, fix_checksum=True):
     change(document)
     if fix_checksum:
         del document["checksum"]
-        document["checksum"] = _persistence._checksum(document, tensors)
+        document["checksum"] = persistence._checksum(document, tensors)
     path.write_bytes(safetensors.numpy.save(tensors, {"sklearn_ec": json.dumps(document)}))
 
 
@@ -241,14 +242,14 @@ def test_truncated_files(saved):
 
 def test_single_flipped_bits_are_found(saved):
     content = saved.read_bytes()
-    document = _persistence.load_state(saved)
+    document = persistence.load_state(saved)
     n_found = 0
     for position in np.random.default_rng(0).integers(len(content), size=300):
         damaged = bytearray(content)
         damaged[position] ^= 1 << int(position % 8)
         saved.write_bytes(damaged)
         try:
-            assert_same(_persistence.load_state(saved), document)  # another spelling, as 1E-16
+            assert_same(persistence.load_state(saved), document)  # another spelling, as 1E-16
         except ValueError as error:
             n_found += str(error).startswith(f"{saved} ")
     assert n_found >= 295

@@ -4,18 +4,19 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from sklearn_ec import ExpandClusterRegressor, _nets, _pooling, _training
-from sklearn_ec._activations import get_activation
-from sklearn_ec._pooling import (
+from sklearn_ec import ExpandClusterRegressor
+from sklearn_ec._core.activations import get_activation
+from sklearn_ec._core.forward import network_outputs, solve_readout
+from sklearn_ec._core.records import Network, Samples
+from sklearn_ec._expand import neuron_pool, skorch_nets, training
+from sklearn_ec._expand.neuron_pool import (
     MAX_ROUNDS,
     best_subset,
     compact_network,
     pool_neurons,
     pooled_network,
 )
-from sklearn_ec._reconstruction import network_outputs, solve_readout
-from sklearn_ec._training import Trainer
-from sklearn_ec._types import Network, Samples
+from sklearn_ec._expand.training import Trainer
 
 N_ROWS = 200
 
@@ -144,10 +145,10 @@ def test_the_compact_network_has_the_neurons_that_matter(problem):
 def large_trainer(problem, monkeypatch):
     """A trainer that takes all students for large, and pools in all rounds."""
     samples, *_ = problem
-    monkeypatch.setattr(_training, "LARGE_WARM_UP_STEPS", 200)
-    monkeypatch.setattr(_training, "POOLING_STEPS", 100)
-    monkeypatch.setattr(_pooling, "COMPACT_FACTOR", 0.0)
-    monkeypatch.setattr("sklearn_ec._matrix_free.DENSE_FLOPS", 0.0)
+    monkeypatch.setattr(training, "LARGE_WARM_UP_STEPS", 200)
+    monkeypatch.setattr(training, "POOLING_STEPS", 100)
+    monkeypatch.setattr(neuron_pool, "COMPACT_FACTOR", 0.0)
+    monkeypatch.setattr("sklearn_ec._solvers.matrix_free.DENSE_FLOPS", 0.0)
     return Trainer(samples, samples, "relu", "cpu", has_skip=False)
 
 
@@ -229,9 +230,9 @@ def test_an_interrupt_while_neurons_are_pooled_ends_the_training(large_trainer, 
 
 def test_the_compact_network_gives_the_network_behind_the_data(large_trainer, monkeypatch):
     samples = large_trainer.samples
-    monkeypatch.setattr(_training, "LARGE_WARM_UP_STEPS", 1000)
-    monkeypatch.setattr(_pooling, "COMPACT_FACTOR", 3.0)
-    monkeypatch.setattr(_nets.LevenbergNet, "train_step", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(training, "LARGE_WARM_UP_STEPS", 1000)
+    monkeypatch.setattr(neuron_pool, "COMPACT_FACTOR", 3.0)
+    monkeypatch.setattr(skorch_nets.LevenbergNet, "train_step", lambda *_: pytest.fail("trained"))
     model = ExpandClusterRegressor(
         hidden_layer_sizes=4, rho=2, activation="relu", n_students=3, random_state=0
     ).fit(samples.X, samples.y)

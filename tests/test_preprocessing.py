@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from sklearn_ec._preprocessing import (
+from sklearn_ec._core.coordinates import (
     HELD_OUT_SHARE,
     HIGH_LEVERAGE,
     MAX_HELD_OUT,
@@ -12,8 +12,8 @@ from sklearn_ec._preprocessing import (
     split_rows,
     standardize,
 )
-from sklearn_ec._students import layer_shapes
-from sklearn_ec._types import Network, Samples
+from sklearn_ec._core.records import Network, Samples
+from sklearn_ec._expand.students import layer_shapes
 
 BASE = np.random.default_rng(0).normal(size=(100, 4))
 SCALES = np.array([1e-3, 1e-1, 1e1, 1e3])

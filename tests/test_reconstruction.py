@@ -1,30 +1,23 @@
 import itertools
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from sklearn_ec._activations import ACTIVATIONS
-from sklearn_ec._clustering import Cluster
-from sklearn_ec._ensemble import Ensemble
-from sklearn_ec._layers import Thresholds, cluster_layers
-from sklearn_ec._reconstruction import (
+from sklearn_ec._cluster.common_basis import collapse, count_agreeing, incoming_vectors
+from sklearn_ec._cluster.cuts import Cluster
+from sklearn_ec._cluster.layerwise import Thresholds, Voters, cluster_layers
+from sklearn_ec._core.activations import ACTIVATIONS
+from sklearn_ec._core.canonical import canonical_form
+from sklearn_ec._core.forward import network_outputs, read_features, solve_layer, solve_readout
+from sklearn_ec._core.records import Network, Samples
+from sklearn_ec._core.signs import (
     MAX_ENUMERATED_NEURONS,
-    canonical_form,
     closest_subset,
-    collapse,
-    count_agreeing,
-    incoming_vectors,
     linear_pairs,
-    network_outputs,
-    read_features,
     resolve_signs,
-    solve_layer,
-    solve_readout,
     with_skip,
 )
-from sklearn_ec._students import layer_shapes
-from sklearn_ec._types import Network, Samples, Students
+from sklearn_ec._expand.students import layer_shapes
 
 NAMES = sorted(ACTIVATIONS)
 EVEN_LINEAR = ["gelu", "leaky_relu", "relu", "silu", "softplus"]
@@ -131,7 +124,7 @@ def test_incoming_vectors_are_those_of_the_voters(name):
     networks = [random_network(rng, 3, 4, 1) for _ in range(2)]
     networks[1].layers[0][1] = 0.0
     narrower = Network((networks[1].layers[0][:2], networks[1].layers[1][:, 1:]))
-    voters = {1: networks[0], 2: narrower}  # an annealed student is narrower
+    voters = {1: networks[0], 2: narrower}  # a pruned student is narrower
     samples = samples_of(networks[0], activation, rng)
     vectors, owners, neurons = incoming_vectors(voters, [], samples, activation)
     assert owners.tolist() == [1, 1, 1, 2, 2]
@@ -257,45 +250,28 @@ def test_collapse_takes_the_member_of_the_best_student():
     assert collapse(clusters[1:2], vectors, students, losses).shape == (0, 2)
 
 
-def ensemble_of(networks):
-    """Converged students with the layers of these networks."""
+def voters_of(networks, samples, activation):
+    """The students with these networks, the first of which is the best."""
     losses = np.linspace(1e-24, 1e-22, len(networks))
-    return Ensemble(
-        Students(
-            layers=tuple(map(np.stack, zip(*(n.layers for n in networks), strict=True))),
-            losses=losses,
-            trained=np.ones(len(networks), dtype=bool),
-            n_iter=1,
-            best=networks[0],
-            best_held_out_loss=1e-24,
-            loss_curves=losses[:, None],
-        ),
-        tol=1e-20,
-    )
-
-
-def trainer_on(samples, activation):
-    """What the clustering reads of a trainer."""
-    return SimpleNamespace(activation=activation, samples=samples, device="cpu")
+    return Voters(dict(enumerate(networks)), losses, samples, activation, "cpu")
 
 
 @pytest.mark.parametrize("name", ["tanh", "relu", "g"])
 def test_clustering_all_layers_finds_the_network_that_the_students_share(name):
     rng, activation = np.random.default_rng(7), ACTIVATIONS[name]
     network = random_network(rng, (4, 3), 3, 1)
-    trainer = trainer_on(samples_of(network, activation, rng, 200), activation)
-    ensemble = ensemble_of([disguise(rng, network, activation)[0] for _ in range(6)])
-    layers = cluster_layers(ensemble, trainer, 2, Thresholds(0.5, 0.5, "local"))
+    samples = samples_of(network, activation, rng, 200)
+    disguised = [disguise(rng, network, activation)[0] for _ in range(6)]
+    voters = voters_of(disguised, samples, activation)
+    layers = cluster_layers(voters, 2, Thresholds(0.5, 0.5, "local"))
     assert [len(collapsed) for collapsed in layers.collapsed] == [4, 3]
     assert [record.linkage.shape for record in layers.dendrograms] == [(23, 4), (17, 4)]
     assert [(entry["layer"], entry["status"]) for entry in layers.report] == (
         [(0, "kept")] * 4 + [(1, "kept")] * 3
     )
-    solved = solve_readout(
-        layers.collapsed, trainer.samples, activation, activation.has_linear_flip
-    )
-    outputs = network_outputs(solved, trainer.samples.X, activation)
-    np.testing.assert_allclose(outputs, trainer.samples.y, rtol=0, atol=1e-9)
+    solved = solve_readout(layers.collapsed, samples, activation, activation.has_linear_flip)
+    outputs = network_outputs(solved, samples.X, activation)
+    np.testing.assert_allclose(outputs, samples.y, rtol=0, atol=1e-9)
 
 
 def test_clustering_ends_with_the_layer_that_students_do_not_share():
@@ -304,9 +280,8 @@ def test_clustering_ends_with_the_layer_that_students_do_not_share():
     for _ in range(6):
         other = random_network(rng, (4, 3), 3, 1)
         others.append(Network((shared.layers[0], *other.layers[1:])))
-    trainer = trainer_on(samples_of(shared, activation, rng), activation)
-    ensemble, thresholds = ensemble_of(others), Thresholds(0.5, 0.1, "local")
-    layers = cluster_layers(ensemble, trainer, 2, thresholds)
+    voters = voters_of(others, samples_of(shared, activation, rng), activation)
+    layers = cluster_layers(voters, 2, Thresholds(0.5, 0.1, "local"))
     assert len(layers.collapsed) == 1
     assert len(layers.dendrograms) == 2
     assert {entry["status"] for entry in layers.report if entry["layer"] == 1} != {"kept"}
@@ -316,10 +291,10 @@ def test_a_certified_network_is_the_basis_of_the_clustering():
     """And all layers are clustered, though its students share no neuron of the first."""
     rng, activation = np.random.default_rng(9), ACTIVATIONS["g"]
     network = random_network(rng, (4, 3), 3, 1)
-    trainer = trainer_on(samples_of(network, activation, rng), activation)
-    ensemble = ensemble_of([random_network(rng, (4, 3), 3, 1) for _ in range(3)])
-    ensemble.certified[0] = SimpleNamespace(network=network)
-    layers = cluster_layers(ensemble, trainer, 2, Thresholds(1.0, 0.1, "local"))
+    samples = samples_of(network, activation, rng)
+    others = [random_network(rng, (4, 3), 3, 1) for _ in range(2)]
+    voters = voters_of([network, *others], samples, activation)
+    layers = cluster_layers(voters, 2, Thresholds(1.0, 0.1, "local"), certified=network)
     assert [len(collapsed) for collapsed in layers.collapsed] == [0, 0]
     second = layers.dendrograms[1]
     own = second.vectors[second.students == 0]

@@ -1,7 +1,7 @@
 """The search for depth, width and activation, and what becomes of students, on scripted trials.
 
 Nothing is trained: students of an activation and a shape have the losses that a script says, and
-annealing gives a certified network where it says so.
+finishing gives a certified network where it says so.
 """
 
 from types import SimpleNamespace
@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from sklearn_ec._annealing import Candidate
-from sklearn_ec._ensemble import Ensemble
-from sklearn_ec._search import N_PROBES, PROBE_STEPS, Search, Trial, with_verdict
-from sklearn_ec._types import Network, Students
+from sklearn_ec._core.records import Network, Students
+from sklearn_ec._finish.finisher import Candidate
+from sklearn_ec._search.ensemble import Ensemble
+from sklearn_ec._search.shapes import N_PROBES, PROBE_STEPS, Search, Trial, with_verdict
 
 TOL = 1e-20
 
@@ -36,11 +36,11 @@ def make_students(widths, losses, held_out_loss=None):
     )
 
 
-class FakeAnnealer:
+class FakeFinisher:
     """Certifies students of some widths; denoised students have the widths of a list.
 
     ``refused`` maps activation and widths of students to the widths of the exact networks that
-    annealing makes of them, which get no certificate.
+    finishing makes of them, which get no certificate.
     """
 
     prune = True
@@ -63,7 +63,7 @@ class FakeAnnealer:
         self.trainer = SimpleNamespace(samples=samples)
 
     def finish(self, network, persistent=True):
-        self.events.append(("anneal", self.name, network.widths))
+        self.events.append(("finish", self.name, network.widths))
         self.persistent.append(persistent)
         refused = self.refused.get((self.name, network.widths))
         if refused is not None:
@@ -102,15 +102,15 @@ class Script:
         refused=None,
     ):
         self.losses, self.at_floor, self.events = losses, at_floor, []
-        annealers = {
-            name: FakeAnnealer(name, certified, self.events, n_equations, refused=refused)
+        finishers = {
+            name: FakeFinisher(name, certified, self.events, n_equations, refused=refused)
             for name in activations
         }
-        self.search = Search(annealers, self._train, lambda shape: 10 * sum(shape), n_students)
+        self.search = Search(finishers, self._train, lambda shape: 10 * sum(shape), n_students)
 
-    def _train(self, annealer, widths, n_students, n_steps=None):
-        self.events.append(("train", annealer.name, widths, n_students, n_steps))
-        loss = self.losses.get((annealer.name, widths), self.losses.get(widths, 1.0))
+    def _train(self, finisher, widths, n_students, n_steps=None):
+        self.events.append(("train", finisher.name, widths, n_students, n_steps))
+        loss = self.losses.get((finisher.name, widths), self.losses.get(widths, 1.0))
         factors = np.ones(n_students) if self.at_floor else 10.0 ** np.arange(n_students)
         return Ensemble(make_students(widths, loss * factors), TOL)
 
@@ -118,15 +118,15 @@ class Script:
     def probed(self):
         """Shapes, or activations and shapes, in the order in which they were probed."""
         probed = [e[1:3] for e in self.events if e[0] == "train" and e[4] == PROBE_STEPS]
-        return probed if len(self.search.annealers) > 1 else [widths for _, widths in probed]
+        return probed if len(self.search.finishers) > 1 else [widths for _, widths in probed]
 
     @property
     def trained_to_the_end(self):
         return [e[1:4] for e in self.events if e[0] == "train" and e[4] is None]
 
     @property
-    def annealed(self):
-        return [event[2] for event in self.events if event[0] == "anneal"]
+    def finished(self):
+        return [event[2] for event in self.events if event[0] == "finish"]
 
 
 def test_the_first_certified_network_ends_the_search():
@@ -135,7 +135,7 @@ def test_the_first_certified_network_ends_the_search():
     assert (trial.activation, trial.widths, trial.certified) == ("tanh", (8,), True)
     assert script.events == [
         ("train", "tanh", (8,), N_PROBES, PROBE_STEPS),
-        ("anneal", "tanh", (8,)),
+        ("finish", "tanh", (8,)),
     ]
 
 
@@ -150,7 +150,7 @@ def test_goes_on_from_the_best_shape_as_long_as_the_loss_halves():
     script = Script(losses)
     trial = script.search.run()
     assert script.probed == [(8,), (4, 4), (16,), (8, 8), (32,)]
-    assert not script.annealed  # losses above 1e-3 are not worth it
+    assert not script.finished  # losses above 1e-3 are not worth it
     # 0.4 is within a factor of 2 of the lowest, with a layer or neurons less.
     assert trial.widths == (16,)
 
@@ -191,7 +191,7 @@ def test_students_hold_no_more_parameters_than_there_are_equations(n_equations, 
     assert script.probed == probed
 
 
-def test_a_trial_that_stands_out_is_annealed_at_once():
+def test_a_trial_that_stands_out_is_finished_at_once():
     losses = {(8,): 1e-4, (4, 4): 0.9e-5, (16,): 1e-9}
     script = Script(losses, certified=[(4, 4)])
     assert script.search.run().widths == (4, 4)
@@ -201,27 +201,27 @@ def test_a_trial_that_stands_out_is_annealed_at_once():
     assert script.probed == [(8,), (4, 4), (16,)]
 
 
-def test_promising_trials_are_annealed_best_first_and_once():
+def test_promising_trials_are_finished_best_first_and_once():
     losses = {(8,): 3e-4, (4, 4): 2e-4, (16,): 4e-4}
     script = Script(losses)
     script.search.run()
-    assert script.annealed == [(4, 4), (8,), (16,)]
+    assert script.finished == [(4, 4), (8,), (16,)]
     script = Script(losses, certified=[(8,)])
     assert script.search.run().widths == (8,)
-    assert script.annealed == [(4, 4), (8,)]
+    assert script.finished == [(4, 4), (8,)]
 
 
-def test_a_trial_that_was_annealed_at_once_is_not_annealed_again():
+def test_a_trial_that_was_finished_at_once_is_not_finished_again():
     script = Script({(8,): 1e-4, (4, 4): 1e-7})
     script.search.run()
-    assert script.annealed == [(4, 4), (8,)]
+    assert script.finished == [(4, 4), (8,)]
 
 
-def test_nothing_is_annealed_without_pruning():
+def test_nothing_is_finished_without_pruning():
     script = Script({(8,): 1e-12, (4, 4): 1e-12}, certified=[(8,)])
-    script.search.annealers["tanh"].prune = False
+    script.search.finishers["tanh"].prune = False
     assert not script.search.run().certified
-    assert not script.annealed
+    assert not script.finished
 
 
 @pytest.mark.parametrize("deeper", [1e-4, 0.6e-4])
@@ -230,7 +230,7 @@ def test_the_noise_floor_ends_the_search(deeper):
     trial = script.search.run()
     assert script.probed == [(8,), (4, 4)]
     assert (trial.widths, len(trial.ensemble.students)) == ((8,), N_PROBES)
-    assert not script.annealed
+    assert not script.finished
 
 
 def test_a_floor_that_another_shape_undercuts_is_none():
@@ -244,7 +244,7 @@ def test_the_right_activation_is_certified_first():
     script = Script(losses, ("relu", "g", "tanh"), certified=[(8,)])
     assert script.search.run().activation == "tanh"
     assert script.probed == [("relu", (8,)), ("g", (8,)), ("tanh", (8,))]
-    assert script.annealed == [(8,)]
+    assert script.finished == [(8,)]
 
 
 def test_the_best_activations_go_on_after_two_shapes():
@@ -260,7 +260,7 @@ def test_the_best_activations_go_on_after_two_shapes():
 def test_scores_are_held_out_losses_unless_the_data_look_exact():
     def trial(loss, held_out_loss):
         ensemble = Ensemble(make_students((8,), [loss, 1.0], held_out_loss), TOL)
-        return Trial("relu", (8,), FakeAnnealer(), ensemble, 1.0)
+        return Trial("relu", (8,), FakeFinisher(), ensemble, 1.0)
 
     assert trial(1e-4, 1e-2).score == 1e-2
     assert trial(1e-15, 1e-4).score == 1e-15
@@ -317,7 +317,7 @@ def test_activations_of_given_widths_race(certified):
     assert {widths for _, widths in script.probed} == {(5,)}
     trained_on = [event for event in script.events if event[0] == "train" and event[4] is None]
     assert trained_on == ([] if certified else [("train", "tanh", (5,), 15, None)])
-    assert len(script.annealed) == (1 if certified else 3)
+    assert len(script.finished) == (1 if certified else 3)
 
 
 # Exact networks that get no certificate
@@ -334,7 +334,7 @@ def test_paired_neurons_are_trained_where_an_exact_network_is_refused():
         ("train", "tanh", (8,), N_PROBES, PROBE_STEPS),
         ("train", "relu", (8,), N_PROBES, PROBE_STEPS),
         ("train", "leaky_relu", (8,), N_PROBES, PROBE_STEPS),
-        ("anneal", "relu", (8,)),
+        ("finish", "relu", (8,)),
         ("train", "leaky_relu", (8,), 15, None),
     ]
     assert script.trained_to_the_end.count(("leaky_relu", (8,), 15)) == 1
@@ -344,10 +344,10 @@ def test_the_certificate_of_paired_neurons_ends_the_search():
     script = Script(PAIR_LOSSES, PAIR, refused={("relu", (8,)): (12,)})
     train = script.search.train
 
-    def train_and_certify(annealer, widths, *numbers):
-        ensemble = train(annealer, widths, *numbers)
-        if annealer.name == "leaky_relu" and len(numbers) == 1:
-            ensemble.certified[0] = annealer._candidate(make_network((6,)), passed=True)
+    def train_and_certify(finisher, widths, *numbers):
+        ensemble = train(finisher, widths, *numbers)
+        if finisher.name == "leaky_relu" and len(numbers) == 1:
+            ensemble.certified[0] = finisher._candidate(make_network((6,)), passed=True)
         return ensemble
 
     script.search.train = train_and_certify
@@ -387,16 +387,16 @@ def test_the_smallest_exact_network_is_the_most_parsimonious():
 # What becomes of students once training is over
 
 
-def settle(losses, certified=(), denoised=(), prune=True, widths=(8,), is_conclusive=False):
-    annealer = FakeAnnealer(certified=certified, denoised=denoised, is_conclusive=is_conclusive)
-    annealer.prune = prune
+def complete(losses, certified=(), denoised=(), prune=True, widths=(8,), is_conclusive=False):
+    finisher = FakeFinisher(certified=certified, denoised=denoised, is_conclusive=is_conclusive)
+    finisher.prune = prune
     ensemble = Ensemble(make_students(widths, losses), TOL)
-    ensemble.settle(annealer)
-    return ensemble, [event[0] for event in annealer.events]
+    ensemble.complete(finisher)
+    return ensemble, [event[0] for event in finisher.events]
 
 
 def test_students_at_the_noise_floor_are_denoised():
-    ensemble, events = settle([1e-4] * 6, denoised=[(2,), (3,), (3,), (3,), (2,)])
+    ensemble, events = complete([1e-4] * 6, denoised=[(2,), (3,), (3,), (3,), (2,)])
     assert events == ["denoise"] * 5
     assert list(ensemble.voters()) == [0, 1, 2, 3, 4]
     assert [network.widths for network in ensemble.voters().values()] == [
@@ -412,56 +412,56 @@ def test_students_at_the_noise_floor_are_denoised():
 
 def test_denoised_students_that_disagree_may_be_no_noise():
     sizes = [(2,), (3,), (2,), (3,), (4,)]
-    assert settle([1e-4] * 5, denoised=sizes)[1] == ["denoise"] * 5 + ["anneal"] * 3
-    ensemble, events = settle([1e-4] * 5, certified=[(8,)], denoised=sizes)
-    assert events == ["denoise"] * 5 + ["anneal"] * 3  # two of them to confirm
+    assert complete([1e-4] * 5, denoised=sizes)[1] == ["denoise"] * 5 + ["finish"] * 3
+    ensemble, events = complete([1e-4] * 5, certified=[(8,)], denoised=sizes)
+    assert events == ["denoise"] * 5 + ["finish"] * 3  # two of them to confirm
     assert len(ensemble.certified) == 3
     assert len(ensemble.voters()) == 3
 
 
-def test_students_above_the_noise_floor_are_annealed_before_they_are_denoised():
-    ensemble, events = settle([1e-4, 1e-5, 1e-6, 0.1], denoised=[(2,)] * 4)
-    assert events == ["anneal"] * 3 + ["denoise"] * 4
-    assert list(ensemble.annealed) == [2, 1, 0]
+def test_students_above_the_noise_floor_are_finished_before_they_are_denoised():
+    ensemble, events = complete([1e-4, 1e-5, 1e-6, 0.1], denoised=[(2,)] * 4)
+    assert events == ["finish"] * 3 + ["denoise"] * 4
+    assert list(ensemble.finished) == [2, 1, 0]
     assert list(ensemble.denoised) == [2, 1, 0, 3]
 
 
 def test_exact_students_are_never_denoised():
-    assert settle([1e-21, 1e-5, 1e-4])[1] == ["anneal"] * 3
+    assert complete([1e-21, 1e-5, 1e-4])[1] == ["finish"] * 3
 
 
 def test_an_exact_network_of_which_the_rows_leave_neurons_open_is_confirmed():
-    """Two more students are annealed to vote, whatever they give; none is annealed again."""
+    """Two more students are finished to vote, whatever they give; none is finished again."""
     losses = [1e-21, 1e-5, 1e-4, 1e-4]
-    ensemble, events = settle(losses, is_conclusive=True)
-    assert events == ["anneal"] * 3
-    assert list(ensemble.conclusive) == list(ensemble.annealed) == list(ensemble.voters())
+    ensemble, events = complete(losses, is_conclusive=True)
+    assert events == ["finish"] * 3
+    assert list(ensemble.conclusive_networks) == list(ensemble.finished) == list(ensemble.voters())
     assert ensemble.width_agreement(make_network((8,))) == (3, 3)
-    ensemble.settled = False
-    annealer = FakeAnnealer()
-    ensemble.settle(annealer)
-    assert not annealer.events
+    ensemble.is_complete = False
+    finisher = FakeFinisher()
+    ensemble.complete(finisher)
+    assert not finisher.events
 
 
 @pytest.mark.parametrize(("is_conclusive", "persistent"), [(False, [True] * 3), (True, [True])])
-def test_annealing_persists_up_to_a_conclusive_network(is_conclusive, persistent):
-    annealer = FakeAnnealer(is_conclusive=is_conclusive)
-    Ensemble(make_students((8,), [1e-21, 1e-5, 1e-4]), TOL).settle(annealer)
-    assert [p for p in annealer.persistent if p] == persistent
+def test_finishing_persists_up_to_a_conclusive_network(is_conclusive, persistent):
+    finisher = FakeFinisher(is_conclusive=is_conclusive)
+    Ensemble(make_students((8,), [1e-21, 1e-5, 1e-4]), TOL).complete(finisher)
+    assert [p for p in finisher.persistent if p] == persistent
 
 
 def test_nothing_is_pruned_where_it_is_not_wanted():
-    ensemble, events = settle([1e-4] * 5, prune=False)
+    ensemble, events = complete([1e-4] * 5, prune=False)
     assert not events
     assert list(ensemble.voters()) == [0, 1, 2]
 
 
 def test_joined_students_keep_their_certificates():
-    annealer = FakeAnnealer(certified=[(8,)])
+    finisher = FakeFinisher(certified=[(8,)])
     first = Ensemble(make_students((8,), [1.0, 1e-5]), TOL)
-    first.anneal_first(annealer)
+    first.finish_first(finisher)
     second = Ensemble(make_students((8,), [1e-6, 1.0]), TOL)
-    second.anneal_first(annealer)
+    second.finish_first(finisher)
     both = first.joined(second)
     assert list(both.certified) == [1, 2]
     assert both.students.losses.tolist() == [1.0, 1e-5, 1e-6, 1.0]
@@ -470,9 +470,9 @@ def test_joined_students_keep_their_certificates():
 def test_joined_students_keep_the_networks_that_were_refused():
     ensembles = [Ensemble(make_students((8,), losses), TOL) for losses in ([1, 1e-5], [1e-6, 1])]
     for ensemble, widths in zip(ensembles, [(3,), (4,)], strict=True):
-        ensemble.anneal_first(FakeAnnealer(refused={("tanh", (8,)): widths}))
+        ensemble.finish_first(FakeFinisher(refused={("tanh", (8,)): widths}))
     both = ensembles[0].joined(ensembles[1])
-    widths = {student: c.network.widths for student, c in both.annealed.items()}
+    widths = {student: c.network.widths for student, c in both.finished.items()}
     assert widths == {1: (3,), 2: (4,)}
     assert not both.certified
-    assert not both.conclusive
+    assert not both.conclusive_networks

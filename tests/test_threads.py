@@ -9,8 +9,12 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from sklearn_ec import ExpandClusterRegressor, _groups, _levenberg, _nets, _threads
-from sklearn_ec._threads import FLOPS_PER_THREAD, n_allowed, notice_crowd, threads_for
+from sklearn_ec import ExpandClusterRegressor
+from sklearn_ec._core import threads
+from sklearn_ec._core.threads import FLOPS_PER_THREAD, n_allowed, notice_crowd, threads_for
+from sklearn_ec._expand import skorch_nets
+from sklearn_ec._search import scheduling
+from sklearn_ec._solvers import levenberg
 
 pytestmark = pytest.mark.filterwarnings("ignore:The network is not certified")
 LARGE = 1e15
@@ -19,7 +23,7 @@ LARGE = 1e15
 @pytest.fixture(autouse=True)
 def four_threads(monkeypatch):
     """Four threads are allowed, whatever the machine has, and nothing was noticed so far."""
-    monkeypatch.setattr(_threads, "_allowance", _threads._Allowance())
+    monkeypatch.setattr(threads, "_allowance", threads._Allowance())
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     yield
@@ -98,18 +102,18 @@ def test_large_work_within_small_work_and_the_other_way_round():
 
 
 def test_a_fit_of_small_students_takes_one_thread(problem, make_model, monkeypatch):
-    adam = counts_in(monkeypatch, _nets.AdamNet, "_minibatch_step")
-    steps = counts_in(monkeypatch, _levenberg.BatchedLevenberg, "_advance")
+    adam = counts_in(monkeypatch, skorch_nets.AdamNet, "_minibatch_step")
+    steps = counts_in(monkeypatch, levenberg.BatchedLevenberg, "_advance")
     make_model().fit(*problem)
     assert set(adam) == set(steps) == {1}
 
 
 def test_a_fit_of_large_students_takes_all(problem, make_model, monkeypatch):
-    monkeypatch.setattr(_threads, "FLOPS_PER_THREAD", 1.0)
-    monkeypatch.setattr(_threads, "MIN_SECONDS", np.inf)
-    adam = counts_in(monkeypatch, _nets.AdamNet, "_minibatch_step")
-    steps = counts_in(monkeypatch, _levenberg.BatchedLevenberg, "_advance")
-    epochs = counts_in(monkeypatch, _nets.LossRecorder, "_losses")
+    monkeypatch.setattr(threads, "FLOPS_PER_THREAD", 1.0)
+    monkeypatch.setattr(threads, "MIN_SECONDS", np.inf)
+    adam = counts_in(monkeypatch, skorch_nets.AdamNet, "_minibatch_step")
+    steps = counts_in(monkeypatch, levenberg.BatchedLevenberg, "_advance")
+    epochs = counts_in(monkeypatch, skorch_nets.LossRecorder, "_losses")
     make_model().fit(*problem)
     assert set(adam) == set(steps) == {4}
     assert set(epochs) == {1}
@@ -117,15 +121,15 @@ def test_a_fit_of_large_students_takes_all(problem, make_model, monkeypatch):
 
 def test_workers_share_what_is_allowed(problem, make_model, monkeypatch):
     """Two workers of one process, on a machine of more processors than threads are allowed."""
-    monkeypatch.setattr(_groups, "GROUP_SIZE", 2)
-    monkeypatch.setattr(_groups, "cpu_count", lambda: 64)
-    allowed, train_group = [], _groups.train_group
+    monkeypatch.setattr(scheduling, "GROUP_SIZE", 2)
+    monkeypatch.setattr(scheduling, "cpu_count", lambda: 64)
+    allowed, train_group = [], scheduling.train_group
 
     def spy(*args):
         allowed.append(n_allowed())
         return train_group(*args)
 
-    monkeypatch.setattr(_groups, "train_group", spy)
+    monkeypatch.setattr(scheduling, "train_group", spy)
     with joblib.parallel_config(backend="threading", n_jobs=2):
         make_model().fit(*problem)
     assert allowed == [2, 2]
@@ -160,7 +164,7 @@ def test_a_failing_fit_gives_threads_back(problem, make_model, monkeypatch, erro
         assert torch.get_num_threads() == 1
         raise error
 
-    monkeypatch.setattr(_nets.AdamNet, "initialize", fail)
+    monkeypatch.setattr(skorch_nets.AdamNet, "initialize", fail)
     with pytest.raises(error):
         make_model().fit(*problem)
     assert torch.get_num_threads() == in_new_thread(torch.get_num_threads) == 4
@@ -200,7 +204,7 @@ def test_large_work_that_waits_for_processors_goes_on_with_one_thread(monkeypatc
     assert torch.get_num_threads() == 4
     with threads_for(LARGE):
         assert torch.get_num_threads() == 1
-        now[0] += 1.01 * _threads.BACK_OFF
+        now[0] += 1.01 * threads.BACK_OFF
     with threads_for(LARGE):
         assert torch.get_num_threads() == 4
 

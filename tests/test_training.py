@@ -7,20 +7,22 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
-from sklearn_ec import ExpandClusterRegressor, _nets, _training
-from sklearn_ec._levenberg import ROUNDING_LOSS
-from sklearn_ec._nets import AdamNet, LevenbergNet, TrainingMonitor
-from sklearn_ec._preprocessing import split_rows, standardize
-from sklearn_ec._pruning import unstick
-from sklearn_ec._reconstruction import network_outputs
-from sklearn_ec._students import (
+from sklearn_ec import ExpandClusterRegressor
+from sklearn_ec._core.activations import get_activation
+from sklearn_ec._core.coordinates import split_rows, standardize
+from sklearn_ec._core.forward import network_outputs
+from sklearn_ec._core.records import Network, Samples
+from sklearn_ec._expand import polishing, skorch_nets, training
+from sklearn_ec._expand.skorch_nets import AdamNet, LevenbergNet, TrainingMonitor
+from sklearn_ec._expand.students import (
     StackedStudents,
     has_skip_terms,
     initial_weights,
     layer_shapes,
 )
-from sklearn_ec._training import Trainer
-from sklearn_ec._types import Network, Samples
+from sklearn_ec._expand.training import Trainer
+from sklearn_ec._finish.pruning import unstick
+from sklearn_ec._solvers.levenberg import ROUNDING_LOSS
 
 SEEDS = np.arange(6)
 
@@ -132,7 +134,7 @@ def test_training_is_deterministic_and_seeded_per_student(trainer):
 
 def test_training_stops_when_most_students_converged(trainer):
     students = trainer.train(SEEDS, (16,), max_iter=1000, tol=1e-4)
-    assert np.mean(students.losses <= 1e-4) >= _nets.CONVERGED_SHARE
+    assert np.mean(students.losses <= 1e-4) >= skorch_nets.CONVERGED_SHARE
     assert students.n_iter <= 20
 
 
@@ -148,10 +150,10 @@ def test_training_stops_when_the_best_student_is_recovered(rows, solver):
     students = trainer.train(SEEDS, (4,), max_iter=1000, tol=0.0, is_recovered=is_recovered)
     assert len(asked) == 2
     first, factor = (
-        table[_training.SOLVERS[solver]]
-        for table in (_nets.FIRST_QUESTION_EPOCH, _nets.QUESTION_FACTOR)
+        table[polishing.SOLVERS[solver]]
+        for table in (skorch_nets.FIRST_QUESTION_EPOCH, skorch_nets.QUESTION_FACTOR)
     )
-    assert students.n_iter == first * factor * _nets.LEVENBERG_STEPS_PER_EPOCH
+    assert students.n_iter == first * factor * skorch_nets.LEVENBERG_STEPS_PER_EPOCH
     assert asked[1] == (np.nanargmin(students.losses), np.nanmin(students.losses))
 
 
@@ -171,7 +173,7 @@ def with_one_failing_student(monkeypatch):
         layers[0][1] = np.nan
         return layers
 
-    monkeypatch.setattr(_training, "initial_weights", broken)
+    monkeypatch.setattr(training, "initial_weights", broken)
 
 
 def test_a_failing_student_harms_no_other(trainer, monkeypatch):
@@ -202,15 +204,15 @@ def test_all_students_failing_is_an_error(tanh_problem, monkeypatch):
     def broken(*args):
         return [np.full_like(layer, np.nan) for layer in initial_weights(*args)]
 
-    monkeypatch.setattr(_training, "initial_weights", broken)
+    monkeypatch.setattr(training, "initial_weights", broken)
     model = ExpandClusterRegressor(hidden_layer_sizes=4, activation="tanh", n_students=2)
     with pytest.raises(ValueError, match="all 2 students diverged"):
         model.fit(X, y)
 
 
 def test_large_students_are_trained_in_groups_best_first(trainer, monkeypatch):
-    monkeypatch.setattr(_training, "BATCH_FLOPS", {"cpu": 0.0, "cuda": 0.0})
-    monkeypatch.setitem(_training.MIN_BATCH, _training.BatchedLevenberg, 2)
+    monkeypatch.setattr(training, "BATCH_FLOPS", {"cpu": 0.0, "cuda": 0.0})
+    monkeypatch.setitem(training.MIN_BATCH, training.BatchedLevenberg, 2)
     students = trainer.train(SEEDS, (16,), max_iter=100, tol=1e-4)
     assert students.trained.sum() == 2
     assert students.losses[students.trained].max() < students.losses[~students.trained].min()
@@ -276,7 +278,7 @@ def test_polish_gives_up_on_a_target_out_of_reach(trainer):
 
 def count_steps(trainer, network, target):
     steps = 0
-    original = _training.BatchedLevenberg.step
+    original = training.BatchedLevenberg.step
 
     def counting(solver):
         nonlocal steps
@@ -284,7 +286,7 @@ def count_steps(trainer, network, target):
         original(solver)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_training.BatchedLevenberg, "step", counting)
+        patch.setattr(training.BatchedLevenberg, "step", counting)
         trainer.polish(network, 200, target)
     return steps
 
@@ -337,11 +339,11 @@ def test_polish_ends_where_it_stalls(trainer):
     """Three neurons in a local minimum of a problem with four."""
     start = random_network((3,), 0)
     start.layers[-1][0, -1] = 0.0
-    assert _training.POLISH_WINDOW < count_steps(trainer, start, target=np.inf) < 200
+    assert polishing.POLISH_WINDOW < count_steps(trainer, start, target=np.inf) < 200
     polished, loss = trainer.polish(start, 200)
     assert loss > 1e-6
     _, further_loss = trainer.polish(polished, 100)
-    assert further_loss > _training.POLISH_PROGRESS * loss
+    assert further_loss > polishing.POLISH_PROGRESS * loss
 
 
 # Settled networks
@@ -356,7 +358,7 @@ def rare_column():
     incoming = np.array([[1.0, 0.5, 0.3, 0.1], [-0.4, 1.0, 0.4, 0.3]])
     readout = np.array([[1.0, 0.5, 0.0], [-0.6, 1.0, 0.2]])
     teacher = Network((incoming, readout))
-    y = network_outputs(teacher, X, _training.get_activation("relu"))
+    y = network_outputs(teacher, X, get_activation("relu"))
     samples = Samples(X, y, np.ones(300))
     return Trainer(samples, samples, "relu", "cpu", has_skip=False), teacher
 
@@ -384,9 +386,9 @@ def test_settling_frees_neurons_that_are_switched_off_in_a_single_row(rare_colum
 
 def test_large_students_are_settled_after_a_longer_warm_up(rare_column, monkeypatch):
     trainer, _ = rare_column
-    monkeypatch.setattr("sklearn_ec._matrix_free.DENSE_FLOPS", 0.0)
-    monkeypatch.setattr(_training, "LARGE_WARM_UP_STEPS", 200)
-    monkeypatch.setattr(_training, "POOLING_STEPS", 100)
+    monkeypatch.setattr("sklearn_ec._solvers.matrix_free.DENSE_FLOPS", 0.0)
+    monkeypatch.setattr(training, "LARGE_WARM_UP_STEPS", 200)
+    monkeypatch.setattr(training, "POOLING_STEPS", 100)
     course = trainer._warmed_up(SEEDS[:2], (4,))
     assert_allclose(course.layers[0][:, :, 2], 0.0, atol=1e-12)
     assert (course.losses < 1.0).all()
@@ -398,4 +400,4 @@ def test_large_students_are_settled_after_a_longer_warm_up(rare_column, monkeypa
 )
 def test_students_of_many_inputs_have_no_skip_terms(activation, n_inputs, expected):
     samples = Samples(np.zeros((5, n_inputs)), np.zeros((5, 1)), np.ones(5))
-    assert has_skip_terms(_training.get_activation(activation), samples) == expected
+    assert has_skip_terms(get_activation(activation), samples) == expected

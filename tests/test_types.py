@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from sklearn_ec._students import layer_shapes
-from sklearn_ec._types import Network, Samples
+from sklearn_ec._core.records import Network, Samples
+from sklearn_ec._expand.students import layer_shapes
 
 SIZES = [(3, 5, 1), (3, 5, 4, 2), (2, 5, 4, 3, 1)]
 
