@@ -328,7 +328,8 @@ def test_a_killed_fit_goes_on_where_it_was(problem, tmp_path):
     script = """
         import os, pickle, signal, sys
         import numpy as np
-        from sklearn_ec import ExpandClusterRegressor, _cache
+        from sklearn_ec import ExpandClusterRegressor
+        from sklearn_ec._io import cache
         cache.CHECKPOINT_SECONDS = 0.0
         replace, saves = os.replace, []
         def killed(*args):
