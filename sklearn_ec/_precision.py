@@ -21,6 +21,7 @@ from ._activations import Activation
 
 FLOATS: dict[str, Any] = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
 MAX_DECIMALS = 12
+SAMPLE_SIZE = 10_000  # values of X that are looked at first
 # Values agree with decimals, in units of their own rounding.
 DECIMAL_TOLERANCE = 4.0
 # Decimals are told from chance where their step is at least so many roundings of the largest value:
@@ -117,6 +118,9 @@ def find_precision(values: Any, given: str | float = "auto") -> Precision:
 
 def find_input_precision(X: np.ndarray) -> Precision:
     """How inputs are rounded: decimals are what networks are asked, single precision may not be."""
+    sample = X.ravel()[:: max(1, X.size // SAMPLE_SIZE)]
+    if find_precision(sample).is_full:
+        return FULL
     precision = find_precision(X)
     return FULL if precision.step else precision
 

@@ -382,13 +382,13 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
             different neurons are clustered.
         """
         widths = self._assumed_widths()
-        X, y, sample_weight, precision = self._validate(X, y, sample_weight)
-        progress = begin_fit(self, X, y)
-        rng = np.random.default_rng(self._draw_seed())
-        self._problem = prepare(X, y, sample_weight, rng, precision, find_input_precision(X))
-        self._targets = kind_of_targets(self._problem, y)
-        self._ensemble = None
         with self._watched():
+            X, y, sample_weight, precision = self._validate(X, y, sample_weight)
+            progress = begin_fit(self, X, y)
+            rng = np.random.default_rng(self._draw_seed())
+            self._problem = prepare(X, y, sample_weight, rng, precision, find_input_precision(X))
+            self._targets = kind_of_targets(self._problem, y)
+            self._ensemble = None
             try:
                 trial = self._search(widths, rng)
                 self._keep(trial.ensemble, trial.widths, trial.activation)

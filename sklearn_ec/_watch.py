@@ -23,6 +23,8 @@ class OutOfTime(KeyboardInterrupt):
 class Watch:
     """Ends computations in time and reports what they do.
 
+    It raises ``OutOfTime`` once: what is done then to end in good order may take its time.
+
     Pickled as its deadline alone: workers end in time, and report nothing.
 
     Parameters
@@ -37,6 +39,7 @@ class Watch:
         self.deadline = deadline
         self.beat = beat
         self.activity = "training"
+        self._has_ended = False
         self._last_beat = time.monotonic()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -56,7 +59,8 @@ class Watch:
         self._last_beat = time.monotonic()
 
     def tick(self) -> None:
-        if self.is_over:
+        if self.is_over and not self._has_ended:
+            self._has_ended = True
             raise OutOfTime
         if self.beat is None or time.monotonic() - self._last_beat < CALLBACK_SECONDS:
             return
