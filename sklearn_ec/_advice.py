@@ -51,8 +51,8 @@ def advice(certificate: Certificate, evidence: Evidence) -> str:
         case "equations":
             missing = MIN_EQUATIONS_PER_PARAMETER * certificate.n_parameters
             missing = math.ceil((missing - certificate.n_equations) / evidence.n_outputs)
-            # A tenth of the rows is kept out of training.
-            return f"Give at least {math.ceil(missing / 0.9)} more rows."
+            # A tenth of the rows, up to rounding, is kept out of training.
+            return f"Give at least {math.ceil((missing + 1) / 0.9)} more rows."
         case "columns":
             return _about_columns(certificate)
         case "bend":
@@ -135,9 +135,9 @@ def _about_the_model(evidence: Evidence, start: str = "If it persists, ") -> str
     if evidence.sizes_given:
         proposals.append('other widths or depths (hidden_layer_sizes="auto" searches)')
     if not proposals:
-        return "no small network of the known activations may have made these data."
-    text = f"try {' or '.join(proposals)}."
-    return f"{start}{text}" if start else text
+        text = "no small network of the known activations may have made these data."
+        return text.capitalize() if start else text
+    return f"{start}try {' or '.join(proposals)}."
 
 
 def _still_improving(evidence: Evidence) -> bool:
