@@ -271,6 +271,7 @@ class _Examination:
             errors,
             torch.tensor(self.coordinates.incoming_map(), device=device),
             torch.tensor(self.coordinates.y_scale, device=device),
+            torch.tensor(self.coordinates.y_mean, device=device),
         )
         self.weight_error = max(float(part.norm(dim=1).max()) for part in relative)
         self.open_columns = self.coordinates.open_columns()
