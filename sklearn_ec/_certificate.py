@@ -211,6 +211,8 @@ class _Examination:
                 f"the relative error is {self.error:.1e} on training rows and "
                 f"{self.held_out_error:.1e} on held-out rows, above rounding ({self.rounding:.1e})"
             )
+        if self.imitated is not None and (output := self._output_above_rounding()) is not None:
+            return "error", f"the error of output {output} is above the rounding of its targets"
         if self.imitated is not None and (share := self._structure()) > MAX_STRUCTURE:
             return "structure", (
                 f"the error is as small as that of targets of {self.coordinates.precision.name}, "
@@ -226,10 +228,28 @@ class _Examination:
             return "bend", "a neuron is a linear function on the data"
         return self._determinacy()
 
+    def _output_above_rounding(self) -> int | None:
+        """The first output whose error exceeds its own rounding: that of others may hide it."""
+        limits = np.maximum(self.exact_rounding, IMITATION_FACTOR * self._roundings())
+        for samples in (self.trainer.samples, self.held_out):
+            errors = np.sqrt(np.mean(self._residuals(samples) ** 2, axis=0))
+            if not (errors <= limits).all():
+                return int(np.argmax(errors / limits))
+        return None
+
+    def _roundings(self) -> np.ndarray:
+        """Imitated rounding of each output, at least that of exact targets."""
+        assert self.imitated is not None
+        roundings = np.sqrt(np.mean(self.imitated**2, axis=0))
+        return np.maximum(roundings, self.coordinates.y_rounding)
+
+    def _residuals(self, samples: Samples) -> np.ndarray:
+        residuals = network_outputs(self.network, samples.X, self.trainer.activation) - samples.y
+        return residuals * np.sqrt(samples.sample_weight)[:, None]
+
     def _structure(self) -> float:
         samples = self.trainer.samples.joined(self.held_out)
-        residuals = network_outputs(self.network, samples.X, self.trainer.activation) - samples.y
-        return structured_share(residuals * np.sqrt(samples.sample_weight)[:, None], samples.X)
+        return structured_share(self._residuals(samples) / self._roundings(), samples.X)
 
     def _determinacy(self) -> tuple[Obstacle, str]:
         """Whether the data determine the weights, and whether no other network is nearby.
