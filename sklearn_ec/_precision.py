@@ -26,7 +26,7 @@ DECIMAL_TOLERANCE = 4.0
 # Decimals are told from chance where their step is at least so many roundings of the largest value:
 # a value would agree by chance with a probability of 0.4, so that 50 values never do.
 MIN_DECIMAL_STEP = 20.0
-# Large values of single precision are decimals by themselves, since their spacing is a power of two.
+# Large values of single precision are decimals by themselves: their spacing is a power of two.
 # They count as decimals where chance makes them so with a probability of at most two to minus this.
 MIN_BITS = 20.0
 

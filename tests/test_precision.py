@@ -177,9 +177,7 @@ NETWORKS = pytest.mark.parametrize(
 def test_evaluation_in_double_precision_is_that_of_torch(activation, sizes, n_outputs):
     teacher = teacher_in_single_precision(activation, sizes, n_outputs, 0)
     X = normal(size=(100, 3))
-    found = evaluate(
-        teacher.weights_, teacher.biases_, X, get_activation(activation), np.float64
-    )
+    found = evaluate(teacher.weights_, teacher.biases_, X, get_activation(activation), np.float64)
     assert_allclose(found, torch_outputs(teacher, X, activation, torch.float64), rtol=1e-12)
 
 
