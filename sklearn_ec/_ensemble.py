@@ -198,6 +198,7 @@ def train_group(
                 certified[student] = candidate
             elif candidate.certificate.is_conclusive:
                 annealed[student] = candidate
+            trainer.watch.say("training")
         return bool(certified or annealed)
 
     students = trainer.train(
