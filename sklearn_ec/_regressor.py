@@ -146,7 +146,7 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         Seeds the students' initial weights, the minibatches of the warm-up and the choice of
         held-out rows.
     verbose : int, default=0
-        Print one line per group of students, one every four seconds in between, and one for the
+        Print one line per group of students, one every few seconds in between, and one for the
         network if positive.
 
     Attributes
@@ -382,13 +382,13 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
             different neurons are clustered.
         """
         widths = self._assumed_widths()
-        X, y, sample_weight, precision = self._validate(X, y, sample_weight)
-        progress = begin_fit(self, X, y)
-        rng = np.random.default_rng(self._draw_seed())
-        self._problem = prepare(X, y, sample_weight, rng, precision, find_input_precision(X))
-        self._targets = kind_of_targets(self._problem, y)
-        self._ensemble = None
         with self._watched():
+            X, y, sample_weight, precision = self._validate(X, y, sample_weight)
+            progress = begin_fit(self, X, y)
+            rng = np.random.default_rng(self._draw_seed())
+            self._problem = prepare(X, y, sample_weight, rng, precision, find_input_precision(X))
+            self._targets = kind_of_targets(self._problem, y)
+            self._ensemble = None
             try:
                 trial = self._search(widths, rng)
                 self._keep(trial.ensemble, trial.widths, trial.activation)
@@ -797,13 +797,14 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
     def _watched(self) -> Iterator[None]:
         """Let the computation report while it lasts, and end after ``max_time``."""
         deadline = None if self.max_time is None else time.time() + self.max_time
-        heartbeat = Heartbeat(self)
-        self._watch = Watch(deadline, heartbeat)
+        self._heartbeat = Heartbeat(self)
+        self._watch = Watch(deadline, self._heartbeat)
         try:
             yield
         finally:
             self._watch.disarm()
-            heartbeat.end()
+            self._heartbeat.end()
+            del self._heartbeat
 
     def _draw_seed(self) -> int:
         """The seed of this fit; with ``warm_start`` that of the first one."""
@@ -858,7 +859,7 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         )
         activation = finisher.trainer.activation_name
         title = f"hidden layers {widths}, {activation}"
-        stage = Stage(self, self._watch, title, len(seeds), recipe.max_epochs)
+        stage = Stage(self, self._heartbeat, title, len(seeds), recipe.max_epochs)
         known = self._known_groups if self.warm_start else None
         trainer = GroupTrainer(finisher, recipe, stage, n_jobs=self.n_jobs, known=known)
         try:

@@ -21,11 +21,15 @@ from .activations import Activation
 
 FLOATS: dict[str, Any] = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
 MAX_DECIMALS = 12
+SAMPLE_SIZE = 10_000  # values of X that are looked at first
 # Values agree with decimals, in units of their own rounding.
 DECIMAL_TOLERANCE = 4.0
 # Decimals are told from chance where their step is at least so many roundings of the largest value:
 # a value would agree by chance with a probability of 0.4, so that 50 values never do.
 MIN_DECIMAL_STEP = 20.0
+# Large values of single precision are decimals by themselves: their spacing is a power of two.
+# They count as decimals where chance makes them so with a probability of at most two to minus this.
+MIN_BITS = 20.0
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,13 @@ class Precision:
         if self.step:
             outputs = evaluate(weights, biases, X, activation, np.float64)
             return self.step * np.round(outputs / self.step)
-        return evaluate(weights, biases, X, activation, FLOATS[self.name]).astype(np.float64)
+        dtype = FLOATS[self.name]
+        with np.errstate(over="ignore", invalid="ignore"):
+            outputs = evaluate(weights, biases, X, activation, dtype)
+            is_held = np.isfinite(X.astype(dtype)).all() and np.isfinite(outputs).all()
+        if not is_held:  # the network was not run in this type, its outputs were rounded
+            outputs = evaluate(weights, biases, X, activation, np.float64).astype(dtype)
+        return outputs.astype(np.float64)
 
 
 FULL = Precision("float64")
@@ -117,6 +127,9 @@ def find_precision(values: Any, given: str | float = "auto") -> Precision:
 
 def find_input_precision(X: np.ndarray) -> Precision:
     """How inputs are rounded: decimals are what networks are asked, single precision may not be."""
+    sample = X.ravel()[:: max(1, X.size // SAMPLE_SIZE)]
+    if find_precision(sample).is_full:
+        return FULL
     precision = find_precision(X)
     return FULL if precision.step else precision
 
@@ -129,8 +142,18 @@ def _decimals(values: np.ndarray, eps: float) -> int | None:
             break
         distances = np.abs(values - np.round(values, decimals))
         if (distances <= DECIMAL_TOLERANCE * eps * np.abs(values)).all():
-            return decimals
+            return None if _is_wide_spacing(values, decimals) else decimals
     return None
+
+
+def _is_wide_spacing(values: np.ndarray, decimals: int) -> bool:
+    """Whether values are decimals only because single precision leaves no digits behind them."""
+    if not (values.any() and _holds(np.float32, values)):
+        return False
+    spacing = np.spacing(np.abs(values[values != 0.0]).astype(np.float32))
+    # Multiples of 2**-k that are decimals, too, are multiples of 2**-decimals.
+    bits = -decimals - np.log2(spacing.astype(np.float64))
+    return bool(bits.clip(min=0.0).sum() < MIN_BITS)
 
 
 def _holds(dtype: type, values: np.ndarray) -> bool:

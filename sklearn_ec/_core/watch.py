@@ -1,8 +1,8 @@
 """What long computations tell of themselves while they last, and when they have to end.
 
 Whatever loops over rows, steps or removals calls :meth:`Watch.tick`, which costs nothing most of
-the time. It reports that the fit goes on where nothing else was reported for a while, and ends the
-fit, as Ctrl-C does, when its time is over or a callback asks for it.
+the time. It lets the fit say what it does, about once a second, and ends it, as Ctrl-C does, when
+its time is over or a callback asks for it.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-# Seconds of silence after which callbacks, and readers of ``verbose``, are told that a fit goes on.
-CALLBACK_SECONDS = 2.0
-VERBOSE_SECONDS = 4.0
+# Seconds between two beats.
+BEAT_SECONDS = 1.0
 
 
 class OutOfTime(KeyboardInterrupt):
@@ -23,6 +22,8 @@ class OutOfTime(KeyboardInterrupt):
 class Watch:
     """Ends computations in time and reports what they do.
 
+    It raises ``OutOfTime`` once: what is done then to end in good order may take its time.
+
     Pickled as its deadline alone: workers end in time, and report nothing.
 
     Parameters
@@ -30,13 +31,14 @@ class Watch:
     deadline : float, default=None
         Seconds since the epoch at which the computation must end.
     beat : callable, default=None
-        Told the activity after seconds of silence; says whether the computation shall end.
+        Told the activity once a second; says whether the computation shall end.
     """
 
     def __init__(self, deadline: float | None = None, beat: Callable[[str], bool] | None = None):
         self.deadline = deadline
         self.beat = beat
         self.activity = "training"
+        self._has_ended = False
         self._last_beat = time.monotonic()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -51,14 +53,11 @@ class Watch:
         self.activity = activity
         self.tick()
 
-    def reported(self) -> None:
-        """Something else was reported just now."""
-        self._last_beat = time.monotonic()
-
     def tick(self) -> None:
-        if self.is_over:
+        if self.is_over and not self._has_ended:
+            self._has_ended = True
             raise OutOfTime
-        if self.beat is None or time.monotonic() - self._last_beat < CALLBACK_SECONDS:
+        if self.beat is None or time.monotonic() - self._last_beat < BEAT_SECONDS:
             return
         self._last_beat = time.monotonic()
         if self.beat(self.activity):

@@ -90,7 +90,7 @@ class Finisher:
         return self._recall("finish", self._finish, network)
 
     def _finish(self, network: Network) -> Candidate:
-        self.trainer.watch.say(f"polishing a student of widths {network.widths}")
+        self.trainer.watch.say(f"polishing, widths {network.widths}")
         if self.prune and self.trainer.has_skip:
             network = with_skip(network)
         is_large = self.prune and self.trainer.is_matrix_free(network)

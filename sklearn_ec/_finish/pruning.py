@@ -88,7 +88,7 @@ class ExactCap:
 
     def _above(self, loss: float) -> float:
         if loss <= self.rounding_loss:
-            return self.rounding_loss
+            return max(self.rounding_loss, CAP_FLOOR)
         return max(CAP_FACTOR * loss, CAP_FLOOR)
 
 

@@ -55,8 +55,8 @@ def advice(certificate: Certificate, evidence: Evidence) -> str:
         case "equations":
             missing = MIN_EQUATIONS_PER_PARAMETER * certificate.n_parameters
             missing = math.ceil((missing - certificate.n_equations) / evidence.n_outputs)
-            # A tenth of the rows is kept out of training.
-            return f"Give at least {math.ceil(missing / 0.9)} more rows."
+            # A tenth of the rows, up to rounding, is kept out of training.
+            return f"Give at least {math.ceil((missing + 1) / 0.9)} more rows."
         case "columns":
             return _about_columns(certificate)
         case "bend":

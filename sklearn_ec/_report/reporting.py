@@ -7,8 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from sklearn_ec._core.watch import VERBOSE_SECONDS, Watch
 from sklearn_ec._search.ensemble import Ensemble
+
+# Seconds between two lines of ``verbose``, and of silence after which callbacks are told that a fit
+# goes on.
+LINE_SECONDS = 3.0
+SILENT_SECONDS = 2.0
 
 try:
     from sklearn.callback import CallbackSupportMixin
@@ -37,19 +41,21 @@ def end_fit(context: Any, estimator: Any, X: np.ndarray, y: np.ndarray) -> None:
 class Heartbeat:
     """Tells that a fit goes on where its stages are silent.
 
-    See :class:`sklearn_ec._core.watch.Watch`. Callbacks see a task for each activity with a leaf
-    for every beat.
+    ``verbose`` prints a line every few seconds. Callbacks see a task for each activity with a leaf
+    for every beat, unless they saw the end of an epoch shortly before.
     """
 
     def __init__(self, estimator: Any):
         self.estimator = estimator
-        self.started = self._last_line = time.perf_counter()
+        self.started = self._last_line = self._last_epoch = time.perf_counter()
         self._activity = ""
         self._task: Any = None
 
     def __call__(self, activity: str) -> bool:
         if self.estimator.verbose:
             self._print(activity)
+        if time.perf_counter() - self._last_epoch < SILENT_SECONDS:
+            return False
         if activity != self._activity:
             self.end()
             context = getattr(self.estimator, "_callback_fit_ctx", None)
@@ -61,9 +67,13 @@ class Heartbeat:
         end_task(self.estimator, self._task)
         self._task, self._activity = None, ""
 
+    def end_epoch(self) -> None:
+        """Note that callbacks saw the end of an epoch."""
+        self._last_epoch = time.perf_counter()
+
     def _print(self, activity: str) -> None:
         now = time.perf_counter()
-        if now - self._last_line >= VERBOSE_SECONDS:
+        if now - self._last_line >= LINE_SECONDS:
             self._last_line = now
             print(f"[{type(self.estimator).__name__}] {now - self.started:.0f} s: {activity}")
 
@@ -84,9 +94,11 @@ def end_task(estimator: Any, task: Any) -> bool:
 class Stage:
     """The training of students of one width, group by group, each epoch by epoch."""
 
-    def __init__(self, estimator: Any, watch: Watch, title: str, n_students: int, max_epochs: int):
+    def __init__(
+        self, estimator: Any, heartbeat: Heartbeat, title: str, n_students: int, max_epochs: int
+    ):
         self.estimator = estimator
-        self.watch = watch
+        self.heartbeat = heartbeat
         self.title = title
         self.n_students = n_students
         self.max_epochs = max_epochs
@@ -100,7 +112,7 @@ class Stage:
         """Report one more epoch of the present group; True if a callback asks to stop."""
         if self._stage is None:
             return False
-        self.watch.reported()
+        self.heartbeat.end_epoch()
         if self._group is None:
             self._group = self._begin(self._stage, "group of students", self.max_epochs)
         self._n_epochs += 1

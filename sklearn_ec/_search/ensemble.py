@@ -197,6 +197,7 @@ def train_group(
                 certified[student] = candidate
             elif candidate.certificate.is_conclusive:
                 finished[student] = candidate
+            trainer.watch.say("training")
         return bool(certified or finished)
 
     students = trainer.train(

@@ -96,15 +96,20 @@ class Linearization:
         errors: Tensor,
         incoming_map: Tensor | None = None,
         output_scale: Tensor | None = None,
+        output_shift: Tensor | None = None,
     ) -> list[Tensor]:
         """Error of every weight relative to its incoming vector's length, in the layers' shapes.
 
         ``errors`` holds an error along each left singular direction; these count as independent.
-        Coordinates as in :meth:`standard_errors`.
+        Coordinates as in :meth:`standard_errors`; ``output_shift`` is added to the outputs.
         """
         amounts = errors / self.singular_values.clamp_min(TINY)
         spread = (self.directions * amounts[:, None]).mT
         spread, layers = self._in_coordinates(spread, incoming_map, output_scale)
+        if output_shift is not None:
+            *hidden, last = layers
+            bias = last[..., -1:] + output_shift[:, None]
+            layers = (*hidden, torch.cat([last[..., :-1], bias], dim=2))
         found = split_parameters(spread.norm(dim=1)[None], layers)
         pairs = zip(found, layers, strict=True)
         return [

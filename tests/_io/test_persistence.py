@@ -101,7 +101,21 @@ def rewrite(path, change, fix_checksum=True):
             statuses=np.array(["small"]),
             n_students=3,
         ),
-        Certificate(1e-16, 1e-16, 1e-13, 5, 2, np.nan, np.inf, False, "reason"),
+        Certificate(
+            error=1e-16,
+            held_out_error=1e-16,
+            rounding=1e-13,
+            precision="float32",
+            n_equations=5,
+            n_parameters=2,
+            weight_error=np.nan,
+            isolation=np.inf,
+            function_certified=True,
+            passed=False,
+            obstacle="columns",
+            reason="reason",
+            open_columns=("x0", "age"),
+        ),
     ],
 )
 def test_values_round_trip(value):

@@ -54,17 +54,17 @@ class FakeFinisher:
         denoised=(),
         refused=None,
         is_conclusive=False,
+        rounding_loss=0.0,
     ):
         self.name, self.certified = name, certified
         self.refused, self.is_conclusive = refused or {}, is_conclusive
         self.events = [] if events is None else events
-        self.denoised, self.persistent = list(denoised), []
-        samples = SimpleNamespace(n_equations=n_equations)
+        self.denoised = list(denoised)
+        samples = SimpleNamespace(n_equations=n_equations, rounding_loss=rounding_loss)
         self.trainer = SimpleNamespace(samples=samples)
 
-    def finish(self, network, persistent=True):
+    def finish(self, network):
         self.events.append(("finish", self.name, network.widths))
-        self.persistent.append(persistent)
         refused = self.refused.get((self.name, network.widths))
         if refused is not None:
             return self._candidate(make_network(refused), passed=False, fits_exactly=True)
@@ -76,7 +76,7 @@ class FakeFinisher:
 
     def _candidate(self, network, passed, fits_exactly=False):
         certificate = SimpleNamespace(
-            passed=passed,
+            function_certified=passed,
             is_exact=passed,
             is_conclusive=passed or self.is_conclusive,
             fits_exactly=passed or fits_exactly,
@@ -100,10 +100,18 @@ class Script:
         n_students=20,
         n_equations=10**6,
         refused=None,
+        rounding_loss=0.0,
     ):
         self.losses, self.at_floor, self.events = losses, at_floor, []
         finishers = {
-            name: FakeFinisher(name, certified, self.events, n_equations, refused=refused)
+            name: FakeFinisher(
+                name,
+                certified,
+                self.events,
+                n_equations,
+                refused=refused,
+                rounding_loss=rounding_loss,
+            )
             for name in activations
         }
         self.search = Search(finishers, self._train, lambda shape: 10 * sum(shape), n_students)
@@ -258,13 +266,26 @@ def test_the_best_activations_go_on_after_two_shapes():
 
 
 def test_scores_are_held_out_losses_unless_the_data_look_exact():
-    def trial(loss, held_out_loss):
+    def trial(loss, held_out_loss, rounding_loss=0.0):
+        finisher = FakeFinisher(rounding_loss=rounding_loss)
         ensemble = Ensemble(make_students((8,), [loss, 1.0], held_out_loss), TOL)
-        return Trial("relu", (8,), FakeFinisher(), ensemble, 1.0)
+        return Trial("relu", (8,), finisher, ensemble, 1.0)
 
     assert trial(1e-4, 1e-2).score == 1e-2
     assert trial(1e-15, 1e-4).score == 1e-15
     assert trial(np.nan, 1e-2).score == 1e-2
+    assert trial(1e-7, 1e-2, rounding_loss=1e-6).score == 1e-7
+    assert trial(1e-5, 1e-2, rounding_loss=1e-6).score == 1e-2
+
+
+def test_probes_at_the_rounding_of_the_targets_are_finished_at_once():
+    losses = {(8,): 1e-6}
+    script = Script(losses, certified=[(8,)])
+    script.search.run()
+    assert script.probed == [(8,), (4, 4), (16,)]
+    script = Script(losses, certified=[(8,)], rounding_loss=2e-6)
+    assert script.search.run().certified
+    assert script.probed == [(8,)]
 
 
 def test_reports_list_what_was_tried():
@@ -318,6 +339,16 @@ def test_activations_of_given_widths_race(certified):
     trained_on = [event for event in script.events if event[0] == "train" and event[4] is None]
     assert trained_on == ([] if certified else [("train", "tanh", (5,), 15, None)])
     assert len(script.finished) == (1 if certified else 3)
+
+
+@pytest.mark.parametrize(("n_students", "n_brief"), [(20, 3), (2, 2)])
+def test_targets_without_a_network_get_a_few_brief_students(n_students, n_brief):
+    script = Script({}, ("relu", "tanh"), n_students=n_students)
+    trial = script.search.run_briefly((5,))
+    assert script.events == [("train", "relu", (5,), n_brief, PROBE_STEPS)]
+    assert script.search.trials == [trial]
+    trial.ensemble.complete(trial.finisher)
+    assert len(script.events) == 1  # nothing is pruned
 
 
 # Exact networks that get no certificate
@@ -414,9 +445,9 @@ def test_denoised_students_that_disagree_may_be_no_noise():
     sizes = [(2,), (3,), (2,), (3,), (4,)]
     assert complete([1e-4] * 5, denoised=sizes)[1] == ["denoise"] * 5 + ["finish"] * 3
     ensemble, events = complete([1e-4] * 5, certified=[(8,)], denoised=sizes)
-    assert events == ["denoise"] * 5 + ["finish"] * 3  # two of them to confirm
-    assert len(ensemble.certified) == 3
-    assert len(ensemble.voters()) == 3
+    assert events == ["denoise"] * 5 + ["finish"]
+    assert list(ensemble.certified) == [0]
+    assert list(ensemble.voters()) == [0, 1, 2]
 
 
 def test_students_above_the_noise_floor_are_finished_before_they_are_denoised():
@@ -430,24 +461,59 @@ def test_exact_students_are_never_denoised():
     assert complete([1e-21, 1e-5, 1e-4])[1] == ["finish"] * 3
 
 
-def test_an_exact_network_of_which_the_rows_leave_neurons_open_is_confirmed():
-    """Two more students are finished to vote, whatever they give; none is finished again."""
-    losses = [1e-21, 1e-5, 1e-4, 1e-4]
-    ensemble, events = complete(losses, is_conclusive=True)
-    assert events == ["finish"] * 3
-    assert list(ensemble.conclusive_networks) == list(ensemble.finished) == list(ensemble.voters())
-    assert ensemble.width_agreement(make_network((8,))) == (3, 3)
+@pytest.mark.parametrize(("held_out_loss", "is_exact"), [(0.9e-6, True), (1.1e-6, False)])
+def test_students_that_are_exact_on_the_training_rows_alone_are_denoised(held_out_loss, is_exact):
+    finisher = FakeFinisher(denoised=[(2,)] * 3)
+    ensemble = Ensemble(make_students((8,), [1e-21, 1e-5, 1e-4], held_out_loss), TOL)
+    ensemble.complete(finisher)
+    expected = ["finish"] * 3 + ["denoise"] * (0 if is_exact else 3)
+    assert [event[0] for event in finisher.events] == expected
+
+
+def test_students_that_stop_at_the_rounding_of_the_targets_are_no_noise():
+    students = make_students((8,), [1e-8] * 6)
+    for rounding_loss, expected in ((1e-7, ["finish"] * 3), (1e-9, ["denoise"] * 5)):
+        finisher = FakeFinisher(denoised=[(2,)] * 5, rounding_loss=rounding_loss)
+        Ensemble(students, max(TOL, rounding_loss)).complete(finisher)
+        assert [event[0] for event in finisher.events] == expected
+
+
+@pytest.mark.parametrize("certified", [[(8,)], []])
+def test_the_first_conclusive_network_ends_the_finishing(certified):
+    """No further students are pruned to confirm it; none is finished again."""
+    losses = [1e-4, 1e-5, 1e-21, 1e-4, 1e-3]
+    ensemble, events = complete(losses, certified, is_conclusive=True)
+    assert events == ["finish"]
+    kept = ensemble.certified if certified else ensemble.finished
+    assert list(ensemble.conclusive_networks) == list(kept) == [2]
+    assert ensemble.width_agreement(make_network((8,))) == (1, 1)
     ensemble.is_complete = False
     finisher = FakeFinisher()
     ensemble.complete(finisher)
     assert not finisher.events
 
 
-@pytest.mark.parametrize(("is_conclusive", "persistent"), [(False, [True] * 3), (True, [True])])
-def test_finishing_persists_up_to_a_conclusive_network(is_conclusive, persistent):
-    finisher = FakeFinisher(is_conclusive=is_conclusive)
-    Ensemble(make_students((8,), [1e-21, 1e-5, 1e-4]), TOL).complete(finisher)
-    assert [p for p in finisher.persistent if p] == persistent
+@pytest.mark.parametrize(
+    ("losses", "voters"),
+    [
+        ([1e-4, 1e-5, 1e-21, 1e-4, 1e-3], [0, 1, 2]),  # the better half
+        ([1e-21, 1e-22, 1e-4, 1e-21, 1e-3, 1e-3, 1e-3, 1e-3], [0, 1, 3]),  # the converged ones
+        ([1e-3] * 7 + [1e-2], [0, 1, 2, 3]),
+        ([1e-5], [0]),
+    ],
+)
+def test_voters_are_students_as_trained_but_the_one_that_gave_the_network(losses, voters):
+    """The pruned one votes even where it is not in the better half."""
+    ensemble = Ensemble(make_students((8,), losses), TOL)
+    assert list(ensemble.voters()) == voters
+    finisher = FakeFinisher(certified=[(8,)])
+    last = len(losses) - 1
+    ensemble.certified[last] = finisher._candidate(make_network((3,)), passed=True)
+    with_network = ensemble.voters()
+    assert list(with_network) == sorted({*voters, last})
+    widths = {student: network.widths for student, network in with_network.items()}
+    assert widths.pop(last) == (3,)
+    assert set(widths.values()) <= {(8,)}
 
 
 def test_nothing_is_pruned_where_it_is_not_wanted():
