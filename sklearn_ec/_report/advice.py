@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,7 +18,9 @@ from sklearn_ec._certify.certificate import (
     Certificate,
 )
 from sklearn_ec._core.coordinates import Problem
+from sklearn_ec._core.hints import counted_output_hint
 from sklearn_ec._core.records import Students
+from sklearn_ec._search.ensemble import Ensemble
 
 # Held-out errors that exceed the training error by this factor show that rows are few.
 OVERFIT = 10.0
@@ -180,3 +182,50 @@ def _kind_of_classes(y: np.ndarray) -> TargetKind:
     if (np.abs(y.sum(axis=1) - 1.0) > LARGEST_OFFSET).any():
         return "numbers"
     return "labels" if np.isin(y, (0.0, 1.0)).all() else "probabilities"
+
+
+def explain_failure(model: Any, targets: TargetKind, ensemble: Ensemble) -> str:
+    """Why a fitted model is not certified, what was measured, and what would help."""
+    if targets in WITHOUT_NEURONS:
+        return f"The network is not certified: {TARGET_ADVICE[targets]}"
+    losses, tol = model.student_losses_, ensemble.tol
+    n_kept = sum(cluster["status"] == "kept" for cluster in model.cluster_report_)
+    message = (
+        f"The network is not certified: {model.certificate_.reason}. "
+        f"{np.sum(losses <= tol)} of {len(losses)} students reached the target loss "
+        f"{tol:g} (best {np.nanmin(losses):.1e}), {n_kept} clusters were kept. "
+    )
+    if ensemble.denoised:
+        agreeing, n_pruned = model.width_agreement_
+        message += (
+            f"Widths {model.layer_sizes_} were chosen by the error on held-out rows, "
+            f"{agreeing} of {n_pruned} pruned students agree on them. "
+        )
+    hint = counted_output_hint(model.hidden_layer_sizes, model.n_outputs_)
+    evidence = evidence_of(model, targets, ensemble)
+    return f"{message}{advice(model.certificate_, evidence)} {hint}".rstrip()
+
+
+def evidence_of(model: Any, targets: TargetKind, ensemble: Ensemble) -> Evidence:
+    n_agreeing, n_pruned = model.width_agreement_
+    return Evidence(
+        targets=targets,
+        students=ensemble.students,
+        tol=ensemble.tol,
+        max_iter=model.max_iter,
+        n_outputs=model.n_outputs_,
+        is_noisy=bool(ensemble.denoised) and 2 * n_agreeing > n_pruned,
+        activation_given=model.activation != "auto",
+        sizes_given=not isinstance(model.hidden_layer_sizes, str),
+    )
+
+
+def explain_interrupt(model: Any, cause: str, n_students: int) -> str:
+    """What a model is after a fit that ended early."""
+    message = f"The fit {cause} with {n_students} students: the network is "
+    if model.recovered_:
+        message += "certified, other students were not asked."
+    else:
+        message += "the best one so far. recluster() finishes it from these students. "
+        message += counted_output_hint(model.hidden_layer_sizes, model.n_outputs_)
+    return message.rstrip()

@@ -311,7 +311,7 @@ def set_parameter(name, value):
         (set_attribute("weights_", {}), "cannot be read"),
         (set_attribute("predict", 1), "not learned: predict"),
         (set_attribute("__class__", 1), "not learned: __class__"),
-        (set_attribute("_ensemble", 1), "not learned: _ensemble"),
+        (set_attribute("_trained", 1), "not learned: _trained"),
         (set_parameter("temperature", 1), "unusable parameters: .*temperature"),
         (set_parameter("activation", "sine"), "unusable parameters: .*activation"),
     ],
