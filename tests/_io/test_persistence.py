@@ -242,7 +242,7 @@ def test_missing_file(tmp_path):
 def test_foreign_files(content, tmp_path):
     path = tmp_path / "foreign"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="foreign is no safetensors file, or a truncated one"):
+    with pytest.raises(ValueError, match="foreign is not a safetensors file, or a truncated one"):
         ExpandClusterRegressor.load(path)
 
 
@@ -250,7 +250,7 @@ def test_truncated_files(saved):
     content = saved.read_bytes()
     for length in (4, 100, len(content) // 2, len(content) - 1):
         saved.write_bytes(content[:length])
-        with pytest.raises(ValueError, match=r"model\.safetensors is no safetensors file, or a"):
+        with pytest.raises(ValueError, match=r"model\.safetensors is not a safetensors file, or a"):
             ExpandClusterRegressor.load(saved)
 
 
