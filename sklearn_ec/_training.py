@@ -166,8 +166,8 @@ class Trainer:
         if starts_from_pool:
             completed = self._pool(module, seeds, order[-1])
             order = order.roll(1)
-        losses = self.task.losses(module.weights)
-        held_out = self.held_out_task.losses(module.weights).nan_to_num(math.inf)
+        losses = self.task.unwatched().losses(module.weights)
+        held_out = self.held_out_task.unwatched().losses(module.weights).nan_to_num(math.inf)
         best = int(held_out.argmin())
         batches = self._batches(order, module.weights)
         self._warn_about_memory(module.weights, max(map(len, batches)))
@@ -253,7 +253,7 @@ class Trainer:
         else:
             layers = tuple(torch.from_numpy(layer).to(self.device) for layer in start.layers)
             module = StackedStudents(layers, self.activation)
-        recorder = LossRecorder(self.task)
+        recorder = LossRecorder(self.task.unwatched())
 
         def snapshot(net: AdamNet) -> AdamState:
             moments = [net.optimizer_.state[parameter] for parameter in module.layers]
@@ -269,8 +269,8 @@ class Trainer:
         completed = self._adam(
             module, self.task, int(seeds[0]), max_iter, start, [recorder, reporter]
         )
-        losses = self.task.losses(module.weights)
-        held_out = self.held_out_task.losses(module.weights).nan_to_num(math.inf)
+        losses = self.task.unwatched().losses(module.weights)
+        held_out = self.held_out_task.unwatched().losses(module.weights).nan_to_num(math.inf)
         best = int(held_out.argmin())
         return Students(
             layers=_arrays(module.weights),
@@ -285,7 +285,7 @@ class Trainer:
 
     def _best_first(self, layers: Layers) -> Tensor:
         """Indices of students by loss, those that diverged last."""
-        losses = self.task.losses(layers)
+        losses = self.task.unwatched().losses(layers)
         return torch.where(losses.isfinite(), losses, math.inf).argsort(stable=True)
 
     def _batches(self, order: Tensor, layers: Layers) -> tuple[Tensor, ...]:
