@@ -44,7 +44,7 @@ COLUMN_KINDS = ("constant", "near constant", "duplicate", "scaled copy", "one-ho
 SHAPES = ((4,), (6,), (4, 3))
 REFUSED_SHAPES = ((4,), (6,), (4, 3), (4,), (5,))
 SAME_FUNCTION = 1e-6
-MAX_TIME = 120.0  # seconds for each fit
+MAX_TIME = 300.0  # seconds for each fit
 
 
 def fit(X, y, activation, sizes, seed, **parameters):
@@ -149,7 +149,7 @@ def make_victim(seed, offset, shapes):
             sizes,
             n_outputs,
             activation,
-            family="rough",
+            family="deep" if len(sizes) > 1 else "rough",
             random_state=1000 * (offset + seed) + draw,
         )
         if activation != "relu" or _all_kinks_show(teacher, X):

@@ -69,7 +69,7 @@ class Coordinates:
         return scaled * self.x_scale + self.x_mean
 
     def imitated_rounding(
-        self, network: Network, samples: Samples, activation: Activation
+        self, network: Network, samples: Samples, activation: Activation, shift: float = 0.0
     ) -> np.ndarray | None:
         """Errors as targets of this precision have, (n_samples, n_outputs); None for exact ones.
 
@@ -79,10 +79,10 @@ class Coordinates:
         X = self.to_original_inputs(samples.X)
         outputs = evaluate(weights, biases, X, activation, np.float64)
         if not self.precision.is_full:
-            given = self.precision.imitate(weights, biases, X, activation)
+            given = self.precision.imitate(weights, biases, X, activation, shift)
         elif not self.x_precision.is_full:
-            shift = np.random.default_rng(0).uniform(-0.5, 0.5, X.shape)
-            moved = X + shift * self.x_precision.spacing(X)
+            lost = np.random.default_rng(0).uniform(-0.5, 0.5, X.shape)
+            moved = X + lost * self.x_precision.spacing(X)
             given = evaluate(weights, biases, moved, activation, np.float64)
         else:
             return None

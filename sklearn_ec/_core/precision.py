@@ -73,11 +73,17 @@ class Precision:
         biases: Sequence[np.ndarray],
         X: np.ndarray,
         activation: Activation,
+        shift: float = 0.0,
     ) -> np.ndarray:
-        """Outputs of a network as the targets were given, shape (n_samples, n_outputs)."""
+        """Outputs of a network as the targets were given, shape (n_samples, n_outputs).
+
+        ``shift`` moves the grid of decimals by that many steps: where many outputs are the same, as
+        those of ReLU neurons that are switched off, a network takes the rounding of them all for
+        its own, and would be found without any.
+        """
         if self.step:
             outputs = evaluate(weights, biases, X, activation, np.float64)
-            return self.step * np.round(outputs / self.step)
+            return self.step * (np.round(outputs / self.step + shift) - shift)
         dtype = FLOATS[self.name]
         with np.errstate(over="ignore", invalid="ignore"):
             outputs = evaluate(weights, biases, X, activation, dtype)

@@ -176,7 +176,7 @@ class Trainer(Polisher):
         else:
             layers = tuple(torch.from_numpy(layer).to(self.device) for layer in start.layers)
             module = StackedStudents(layers, self.activation)
-        recorder = LossRecorder(self.task)
+        recorder = LossRecorder(self.task.unwatched())
 
         def snapshot(net: AdamNet) -> AdamState:
             moments = [net.optimizer_.state[parameter] for parameter in module.layers]

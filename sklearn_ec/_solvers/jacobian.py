@@ -33,8 +33,9 @@ class Linearization:
     ----------
     singular_values : Tensor of shape (n_parameters,)
         In decreasing order.
-    coefficients : Tensor of shape (n_parameters,)
-        The residuals along the left singular vectors: those of the network, or given ones.
+    coefficients : Tensor of shape (n_parameters, n_residuals)
+        The residuals along the left singular vectors: those of the network, or given ones, of shape
+        (n_residuals, n_samples, n_outputs).
     directions : Tensor of shape (n_parameters, n_parameters)
         Right singular vectors as rows, in the parameters' own units, layer by layer.
     """
@@ -43,20 +44,20 @@ class Linearization:
         self.task = task
         self.layers = stacked(network, task.inputs.device)
         if residuals is None:
-            residuals = task.residuals(self.layers)[0]
+            residuals = task.residuals(self.layers)
         scale = torch.cat([_scale(layer).flatten() for layer in self.layers[:-1]])
         scale = torch.cat([scale, torch.ones_like(self.layers[-1]).flatten()])
         with threads_for(task.flops(self.layers)):
             triangle = self._triangle(scale, residuals)
-            svd = torch.linalg.svd(triangle[:, :-1], full_matrices=False)
-        left, self.singular_values, right = svd
+            jacobian, along = triangle.tensor_split([len(scale)], dim=1)
+            left, self.singular_values, right = torch.linalg.svd(jacobian, full_matrices=False)
         self.directions = right * scale
-        self.coefficients = left.mT @ triangle[:, -1]
+        self.coefficients = left.mT @ along
 
     def newton_step(self) -> Layers:
         """The Gauss-Newton step of minimum norm."""
         kept = self.singular_values > RCOND * self.singular_values[0]
-        amounts = self.coefficients[kept] / self.singular_values[kept]
+        amounts = self.coefficients[kept, 0] / self.singular_values[kept]
         return split_parameters(-amounts[None] @ self.directions[kept], self.layers)
 
     def curvatures(self, n_directions: int) -> Tensor:
@@ -97,15 +98,18 @@ class Linearization:
         incoming_map: Tensor | None = None,
         output_scale: Tensor | None = None,
         output_shift: Tensor | None = None,
+        *,
+        fixed_lengths: bool = True,
     ) -> list[Tensor]:
         """Error of every weight relative to its incoming vector's length, in the layers' shapes.
 
         ``errors`` holds an error along each left singular direction; these count as independent.
         Coordinates as in :meth:`standard_errors`; ``output_shift`` is added to the outputs.
+        Homogeneous neurons keep their length, or else the balance of their layers.
         """
         amounts = errors / self.singular_values.clamp_min(TINY)
         spread = (self.directions * amounts[:, None]).mT
-        spread, layers = self._in_coordinates(spread, incoming_map, output_scale)
+        spread, layers = self._in_coordinates(spread, incoming_map, output_scale, fixed_lengths)
         if output_shift is not None:
             *hidden, last = layers
             bias = last[..., -1:] + output_shift[:, None]
@@ -117,14 +121,18 @@ class Linearization:
         ]
 
     def _in_coordinates(
-        self, spread: Tensor, incoming_map: Tensor | None, output_scale: Tensor | None
+        self,
+        spread: Tensor,
+        incoming_map: Tensor | None,
+        output_scale: Tensor | None,
+        fixed_lengths: bool = True,
     ) -> tuple[Tensor, Layers]:
         """Changes of the parameters, one per column, and the layers in other coordinates."""
         changes = split_parameters(spread.mT, self.layers)
         layers = _in_coordinates(self.layers, incoming_map, output_scale)
         changes = _in_coordinates(changes, incoming_map, output_scale)
         spread = torch.cat([change.flatten(start_dim=1) for change in changes], dim=1).mT
-        if self.task.activation.homogeneous:
+        if self.task.activation.homogeneous and fixed_lengths:
             spread = _at_fixed_lengths(spread, layers)
         return spread, layers
 
@@ -139,18 +147,19 @@ class Linearization:
         return gram / self.task.n_equations**2
 
     def _triangle(self, scale: Tensor, residuals: Tensor) -> Tensor:
-        """Triangular factor of the scaled Jacobian with the residuals in the last column."""
-        n_columns = len(scale) + 1
+        """Triangular factor of the scaled Jacobian with the residuals in the last columns."""
+        n_residuals, _, n_outputs = residuals.shape
+        n_columns = len(scale) + n_residuals
         triangle = scale.new_zeros(0, n_columns)
-        n_outputs = residuals.shape[1]
         for rows in self.task.chunks(n_columns * n_outputs, 2 * n_columns // n_outputs):
             jacobian = self.task.jacobian(self.layers, rows) * scale
-            block = torch.cat([jacobian, residuals[rows].mT.reshape(-1, 1)], dim=1)
+            columns = residuals[:, rows].mT.reshape(n_residuals, -1).mT
+            block = torch.cat([jacobian, columns], dim=1)
             triangle = torch.linalg.qr(torch.cat([triangle, block]), mode="r").R
         triangle = triangle / math.sqrt(self.task.n_equations)
         if self.task.activation.homogeneous:
             pins = _scale_directions(self.layers) / scale
-            pins = torch.cat([pins, pins.new_zeros(len(pins), 1)], dim=1)
+            pins = torch.cat([pins, pins.new_zeros(len(pins), n_residuals)], dim=1)
             triangle = torch.cat([triangle, pins])
         return triangle
 

@@ -43,6 +43,10 @@ class LeastSquaresTask:
     def n_equations(self) -> int:
         return self.targets.numel()
 
+    def unwatched(self) -> LeastSquaresTask:
+        """The same rows for what has to be computed even if the time is over."""
+        return replace(self, watch=Watch())
+
     def float(self) -> LeastSquaresTask:
         """The same rows in single precision."""
         return LeastSquaresTask(

@@ -535,6 +535,7 @@ def test_held_out_rows_join_where_others_leave_large_networks_open(all_networks_
     assert certificate.n_equations == 850
     assert certificate.is_conclusive
     assert not certificate.passed
+    assert certificate.obstacle == "no rows left"
     assert "before they joined the training" in certificate.reason
 
 
