@@ -926,10 +926,8 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         layers = cluster_layers(ensemble, annealer.trainer, len(self._assumed), thresholds)
         if ensemble.certified:
             candidate = next(iter(ensemble.certified.values()))
-        elif interrupted:
-            candidate = annealer.judge_as_is(ensemble.students.best)
         else:
-            candidate = self._best_candidate(annealer, layers.collapsed)
+            candidate = self._best_candidate(annealer, [] if interrupted else layers.collapsed)
         self._set_network(candidate)
         self.search_report_ = with_verdict(
             self.search_report_, self.activation_, self._assumed, self.recovered_
