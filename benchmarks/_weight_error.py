@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sklearn_ec._activations import get_activation
+from sklearn_ec._core.activations import get_activation
 from sklearn_ec.metrics import _in_reference_basis, match_neurons
 
 # A stated error holds if the true one is at most this many times as large.

@@ -23,7 +23,7 @@ from joblib import delayed
 from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_ec import ExpandClusterRegressor
-from sklearn_ec._activations import ACTIVATIONS
+from sklearn_ec._core.activations import ACTIVATIONS
 from sklearn_ec.datasets import make_teacher
 from sklearn_ec.metrics import max_cosine_distance, relative_rmse
 

@@ -17,8 +17,8 @@ import time
 import numpy as np
 from scipy.cluster.hierarchy import fcluster
 
-from sklearn_ec._clustering import cut_tree, find_clusters
-from sklearn_ec._linkage import average_linkage
+from sklearn_ec._cluster.cuts import cut_tree, find_clusters
+from sklearn_ec._cluster.linkage import average_linkage
 
 N_STUDENTS = 20
 LEAVES_PER_KNOWN = 66

@@ -37,8 +37,9 @@ from sklearn.datasets import fetch_openml
 from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_ec import ExpandClusterRegressor
-from sklearn_ec._activations import get_activation
-from sklearn_ec._matrix_free import MatrixFreeEquations
+from sklearn_ec._core.activations import get_activation
+from sklearn_ec._fit import Fit
+from sklearn_ec._solvers.matrix_free import MatrixFreeEquations
 
 N_CLASSES = 10
 TEACHER_EPOCHS = 15
@@ -188,9 +189,10 @@ def best_seconds(function, device, repeats=5):
 
 def measure_rate(model, n_students):
     """GFLOP/s of a Gauss-Newton product of all students, and of a matrix product, in float64."""
-    trainer = model._annealer(model.activation_).trainer
-    task, device = trainer.task, trainer.task.inputs.device
-    students = model._ensemble.students.layers
+    with Fit(model) as run:
+        run.resume(model._problem, model._trained, model.search_report_)
+        task = run.finisher(model.activation_).trainer.task
+    device, students = task.inputs.device, model._trained.ensemble.students.layers
     layers = tuple(torch.from_numpy(layer[:n_students]).to(device) for layer in students)
     equations = MatrixFreeEquations.assemble(task, layers, ())
     hidden = layers[:-1]

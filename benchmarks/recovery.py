@@ -31,12 +31,13 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPRegressor
 from sklearn.preprocessing import scale
 
-from sklearn_ec import ExpandClusterRegressor, _nets
-from sklearn_ec._activations import ACTIVATIONS
-from sklearn_ec._linearization import Linearization
-from sklearn_ec._preprocessing import standardize
-from sklearn_ec._training import Trainer
-from sklearn_ec._types import Network
+from sklearn_ec import ExpandClusterRegressor
+from sklearn_ec._core.activations import ACTIVATIONS
+from sklearn_ec._core.coordinates import standardize
+from sklearn_ec._core.records import Network
+from sklearn_ec._expand import skorch_nets
+from sklearn_ec._expand.training import Trainer
+from sklearn_ec._solvers.jacobian import Linearization
 from sklearn_ec.datasets import RecoveryProblem, load_deep_suite, load_reference_suite
 from sklearn_ec.metrics import _layers, max_cosine_distance
 
@@ -87,8 +88,8 @@ def recover(problem, activation, options):
     if options["threads"]:
         torch.set_num_threads(options["threads"])
     if options["exhaustive"]:
-        _nets.CONVERGED_SHARE = np.inf
-        _nets.FIRST_QUESTION_EPOCH = dict.fromkeys(_nets.FIRST_QUESTION_EPOCH, np.inf)
+        skorch_nets.CONVERGED_SHARE = np.inf
+        skorch_nets.FIRST_QUESTION_EPOCH = dict.fromkeys(skorch_nets.FIRST_QUESTION_EPOCH, np.inf)
     sizes = problem.teacher.layer_sizes_
     model = ExpandClusterRegressor(
         options["rho"],

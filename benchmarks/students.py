@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from scipy.optimize import least_squares
 
-from sklearn_ec._levenberg import LeastSquaresTask, gram_block_size
-from sklearn_ec._preprocessing import split_rows, standardize
-from sklearn_ec._students import initial_weights
-from sklearn_ec._training import Trainer
+from sklearn_ec._core.coordinates import split_rows, standardize
+from sklearn_ec._expand.students import initial_weights
+from sklearn_ec._expand.training import Trainer
+from sklearn_ec._solvers.task import LeastSquaresTask, gram_block_size
 from sklearn_ec.datasets import load_reference_suite
 
 TOL = 1e-20

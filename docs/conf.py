@@ -1,7 +1,7 @@
 """Sphinx configuration: ``sphinx-build -W docs docs/_build``."""
 
 import sklearn_ec
-from sklearn_ec._documentation import ESTIMATOR_PAGE, published_url
+from sklearn_ec._report.doc_links import ESTIMATOR_PAGE, published_url
 
 project = "sklearn_ec"
 copyright = "sklearn_ec developers"

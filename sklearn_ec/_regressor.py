@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from numbers import Integral, Real
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,42 +20,31 @@ from sklearn.utils._param_validation import (
 )
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from ._activations import ACTIVATIONS, DISTINCT_ACTIVATIONS, get_activation, is_activation
-from ._advice import TARGET_ADVICE, WITHOUT_NEURONS, Evidence, advice, kind_of_targets
-from ._annealing import Annealer, Candidate
-from ._cache import open_store
-from ._certificate import Certificate
-from ._documentation import page_template, published_url
-from ._ensemble import Ensemble, Recipe
-from ._export import to_mlp_regressor, to_sequential
-from ._groups import GroupTrainer, Interrupted
-from ._hints import activation_hint, angle_hint, counted_output_hint
-from ._layers import Thresholds, cluster_layers
-from ._noise import noise_level, standard_errors
-from ._onnx import to_onnx
-from ._persistence import load_estimator, save_estimator
-from ._precision import FLOATS, Precision, find_input_precision, find_precision
-from ._preprocessing import prepare
-from ._progress import (
-    CallbackSupportMixin,
-    Heartbeat,
-    Stage,
-    begin_fit,
-    end_fit,
-    print_network,
+from ._certify.uncertainty import noise_level, standard_errors
+from ._core.activations import ACTIVATIONS, get_activation, is_activation
+from ._core.canonical import canonical_form
+from ._core.coordinates import prepare
+from ._core.hints import activation_hint, angle_hint
+from ._core.precision import FLOATS, Precision, find_input_precision, find_precision
+from ._core.threads import threads_for
+from ._core.watch import OutOfTime
+from ._fit import MAX_SEED, Fit, Recovery
+from ._io.exporting import ExportMixin
+from ._report.advice import (
+    WITHOUT_NEURONS,
+    explain_failure,
+    explain_interrupt,
+    kind_of_targets,
 )
-from ._reconstruction import canonical_form
-from ._search import Search, Trial, with_verdict
-from ._students import has_skip_terms, layer_shapes
-from ._summary import summary_text
-from ._threads import threads_for
-from ._training import Trainer
-from ._watch import OutOfTime, Watch
-
-MAX_SEED = np.iinfo(np.int32).max
+from ._report.doc_links import page_template, published_url
+from ._report.reporting import CallbackSupportMixin, begin_fit, end_fit, print_network
+from ._report.summary import summary_text
+from ._search.ensemble import Ensemble
 
 
-class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMixin, BaseEstimator):
+class ExpandClusterRegressor(
+    ExportMixin, CallbackSupportMixin, MultiOutputMixin, RegressorMixin, BaseEstimator
+):
     """Recover a neural network from samples of its input-output mapping.
 
     Expand-and-Cluster [1]_: train students that are ``rho`` times wider than the sought network,
@@ -112,9 +96,9 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         Mean squared error, relative to the variance of y, at which a student has converged; that of
         the rounding of y where this is larger, see ``precision``.
     prune : bool, default=True
-        Whether to remove superfluous neurons one group after the other (annealed pruning), and to
-        anneal single students where the clusters alone do not give the network. Without it the
-        clusters decide alone.
+        Whether to remove superfluous neurons, one group after the other, and to prune single
+        students where the clusters alone do not give the network. Without it the clusters decide
+        alone.
     precision : {"auto", "float64", "float32", "float16"} or float, default="auto"
         How precisely y is known. A float is the step between neighboring values in the units of y:
         0.001 for three decimals. ``"auto"`` finds out from the type of y and from its values:
@@ -132,7 +116,7 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         Number of groups of students that are trained at a time, as in joblib: None is 1 unless in
         a ``joblib.parallel_config`` context, -1 all processors. The result does not depend on it.
     working_memory : float, default=None
-        Memory in MiB that the training may take for temporary arrays: so many students take a step
+        Memory in MiB that the training may take for temporary arrays: as many students take a step
         at a time as fit in, with the same result up to rounding. None is scikit-learn's setting
         ``working_memory`` (1024 by default) on the CPU, and 80 % of the free memory on a GPU.
     max_time : float, default=None
@@ -382,20 +366,21 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
             different neurons are clustered.
         """
         widths = self._assumed_widths()
-        with self._watched():
+        with Fit(self) as run:
             X, y, sample_weight, precision = self._validate(X, y, sample_weight)
             progress = begin_fit(self, X, y)
             rng = np.random.default_rng(self._draw_seed())
-            self._problem = prepare(X, y, sample_weight, rng, precision, find_input_precision(X))
-            self._targets = kind_of_targets(self._problem, y)
-            self._ensemble = None
+            problem = prepare(X, y, sample_weight, rng, precision, find_input_precision(X))
+            targets = kind_of_targets(problem, y)
+            known = self._known_groups if self.warm_start else None
+            briefly = targets in WITHOUT_NEURONS
             try:
-                trial = self._search(widths, rng)
-                self._keep(trial.ensemble, trial.widths, trial.activation)
-                self._ensemble.settle(trial.annealer)
-                self._reconstruct(trial.annealer)
+                run.train(problem, widths, rng, known=known, briefly=briefly)
+                recovery = run.recover()
             except KeyboardInterrupt as interrupt:
-                self._take_best_so_far(interrupt)
+                recovery = run.best_so_far(interrupt)
+        self._problem, self._targets = problem, targets
+        self._set(recovery)
         end_fit(progress, self, X, y)
         return self
 
@@ -499,13 +484,13 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         new = {name: value for name, value in new.items() if value is not None}
         clone(self).set_params(**new)._validate_params()
         self.set_params(**new)
-        with self._watched():
+        with Fit(self) as run:
+            run.resume(self._problem, self._trained, self.search_report_)
             try:
-                annealer = self._annealer(self.activation_)
-                self._ensemble.settle(annealer)
-                self._reconstruct(annealer)
+                recovery = run.recover()
             except OutOfTime as interrupt:
-                self._take_best_so_far(interrupt)
+                recovery = run.best_so_far(interrupt)
+        self._set(recovery)
         return self
 
     def summary(self):
@@ -529,188 +514,6 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
         """
         check_is_fitted(self)
         print(summary_text(self))
-
-    def to_torch(self):
-        """Return the reconstructed network as a torch module.
-
-        Returns
-        -------
-        torch.nn.Sequential
-            Linear layers in float64 with the activation between them, on the CPU. Outputs have
-            shape (n_samples, n_outputs).
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> from sklearn_ec import ExpandClusterRegressor
-        >>> X = np.random.default_rng(0).uniform(-2, 2, size=(200, 2))
-        >>> model = ExpandClusterRegressor(
-        ...     hidden_layer_sizes=1, activation="tanh", n_students=3, random_state=0
-        ... ).fit(X, np.tanh(X @ [1.0, -0.5] + 0.3))
-        >>> model.to_torch()
-        Sequential(
-          (0): Linear(in_features=2, out_features=1, bias=True)
-          (1): Tanh()
-          (2): Linear(in_features=1, out_features=1, bias=True)
-        )
-        """
-        check_is_fitted(self)
-        return to_sequential(self.weights_, self.biases_, self.activation_)
-
-    def to_mlp_regressor(self):
-        """Return the reconstructed network as a fitted ``MLPRegressor``.
-
-        Returns
-        -------
-        sklearn.neural_network.MLPRegressor
-            A regressor with the same predictions. ``partial_fit`` trains it on, from these weights.
-
-        Raises
-        ------
-        ValueError
-            If ``MLPRegressor`` lacks the activation: it has logistic, tanh and relu.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> from sklearn_ec import ExpandClusterRegressor
-        >>> X = np.random.default_rng(0).uniform(-2, 2, size=(200, 2))
-        >>> model = ExpandClusterRegressor(
-        ...     hidden_layer_sizes=1, activation="tanh", n_students=3, random_state=0
-        ... ).fit(X, np.tanh(X @ [1.0, -0.5] + 0.3))
-        >>> np.allclose(model.to_mlp_regressor().predict(X), model.predict(X))
-        True
-        """
-        check_is_fitted(self)
-        mlp = to_mlp_regressor(self.weights_, self.biases_, self.activation_)
-        if hasattr(self, "feature_names_in_"):
-            mlp.feature_names_in_ = self.feature_names_in_
-        return mlp
-
-    def to_onnx(self, path=None):
-        """Return the reconstructed network as an ONNX model, and write it to a file.
-
-        Parameters
-        ----------
-        path : str or path-like, default=None
-            File to write, usually ``*.onnx``; None writes none.
-
-        Returns
-        -------
-        onnx.ModelProto
-            A model in float64 with the input ``X`` of shape (n_samples, n_features) and the output
-            ``y`` of shape (n_samples, n_outputs), for any number of samples (opset 17). It consists
-            of operators that onnxruntime implements in float64.
-
-        Raises
-        ------
-        ImportError
-            If onnx is missing: ``pip install sklearn_ec[export]``.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> from sklearn_ec import ExpandClusterRegressor
-        >>> X = np.random.default_rng(0).uniform(-2, 2, size=(200, 2))
-        >>> model = ExpandClusterRegressor(
-        ...     hidden_layer_sizes=1, activation="tanh", n_students=3, random_state=0
-        ... ).fit(X, np.tanh(X @ [1.0, -0.5] + 0.3))
-        >>> onnx_model = model.to_onnx()
-        >>> [node.op_type for node in onnx_model.graph.node]
-        ['Gemm', 'Tanh', 'Gemm']
-        """
-        check_is_fitted(self)
-        model = to_onnx(self.weights_, self.biases_, self.activation_)
-        if path is not None:
-            Path(path).write_bytes(model.SerializeToString())
-        return model
-
-    def save(self, path):
-        """Write the fitted estimator to a file, without pickle.
-
-        The file is in the safetensors format: arrays as tensors, all else as JSON in its header,
-        with a format version and a checksum. It holds the parameters and the learned attributes,
-        but neither training rows nor students, so that a loaded estimator cannot ``recluster`` and
-        has no ``standard_errors()``. It is written to a temporary file first, then moved to its
-        place.
-
-        Parameters
-        ----------
-        path : str or path-like
-            File to write, usually ``*.safetensors``.
-
-        Raises
-        ------
-        ImportError
-            If safetensors is missing: ``pip install sklearn_ec[export]``.
-        TypeError
-            If a parameter or attribute is of a type that the file cannot hold.
-
-        See Also
-        --------
-        ExpandClusterRegressor.load : The way back.
-
-        Examples
-        --------
-        >>> import os, tempfile
-        >>> import numpy as np
-        >>> from sklearn_ec import ExpandClusterRegressor
-        >>> X = np.random.default_rng(0).uniform(-2, 2, size=(200, 2))
-        >>> model = ExpandClusterRegressor(
-        ...     hidden_layer_sizes=1, activation="tanh", n_students=3, random_state=0
-        ... ).fit(X, np.tanh(X @ [1.0, -0.5] + 0.3))
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     model.save(f"{folder}/network.safetensors")
-        ...     os.listdir(folder)
-        ['network.safetensors']
-        """
-        check_is_fitted(self)
-        save_estimator(self, path)
-
-    @classmethod
-    def load(cls, path):
-        """Read a fitted estimator from a file that ``save`` wrote. No code from it is run.
-
-        Parameters
-        ----------
-        path : str or path-like
-            The file.
-
-        Returns
-        -------
-        ExpandClusterRegressor
-            An estimator with the parameters and learned attributes of the saved one. It predicts,
-            plots and exports; ``recluster`` needs the students, which are not saved.
-
-        Raises
-        ------
-        FileNotFoundError
-            If there is no such file.
-        ImportError
-            If safetensors is missing: ``pip install sklearn_ec[export]``.
-        ValueError
-            If the file is damaged, of another origin or of a later format version.
-
-        See Also
-        --------
-        ExpandClusterRegressor.save : Write the file.
-
-        Examples
-        --------
-        >>> import tempfile
-        >>> import numpy as np
-        >>> from sklearn_ec import ExpandClusterRegressor
-        >>> X = np.random.default_rng(0).uniform(-2, 2, size=(200, 2))
-        >>> model = ExpandClusterRegressor(
-        ...     hidden_layer_sizes=1, activation="tanh", n_students=3, random_state=0
-        ... ).fit(X, np.tanh(X @ [1.0, -0.5] + 0.3))
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     model.save(f"{folder}/network.safetensors")
-        ...     loaded = ExpandClusterRegressor.load(f"{folder}/network.safetensors")
-        >>> loaded.recovered_, bool((loaded.predict(X) == model.predict(X)).all())
-        (True, True)
-        """
-        return load_estimator(cls, path)
 
     def _validate_params(self) -> None:
         """Validate as scikit-learn does, with hints where a name or an angle is mistaken."""
@@ -778,34 +581,6 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
                 "not keep: use the estimator that was fitted, or fit this one."
             )
 
-    def _annealer(self, activation: str) -> Annealer:
-        problem = self._problem
-        trainer = Trainer(
-            problem.train,
-            problem.held_out,
-            activation,
-            self.device,
-            has_skip=has_skip_terms(get_activation(activation), problem.train),
-            working_memory=self.working_memory,
-            solver=self.solver,
-            watch=self._watch,
-        )
-        store = open_store(self.memory)
-        return Annealer(trainer, problem.held_out, problem.coordinates, self.prune, store)
-
-    @contextmanager
-    def _watched(self) -> Iterator[None]:
-        """Let the computation report while it lasts, and end after ``max_time``."""
-        deadline = None if self.max_time is None else time.time() + self.max_time
-        self._heartbeat = Heartbeat(self)
-        self._watch = Watch(deadline, self._heartbeat)
-        try:
-            yield
-        finally:
-            self._watch.disarm()
-            self._heartbeat.end()
-            del self._heartbeat
-
     def _draw_seed(self) -> int:
         """The seed of this fit; with ``warm_start`` that of the first one."""
         if self.memory is not None and self.random_state is None:
@@ -819,196 +594,32 @@ class ExpandClusterRegressor(CallbackSupportMixin, MultiOutputMixin, RegressorMi
             self._known_groups: dict[str, Ensemble] = {}
         return self._seed
 
-    def _search(self, widths: tuple[int, ...] | None, rng: np.random.Generator) -> Trial:
-        """Students of the given or of the best widths and activation."""
-
-        def train(
-            annealer: Annealer, widths: tuple[int, ...], n_students: int, n_steps: int | None = None
-        ) -> Ensemble:
-            seeds = rng.integers(MAX_SEED, size=n_students)
-            return self._train(annealer, seeds, widths, n_steps)
-
-        def n_parameters(widths: tuple[int, ...]) -> int:
-            n_inputs, widths = self._problem.train.X.shape[1], self._student_widths(widths)
-            return sum(map(math.prod, layer_shapes(n_inputs, widths, self.n_outputs_, False)))
-
-        names = DISTINCT_ACTIVATIONS if self.activation == "auto" else (self.activation,)
-        annealers = {name: self._annealer(name) for name in names}
-        search = Search(annealers, train, n_parameters, self.n_students)
-        try:
-            if self._targets in WITHOUT_NEURONS:
-                return search.run_briefly(widths or (1,))
-            return search.run() if widths is None else search.run_given(widths)
-        finally:
-            self.search_report_ = [trial.report() for trial in search.trials]
-
-    def _train(
-        self,
-        annealer: Annealer,
-        seeds: np.ndarray,
-        widths: tuple[int, ...],
-        n_steps: int | None = None,
-    ) -> Ensemble:
-        """Students of assumed widths; probes where the number of steps is given."""
-        recipe = Recipe(
-            self._student_widths(widths),
-            self.solver,
-            min(n_steps or self.max_iter, self.max_iter),
-            max(self.tol, self._problem.train.rounding_loss),
-            anneal=n_steps is None,
-        )
-        activation = annealer.trainer.activation_name
-        title = f"hidden layers {widths}, {activation}"
-        stage = Stage(self, self._heartbeat, title, len(seeds), recipe.max_epochs)
-        known = self._known_groups if self.warm_start else None
-        trainer = GroupTrainer(annealer, recipe, stage, n_jobs=self.n_jobs, known=known)
-        try:
-            ensemble = trainer.train(seeds)
-        except Interrupted as interrupt:
-            self._keep_better(interrupt.ensemble, widths, activation)
-            raise
-        stage.end()
-        self._keep_better(ensemble, widths, activation)
-        return ensemble
-
-    def _keep_better(self, ensemble: Ensemble, widths: tuple[int, ...], activation: str) -> None:
-        """Remember the students to use should the fit be interrupted."""
-        loss = ensemble.students.best_held_out_loss
-        if self._ensemble is None or loss < self._ensemble.students.best_held_out_loss:
-            self._keep(ensemble, widths, activation)
-
-    def _keep(self, ensemble: Ensemble, widths: tuple[int, ...], activation: str) -> None:
-        """Keep what the reconstruction needs."""
-        self._ensemble, self._assumed, self.activation_ = ensemble, widths, activation
-
-    def _check_students(self) -> None:
-        """Warn of students whose training diverged; raise if it did for all of them."""
-        students = self._ensemble.students
-        n_failed = students.n_failed
-        if n_failed == len(students):
-            raise ValueError(
-                f"The training of all {n_failed} students diverged: check the scale of y, "
-                "remove outliers from it, or choose another activation."
-            )
-        if n_failed:
-            warnings.warn(
-                f"{n_failed} of {len(students)} students diverged and were dropped.",
-                ConvergenceWarning,
-                stacklevel=3,
-            )
-
-    def _student_widths(self, widths: tuple[int, ...]) -> tuple[int, ...]:
-        factors = np.broadcast_to(self.rho, len(widths)).tolist()
-        return tuple(math.ceil(f * width) for f, width in zip(factors, widths, strict=True))
-
-    def _take_best_so_far(self, interrupt: KeyboardInterrupt) -> None:
-        """Take the best network so far, where there is one."""
-        if self._ensemble is None:
-            raise interrupt
-        is_out_of_time = self._watch.is_over
-        self._watch.disarm()
-        self._reconstruct(self._annealer(self.activation_), interrupted=True)
-        cause = f"reached max_time={self.max_time:g} s" if is_out_of_time else "was interrupted"
-        message = f"The fit {cause} with {len(self._ensemble.students)} students: the network is "
-        if self.recovered_:
-            message += "certified, other students were not asked."
-        else:
-            message += "the best one so far. recluster() finishes it from these students. "
-            message += counted_output_hint(self.hidden_layer_sizes, self.n_outputs_)
-        warnings.warn(message.rstrip(), ConvergenceWarning, stacklevel=3)
-
-    def _reconstruct(self, annealer: Annealer, interrupted: bool = False) -> None:
-        """Everything that depends on the thresholds: cluster, collapse, finish, set attributes."""
-        self._check_students()
-        start = time.perf_counter()
-        ensemble = self._ensemble
-        thresholds = Thresholds(self.gamma, self.beta, self.cut)
-        layers = cluster_layers(ensemble, annealer.trainer, len(self._assumed), thresholds)
-        if ensemble.certified:
-            candidate = next(iter(ensemble.certified.values()))
-        else:
-            candidate = self._best_candidate(annealer, [] if interrupted else layers.collapsed)
-        self._set_network(candidate)
-        self.search_report_ = with_verdict(
-            self.search_report_, self.activation_, self._assumed, self.recovered_
-        )
-        self.cluster_report_ = layers.report
-        self.n_agreeing_ = ensemble.n_agreeing(candidate.network, annealer.trainer)
-        self.dendrogram_ = [
-            replace(record, n_students=len(ensemble.students), n_agreeing=self.n_agreeing_)
-            for record in layers.dendrograms
-        ]
-        if self.verbose:
-            print_network(self, time.perf_counter() - start)
-        if not (self.recovered_ or interrupted):
-            warnings.warn(self._explain_failure(), ConvergenceWarning, stacklevel=3)
-
-    def _best_candidate(self, annealer: Annealer, collapsed: list[np.ndarray]) -> Candidate:
-        """The network of the clusters where it is certified, else the most parsimonious one."""
-        ensemble = self._ensemble
-        candidates = [*ensemble.annealed.values(), *ensemble.denoised.values()]
-        if len(collapsed) == len(self._assumed) and not ensemble.conclusive:
-            finish = annealer.denoise if ensemble.denoised else annealer.finish
-            clustered = finish(annealer.solve_readout(collapsed))
-            if clustered.certificate.function_certified:
-                return clustered
-            candidates.append(clustered)
-        candidates.append(annealer.judge_as_is(ensemble.students.best))
-        return annealer.most_parsimonious(candidates)
-
-    def _set_network(self, candidate: Candidate) -> None:
-        weights, biases = self._problem.coordinates.to_original(candidate.network)
-        activation = get_activation(self.activation_)
+    def _set(self, recovery: Recovery) -> None:
+        """Set the learned attributes; print and warn as the verdict demands."""
+        trained, candidate = recovery.trained, recovery.candidate
+        self._trained, students = trained, trained.ensemble.students
+        coordinates, samples = self._problem.coordinates, self._problem.train
+        activation = get_activation(trained.activation)
+        self.activation_ = trained.activation
+        weights, biases = coordinates.to_original(candidate.network)
         self.weights_, self.biases_ = canonical_form(weights, biases, activation)
         self.layer_sizes_ = candidate.network.widths
         self.loss_ = candidate.certificate.error**2
-        self.noise_level_ = self._problem.coordinates.y_scale * noise_level(
-            candidate.network, self._problem.train, activation
-        )
-        self.width_agreement_ = self._ensemble.width_agreement(candidate.network)
-        self.certificate_ = self._with_column_names(candidate.certificate)
+        noise = noise_level(candidate.network, samples, activation)
+        self.noise_level_ = coordinates.y_scale * noise
+        self.certificate_ = recovery.certificate(getattr(self, "feature_names_in_", None))
         self.recovered_ = candidate.certificate.passed
-        self.student_losses_ = self._ensemble.students.losses
-        self.student_loss_curves_ = self._ensemble.students.loss_curves
-        self.n_iter_ = self._ensemble.students.n_iter
-        self.n_reused_students_ = self._ensemble.n_reused
-
-    def _with_column_names(self, certificate: Certificate) -> Certificate:
-        """The certificate with the user's names of the open columns."""
-        names = getattr(self, "feature_names_in_", None)
-        if names is None or not certificate.open_columns:
-            return certificate
-        named = tuple(str(names[int(column[1:])]) for column in certificate.open_columns)
-        return replace(certificate, open_columns=named)
-
-    def _explain_failure(self) -> str:
-        if self._targets in WITHOUT_NEURONS:
-            return f"The network is not certified: {TARGET_ADVICE[self._targets]}"
-        losses, tol = self.student_losses_, self._ensemble.tol
-        n_kept = sum(cluster["status"] == "kept" for cluster in self.cluster_report_)
-        message = (
-            f"The network is not certified: {self.certificate_.reason}. "
-            f"{np.sum(losses <= tol)} of {len(losses)} students reached the target loss "
-            f"{tol:g} (best {np.nanmin(losses):.1e}), {n_kept} clusters were kept. "
-        )
-        if self._ensemble.denoised:
-            agreeing, n_pruned = self.width_agreement_
-            message += (
-                f"Widths {self.layer_sizes_} were chosen by the error on held-out rows, "
-                f"{agreeing} of {n_pruned} pruned students agree on them. "
-            )
-        hint = counted_output_hint(self.hidden_layer_sizes, self.n_outputs_)
-        return f"{message}{advice(self.certificate_, self._evidence())} {hint}".rstrip()
-
-    def _evidence(self) -> Evidence:
-        n_agreeing, n_pruned = self.width_agreement_
-        return Evidence(
-            targets=self._targets,
-            students=self._ensemble.students,
-            tol=self._ensemble.tol,
-            max_iter=self.max_iter,
-            n_outputs=self.n_outputs_,
-            is_noisy=bool(self._ensemble.denoised) and 2 * n_agreeing > n_pruned,
-            activation_given=self.activation != "auto",
-            sizes_given=not isinstance(self.hidden_layer_sizes, str),
-        )
+        self.search_report_ = recovery.search_report
+        self.cluster_report_, self.dendrogram_ = recovery.layers.report, recovery.dendrograms
+        self.n_agreeing_, self.width_agreement_ = recovery.n_agreeing, recovery.width_agreement
+        self.student_losses_, self.student_loss_curves_ = students.losses, students.loss_curves
+        self.n_iter_, self.n_reused_students_ = students.n_iter, trained.ensemble.n_reused
+        if self.verbose:
+            print_network(self, recovery.seconds)
+        message = None
+        if recovery.interrupted_by:
+            message = explain_interrupt(self, recovery.interrupted_by, len(students))
+        elif not self.recovered_:
+            message = explain_failure(self, self._targets, trained.ensemble)
+        if message:
+            warnings.warn(message, ConvergenceWarning, stacklevel=3)

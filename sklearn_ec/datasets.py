@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from sklearn.utils import check_random_state
 
-from ._activations import get_activation
+from ._core.activations import get_activation
 
 __all__ = ["RecoveryProblem", "Teacher", "load_deep_suite", "load_reference_suite", "make_teacher"]
 

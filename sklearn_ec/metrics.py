@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from ._activations import Activation, get_activation
-from ._distances import unit_rows
+from ._core.activations import Activation, get_activation
+from ._core.distances import unit_rows
 from ._folding import Layers, fold, inside, is_wrapper
 
 __all__ = ["NeuronMatch", "match_neurons", "max_cosine_distance", "relative_rmse"]

@@ -7,9 +7,9 @@ from typing import Any
 from sklearn.base import clone
 from sklearn.compose import TransformedTargetRegressor
 
-from ._activations import get_activation
+from ._core.activations import get_activation
+from ._core.canonical import canonical_form
 from ._folding import fold, inside, is_wrapper, target_scaling, unwrap
-from ._reconstruction import canonical_form
 from ._regressor import ExpandClusterRegressor
 
 __all__ = ["fold_scalers"]

@@ -8,7 +8,9 @@ import pytest
 import torch
 from threadpoolctl import threadpool_limits
 
-from sklearn_ec import ExpandClusterRegressor, _annealing, _pruning, _training
+from sklearn_ec import ExpandClusterRegressor
+from sklearn_ec._expand import training
+from sklearn_ec._finish import finisher, pruning
 from sklearn_ec.datasets import load_reference_suite, make_teacher
 
 matplotlib.use("agg")
@@ -21,19 +23,19 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each: workers share the pr
 @pytest.fixture
 def short_warm_up(monkeypatch):
     """A tenth of the warm-up, for tests that do not depend on good students."""
-    monkeypatch.setattr(_training, "WARM_UP_STEPS", 100)
+    monkeypatch.setattr(training, "WARM_UP_STEPS", 100)
 
 
 @pytest.fixture
 def short_polish(monkeypatch):
     """Few steps after each removal, for tests that do not depend on good networks."""
     for place, name in (
-        (_annealing, "POLISH_STEPS"),
-        (_annealing, "NOISE_POLISH_STEPS"),
-        (_pruning, "POLISH_STEPS"),
-        (_pruning, "NOISE_POLISH_STEPS"),
-        (_pruning.ExactCap, "n_steps"),
-        (_pruning.NoiseCap, "n_steps"),
+        (finisher, "POLISH_STEPS"),
+        (finisher, "NOISE_POLISH_STEPS"),
+        (pruning, "POLISH_STEPS"),
+        (pruning, "NOISE_POLISH_STEPS"),
+        (pruning.ExactCap, "n_steps"),
+        (pruning.NoiseCap, "n_steps"),
     ):
         monkeypatch.setattr(place, name, 60)
 

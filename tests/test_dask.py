@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from sklearn_ec import ExpandClusterRegressor, _groups
+from sklearn_ec import ExpandClusterRegressor
+from sklearn_ec._search import scheduling
 from sklearn_ec.datasets import make_teacher
 
 distributed = pytest.importorskip("distributed", reason="needs dask[distributed]")
@@ -53,7 +54,7 @@ def make_model(**params):
 @pytest.fixture(scope="module")
 def serial(problem):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_groups, "GROUP_SIZE", 2)
+        patch.setattr(scheduling, "GROUP_SIZE", 2)
         return make_model().fit(*problem)
 
 
@@ -66,7 +67,7 @@ def assert_same_network(model, other):
 
 
 def test_a_cluster_gives_the_same_network(client, problem, serial, monkeypatch):
-    monkeypatch.setattr(_groups, "GROUP_SIZE", 2)
+    monkeypatch.setattr(scheduling, "GROUP_SIZE", 2)
     with joblib.parallel_config(backend="dask"):
         model = make_model().fit(*problem)
     assert_same_network(model, serial)
@@ -82,7 +83,7 @@ def test_torch_does_not_use_more_threads_than_a_worker_has(client):
 
 
 def test_a_worker_may_die(client, problem, serial, monkeypatch, tmp_path):
-    monkeypatch.setattr(_groups, "GROUP_SIZE", 2)
+    monkeypatch.setattr(scheduling, "GROUP_SIZE", 2)
     killed = []
 
     def kill_one_worker():

@@ -19,9 +19,11 @@ from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, scale
 
-from sklearn_ec import ExpandClusterRegressor, _annealing, _nets, _pruning, _training
-from sklearn_ec._activations import ACTIVATIONS, DISTINCT_ACTIVATIONS, get_activation
-from sklearn_ec._reconstruction import canonical_form
+from sklearn_ec import ExpandClusterRegressor
+from sklearn_ec._core.activations import ACTIVATIONS, DISTINCT_ACTIVATIONS, get_activation
+from sklearn_ec._core.canonical import canonical_form
+from sklearn_ec._expand import skorch_nets, training
+from sklearn_ec._finish import finisher, pruning
 from sklearn_ec.datasets import load_deep_suite, make_teacher
 from sklearn_ec.inspection import NeuronMatchDisplay, SimilarityDisplay
 from sklearn_ec.metrics import max_cosine_distance, relative_rmse
@@ -173,18 +175,18 @@ def test_learned_attributes(tanh_problem, fitted):
 def test_an_early_network_is_compared_with_students_as_they_are(tanh_problem, monkeypatch):
     """One student ends the training; it votes with the better half, of which none is pruned."""
     pruned = []
-    finish = _annealing.Annealer._finish
+    finish = finisher.Finisher._finish
 
-    def spy(annealer, network):
+    def spy(self, network):
         pruned.append(network)
-        return finish(annealer, network)
+        return finish(self, network)
 
-    monkeypatch.setattr(_annealing.Annealer, "_finish", spy)
-    monkeypatch.setitem(_nets.FIRST_QUESTION_EPOCH, _training.BatchedLevenberg, 1)
+    monkeypatch.setattr(finisher.Finisher, "_finish", spy)
+    monkeypatch.setitem(skorch_nets.FIRST_QUESTION_EPOCH, training.BatchedLevenberg, 1)
     _, X, y = tanh_problem
     model = make_model(n_students=6, tol=0.0).fit(X, y)
     assert model.recovered_
-    assert model.n_iter_ == _nets.LEVENBERG_STEPS_PER_EPOCH
+    assert model.n_iter_ == skorch_nets.LEVENBERG_STEPS_PER_EPOCH
     assert len(pruned) == 1
     assert model.layer_sizes_ == (4,)
     assert model.width_agreement_ == (1, 1)
@@ -210,7 +212,7 @@ def test_students_of_adam_can_be_recovered_from(tanh_problem):
     teacher, X, y = tanh_problem
     model = make_model(n_students=4, solver="adam", max_iter=30).fit(X, y)
     assert model.student_losses_.min() > 1e-12  # Adam alone stays far from zero
-    assert model.recovered_  # annealing does not
+    assert model.recovered_  # pruning does not
     assert max_cosine_distance(teacher, model, "tanh") <= EXACT
 
 
@@ -507,7 +509,7 @@ def found_g():
     """A model of known width that had to find its activation."""
     teacher, X, y = small_problem("g")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_training, "WARM_UP_STEPS", 100)
+        patch.setattr(training, "WARM_UP_STEPS", 100)
         return teacher, X, y, make_model(2, "auto", rho=2, n_students=3).fit(X, y)
 
 
@@ -584,7 +586,7 @@ def fit_noisy(X, y, **params):
     """A model of one neuron too many, and the text of its warning."""
     model = make_model(3, rho=2, **{"n_students": 3, **params})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_training, "WARM_UP_STEPS", 100)
+        patch.setattr(training, "WARM_UP_STEPS", 100)
         with pytest.warns(ConvergenceWarning) as caught:
             model.fit(X, y)
     return model, str(caught[0].message)
@@ -746,7 +748,7 @@ def test_a_wrong_depth_is_never_certified(
     deep_problem, sizes, monkeypatch, short_warm_up, short_polish
 ):
     _, X, y = deep_problem
-    monkeypatch.setattr(_pruning, "MAX_REGROWTHS", 1)
+    monkeypatch.setattr(pruning, "MAX_REGROWTHS", 1)
     model = ExpandClusterRegressor(
         2, hidden_layer_sizes=sizes, activation="tanh", n_students=2, max_iter=20, random_state=0
     )

@@ -1,7 +1,7 @@
 """Look at a fitted estimator: plots in scikit-learn's manner, and the records they draw."""
 
-from sklearn_ec._certificate import Certificate
-from sklearn_ec._types import Dendrogram
+from sklearn_ec._certify.certificate import Certificate
+from sklearn_ec._core.records import Dendrogram
 
 from ._alignment import AlignmentDisplay
 from ._dendrogram import DendrogramDisplay

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 
-from sklearn_ec._types import Dendrogram
+from sklearn_ec._core.records import Dendrogram
 
 # Distances and angles below this are drawn here: they are rounding, and a log axis has no zero.
 FLOOR = 1e-16

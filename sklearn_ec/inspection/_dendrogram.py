@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from scipy.cluster.hierarchy import leaves_list
 
+from sklearn_ec._core.records import Dendrogram
 from sklearn_ec._folding import unwrap
-from sklearn_ec._types import Dendrogram
 
 from ._common import (
     FLOOR,

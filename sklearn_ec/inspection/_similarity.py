@@ -8,8 +8,8 @@ import numpy as np
 from scipy.cluster.hierarchy import leaves_list
 from scipy.spatial.distance import squareform
 
-from sklearn_ec._activations import get_activation
-from sklearn_ec._distances import pairwise_distances
+from sklearn_ec._core.activations import get_activation
+from sklearn_ec._core.distances import pairwise_distances
 from sklearn_ec._folding import unwrap
 
 from ._common import (

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from sklearn_ec._expand.skorch_nets import LEVENBERG_STEPS_PER_EPOCH
 from sklearn_ec._folding import unwrap
-from sklearn_ec._nets import LEVENBERG_STEPS_PER_EPOCH
 
 from ._common import NEUTRAL, Display
 

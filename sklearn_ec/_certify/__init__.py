@@ -1,0 +1,1 @@
+"""Judge a network without a teacher: certificate, structure of residuals, standard errors."""

@@ -1,0 +1,387 @@
+r"""The certificate: is this network *the* network behind the data? Decided without a teacher.
+
+With ``e`` the relative root mean squared error on the training rows (at least the rounding of the
+targets) and ``σ_i``, ``v_i`` the singular values and right singular vectors of the network's
+scaled Jacobian, ``recovered`` demands all of
+
+1. ``e`` and its twin on rows kept out of training are at rounding level;
+2. the ``n·k`` equations outnumber the network's parameters at least twofold;
+3. every neuron bends: over the rows, ``s(z)`` differs from any affine function of ``z``;
+4. the weights are determined: with an error of at most ``ε_i`` along each left singular vector, to
+   first order no ``[w; b]`` is wrong by more than 10⁻³ of its length (10⁻² where targets are
+   rounded), neither in standardized coordinates nor in the units of the user;
+5. no other network nearby fits as well: ``ε_i c_i ≤ 0.1 σ_i²`` along the weakest directions, with
+   ``c_i`` the root mean square of the second derivative of the residuals along ``v_i``.
+
+Where the targets are exact, all of ``e`` may lie along any one direction: ``ε_i = e``. Where they
+are rounded more coarsely, the rounding is imitated (see :mod:`sklearn_ec._core.precision`): ``e``
+must not exceed it, nothing may be left in the residuals that depends smoothly on the inputs, and
+``ε_i`` is four times what the imitated rounding amounts to along the i-th direction, or on average.
+
+The third catches layers that are there for nothing: over a single hidden layer of ReLU neurons, a
+second one can pass sums of their nonnegative activations on unchanged.
+
+The fifth is the Newton-Kantorovich condition ``h = ‖J⁺‖² L e ≤ 1/2``, under which exactly one
+exact network lies nearby, with the curvature measured direction by direction instead of a bound
+``L`` over all of them. A network with a spare neuron fails it: two copies at a distance δ have a
+singular value of ``δ c`` and an error of ``δ² c / 2`` that nothing else can absorb, so ``e c ≥ σ² /
+2``. Measured on networks of 8 neurons over 2 inputs, where neurons are nearly polynomial and σ_min
+is 3e-8 to 5e-5, ``σ² / (e c)`` is at least 26 with the right neurons and at most 0.1 with a
+duplicate, a group that cancels or an idle neuron added.
+
+A network that meets all of this in standardized coordinates *computes* what the data tell: its
+function is certified on their subspace. Where columns are constant or depend on each other, or
+hardly vary, weights in the user's units are open all the same; then it is not ``recovered``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sklearn_ec._core.activations import Activation
+from sklearn_ec._core.coordinates import Coordinates
+from sklearn_ec._core.forward import network_outputs, read_features
+from sklearn_ec._core.records import Network, Samples
+from sklearn_ec._solvers.jacobian import Linearization, least_neuron_singular_value
+from sklearn_ec._solvers.task import LeastSquaresTask
+
+from .structure import structured_share
+
+# Relative root mean squared error that counts as rounding, in units of the rounding of exact
+# targets ...
+ROUNDING_FACTOR = 1000.0
+# ... and of the imitated rounding of coarser ones, which the true one is at most 1.3 times.
+IMITATION_FACTOR = 1.5
+# That of decimals is known up to chance: in 324 networks the true one was at most this times it,
+# and more by at most ``CHANCE / sqrt(n_samples)`` where rows are few.
+STEP_FACTOR = 1.15
+CHANCE = 2.0
+# An error along one singular direction in units of the imitated rounding along it.
+CERTAINTY = 4.0
+# Share of the variance of residuals that may depend smoothly on the inputs. The rounding of float32
+# networks of a few neurons does so, up to a share of 0.33 in 480 of them (300 to 3000 rows).
+MAX_STRUCTURE = 0.4
+MIN_EQUATIONS_PER_PARAMETER = 2.0
+MAX_WEIGHT_ERROR = 1e-3
+MAX_ROUNDED_WEIGHT_ERROR = 1e-2
+MIN_ISOLATION = 10.0
+N_WEAK_DIRECTIONS = 10
+# Least deviation of a neuron's activation from an affine function, relative to its spread.
+MIN_BEND = 1e-9
+# Networks of more parameters are judged by their single neurons before their whole Jacobian.
+MAX_DENSE_PARAMETERS = 1000
+TINY = np.finfo(np.float64).tiny
+
+# The condition that a network failed first.
+Obstacle = Literal[
+    "", "error", "structure", "equations", "bend", "weights", "isolation", "columns", "no rows left"
+]
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was measured of a network, and the verdict.
+
+    Attributes
+    ----------
+    error : float
+        Relative root mean squared error on the training rows.
+    held_out_error : float
+        The same on rows kept out of training.
+    rounding : float
+        Errors up to here are rounding.
+    precision : str
+        How the targets are rounded: "float64", "float32", "float16", "3 decimals", ...
+    n_equations : int
+        Number of training rows times number of outputs.
+    n_parameters : int
+        Number of weights and biases.
+    weight_error : float
+        First-order bound on the error of a neuron's ``[w; b]`` relative to its length, in the units
+        of ``weights_``, the largest of all neurons; inf where columns are open by a linear
+        dependence; nan where the errors are above rounding.
+    isolation : float
+        How far the nearest other solution is out of reach, the least of ``σ_i² / (ε_i c_i)`` over
+        the weakest directions; nan where the errors are above rounding.
+    function_certified : bool
+        Whether the network computes the function behind the data, on all inputs that satisfy the
+        linear relations between columns that hold in the data. Where ``passed`` is True, there are
+        none.
+    passed : bool
+        Whether the weights, too, are those of the network behind the data.
+    obstacle : str
+        The condition that failed first, in a word; empty if the network passed.
+    reason : str
+        What was measured of it, in a sentence; empty if the network passed.
+    open_columns : tuple of str
+        Columns of X whose incoming weights the rows do not tell.
+    """
+
+    error: float
+    held_out_error: float
+    rounding: float
+    precision: str
+    n_equations: int
+    n_parameters: int
+    weight_error: float
+    isolation: float
+    function_certified: bool
+    passed: bool
+    obstacle: Obstacle
+    reason: str
+    open_columns: tuple[str, ...] = ()
+
+    @property
+    def is_conclusive(self) -> bool:
+        """Whether other students have nothing to add.
+
+        The function is certified, or the network is large and exact but for what the rows leave
+        open: of single neurons, or until the held-out rows joined the training.
+        """
+        is_large = self.n_parameters > MAX_DENSE_PARAMETERS
+        is_open = self.obstacle == "weights" and np.isnan(self.isolation)
+        is_isolated = self.isolation >= MIN_ISOLATION
+        return self.function_certified or (is_large and bool(is_open or is_isolated))
+
+    @property
+    def fits_exactly(self) -> bool:
+        """Whether the error on the training rows is at rounding level."""
+        return self.error <= self.rounding
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the errors are at rounding level."""
+        return max(self.error, self.held_out_error) <= self.rounding
+
+
+def certify(
+    network: Network,
+    task: LeastSquaresTask,
+    samples: Samples,
+    held_out: Samples,
+    coordinates: Coordinates,
+) -> Certificate:
+    """Judge a network without skip term; the task holds the samples as tensors."""
+    return _Examination(network, task, samples, held_out, coordinates).certificate()
+
+
+class _Examination:
+    """The measurements of one network, each taken once the cheaper ones were passed."""
+
+    def __init__(
+        self,
+        network: Network,
+        task: LeastSquaresTask,
+        samples: Samples,
+        held_out: Samples,
+        coordinates: Coordinates,
+    ):
+        self.network = network
+        self.task = task
+        self.activation = task.activation
+        self.samples = samples
+        self.held_out = held_out
+        self.coordinates = coordinates
+        self.error = relative_error(network, samples, self.activation)
+        self.held_out_error = relative_error(network, held_out, self.activation)
+        self.exact_rounding = ROUNDING_FACTOR * coordinates.y_rounding
+        self.imitated = self._imitated_rounding()
+        self.rounding = float(max(self.exact_rounding, IMITATION_FACTOR * _rms(self.imitated)))
+        self.weight_error = self.isolation = np.nan
+        self.open_columns = np.zeros(len(coordinates.x_mean), dtype=bool)
+
+    def certificate(self) -> Certificate:
+        obstacle, reason = self._first_obstacle()
+        names = tuple(f"x{index}" for index in np.flatnonzero(self.open_columns))
+        return Certificate(
+            error=self.error,
+            held_out_error=self.held_out_error,
+            rounding=self.rounding,
+            precision=self.coordinates.precision.name,
+            n_equations=self.samples.n_equations,
+            n_parameters=self.network.n_parameters,
+            weight_error=self.weight_error,
+            isolation=self.isolation,
+            function_certified=obstacle in ("", "columns"),
+            passed=not obstacle,
+            obstacle=obstacle,
+            reason=reason,
+            open_columns=names,
+        )
+
+    def _imitated_rounding(self) -> np.ndarray | None:
+        """Errors as the targets have, where the network's are too large for exact ones."""
+        if max(self.error, self.held_out_error) <= self.exact_rounding:
+            return None
+        return self._imitate()
+
+    def _imitate(self, shift: float = 0.0) -> np.ndarray | None:
+        return self.coordinates.imitated_rounding(
+            self.network, self.samples, self.activation, shift
+        )
+
+    def _first_obstacle(self) -> tuple[Obstacle, str]:
+        if not (self.error <= self.rounding and self.held_out_error <= self.rounding):
+            return "error", (
+                f"the relative error is {self.error:.1e} on training rows and "
+                f"{self.held_out_error:.1e} on held-out rows, above rounding ({self.rounding:.1e})"
+            )
+        if self.imitated is not None and (output := self._output_above_rounding()) is not None:
+            return "error", (
+                f"the error of output {output} is above rounding: "
+                f"its targets are of {self.coordinates.precision.name}"
+            )
+        samples, n_parameters = self.samples, self.network.n_parameters
+        if samples.n_equations < MIN_EQUATIONS_PER_PARAMETER * n_parameters:
+            return "equations", (
+                f"{samples.n_equations} equations are too few for {n_parameters} parameters: "
+                f"give at least {MIN_EQUATIONS_PER_PARAMETER:g} times as many"
+            )
+        if self.imitated is not None and (share := self._structure()) > MAX_STRUCTURE:
+            return "structure", (
+                f"the error is as small as that of targets of {self.coordinates.precision.name}, "
+                f"but {share:.0%} of its variance depends on the inputs"
+            )
+        if not least_bend(self.network, samples, self.activation) >= MIN_BEND:
+            return "bend", "a neuron is a linear function on the data"
+        return self._determinacy()
+
+    def _output_above_rounding(self) -> int | None:
+        """The first output whose error exceeds its own rounding: that of others may hide it."""
+        for samples in (self.samples, self.held_out):
+            factor = IMITATION_FACTOR
+            if self.coordinates.precision.step:
+                factor = min(factor, STEP_FACTOR + CHANCE / np.sqrt(len(samples.X)))
+            limits = np.maximum(self.exact_rounding, factor * self._roundings())
+            errors = np.sqrt(np.mean(self._residuals(samples) ** 2, axis=0))
+            if not (errors <= limits).all():
+                return int(np.argmax(errors / limits))
+        return None
+
+    def _roundings(self) -> np.ndarray:
+        """Imitated rounding of each output, at least that of exact targets."""
+        assert self.imitated is not None
+        roundings = np.sqrt(np.mean(self.imitated**2, axis=0))
+        return np.maximum(roundings, self.coordinates.y_rounding)
+
+    def _residuals(self, samples: Samples) -> np.ndarray:
+        residuals = network_outputs(self.network, samples.X, self.activation) - samples.y
+        return residuals * np.sqrt(samples.sample_weight)[:, None]
+
+    def _structure(self) -> float:
+        samples = self.samples.joined(self.held_out)
+        return structured_share(self._residuals(samples) / self._roundings(), samples.X)
+
+    def _determinacy(self) -> tuple[Obstacle, str]:
+        """Whether the data determine the weights, and whether no other network is nearby.
+
+        Large networks are first judged by their single neurons, a lower bound: where that is too
+        large, nothing else matters, and the isolation stays nan.
+        """
+        limit = MAX_WEIGHT_ERROR if self.imitated is None else MAX_ROUNDED_WEIGHT_ERROR
+        if self.network.n_parameters > MAX_DENSE_PARAMETERS:
+            least = least_neuron_singular_value(self.task, self.network)
+            self.weight_error = self._typical_error() / max(least, TINY)
+            if self.weight_error > limit:
+                return "weights", _open_to(self.weight_error)
+        canonical = self.coordinates.canonical(self.network, self.activation)
+        linearization = Linearization(self.task, canonical, self._weighted_rounding())
+        errors = self._errors(linearization.coefficients)
+        standardized = max(
+            float(part.norm(dim=1).max()) for part in linearization.relative_errors(errors)
+        )
+        self._measure_in_original_units(linearization, errors, limit)
+        self.isolation = _isolation(linearization, errors)
+        if not standardized <= limit:
+            return "weights", _open_to(standardized)
+        if not self.isolation >= MIN_ISOLATION:  # nan is no proof
+            return "isolation", (
+                "other networks nearby fit as well: the isolation of this one is "
+                f"{self.isolation:.1e}, below {MIN_ISOLATION:g}"
+            )
+        if self.open_columns.any() or not self.weight_error <= limit:
+            return "columns", "the rows leave incoming weights open"
+        return "", ""
+
+    def _measure_in_original_units(
+        self, linearization: Linearization, errors: Tensor, limit: float
+    ) -> None:
+        """Error of the weights in the user's units, and the columns whose weights are open."""
+        device = self.task.inputs.device
+        units = (
+            torch.tensor(self.coordinates.incoming_map(), device=device),
+            torch.tensor(self.coordinates.y_scale, device=device),
+            torch.tensor(self.coordinates.y_mean, device=device),
+        )
+        relative = linearization.relative_errors(errors, *units)
+        self.weight_error = max(float(part.norm(dim=1).max()) for part in relative)
+        self.open_columns = self.coordinates.open_columns()
+        if self.open_columns.any():
+            self.weight_error = np.inf
+        # At a fixed length, the weight on one column opens those on all others.
+        free = linearization.relative_errors(errors, *units, fixed_lengths=False)
+        self.open_columns |= (free[0][:, :-1] > limit).any(dim=0).cpu().numpy()
+
+    def _typical_error(self) -> float:
+        """Error that may lie along one direction."""
+        if self.imitated is None:
+            return max(self.error, self.coordinates.y_rounding)
+        return CERTAINTY * self.error / np.sqrt(self.imitated.size)
+
+    def _weighted_rounding(self) -> Tensor | None:
+        if self.imitated is None:
+            return None
+        # Where an output is the same in many rows, its rounding is at least an eighth of a step in
+        # one of two grids, and at most half a step.
+        shifts = (0.0, 0.25) if self.coordinates.precision.step else (0.0,)
+        imitated = [self._imitate(shift) for shift in shifts]
+        roundings = np.stack([errors for errors in imitated if errors is not None])
+        return torch.from_numpy(roundings).to(self.task.inputs.device) * self.task.sqrt_weight
+
+    def _errors(self, coefficients: Tensor) -> Tensor:
+        """Largest error along each left singular direction."""
+        if self.imitated is None:
+            return torch.full_like(coefficients[:, 0], self._typical_error())
+        scale = CERTAINTY * max(1.0, self.error / _rms(self.imitated))
+        typical = _rms(self.imitated) / np.sqrt(self.imitated.size)
+        return scale * coefficients.abs().amax(dim=1).clamp_min(typical)
+
+
+def _rms(values: np.ndarray | None) -> float:
+    return 0.0 if values is None else float(np.sqrt(np.mean(values**2)))
+
+
+def _open_to(error: float) -> str:
+    return f"the data leave the weights open to a relative error of {error:.1e}"
+
+
+def _isolation(linearization: Linearization, errors: Tensor) -> float:
+    curvatures = linearization.curvatures(N_WEAK_DIRECTIONS).cpu().numpy()
+    n_weak = len(curvatures)
+    weakest = np.abs(linearization.singular_values[-n_weak:].cpu().numpy())
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(np.min(weakest**2 / (errors[-n_weak:].cpu().numpy() * curvatures)))
+
+
+def least_bend(network: Network, samples: Samples, activation: Activation) -> float:
+    """How far the straightest neuron's activation is from an affine function of its input."""
+    bends = []
+    for depth, layer in enumerate(network.layers[:-1]):
+        z = read_features(network.layers[:depth], samples.X, activation, False) @ layer.T
+        h = activation.function(z)
+        z, h = z - z.mean(axis=0), h - h.mean(axis=0)
+        slopes = (z * h).sum(axis=0) / np.maximum((z * z).sum(axis=0), TINY)
+        spreads = np.maximum(np.linalg.norm(h, axis=0), TINY)
+        bends.append(np.linalg.norm(h - slopes * z, axis=0) / spreads)
+    return float(np.concatenate(bends).min())
+
+
+def relative_error(network: Network, samples: Samples, activation: Activation) -> float:
+    """Root mean squared error in units of the targets' standard deviation."""
+    residuals = network_outputs(network, samples.X, activation) - samples.y
+    return float(np.sqrt(np.mean(residuals**2 * samples.sample_weight[:, None])))

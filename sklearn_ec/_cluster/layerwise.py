@@ -1,0 +1,90 @@
+"""Cluster the students' neurons layer by layer, from the inputs up."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from sklearn_ec._core.activations import Activation
+from sklearn_ec._core.records import Dendrogram, Network, Samples
+
+from .common_basis import collapse, incoming_vectors
+from .cuts import cluster_indices, cluster_labels, cluster_report, find_clusters
+from .linkage import average_linkage
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What decides which clusters are kept; named as the parameters of the estimator."""
+
+    gamma: float
+    beta: float
+    cut: Literal["local", "global"]
+
+
+@dataclass
+class ClusteredLayers:
+    """The clusters of every hidden layer, up to the first without any."""
+
+    dendrograms: list[Dendrogram] = field(default_factory=list)
+    report: list[dict[str, Any]] = field(default_factory=list)
+    collapsed: list[np.ndarray] = field(default_factory=list)  # one incoming vector per cluster
+
+
+@dataclass(frozen=True)
+class Voters:
+    """The students whose neurons are clustered, and the rows that they were trained on."""
+
+    networks: dict[int, Network]  # by student
+    losses: np.ndarray  # of all students
+    samples: Samples
+    activation: Activation
+    device: str  # where distances are computed
+
+
+def cluster_layers(
+    voters: Voters, n_layers: int, thresholds: Thresholds, certified: Network | None = None
+) -> ClusteredLayers:
+    """Cluster the hidden layers, from the inputs up to a layer without any cluster.
+
+    Incoming vectors above the first layer are expressed on the collapsed neurons below, or on those
+    of the certified network where there is one.
+    """
+    layers = ClusteredLayers()
+    for layer in range(n_layers):
+        lower = list(certified.layers[:layer]) if certified else layers.collapsed
+        kept = _cluster_layer(layers, lower, voters, thresholds)
+        if not (len(kept) or certified):
+            break
+        layers.collapsed.append(kept)
+    return layers
+
+
+def _cluster_layer(
+    layers: ClusteredLayers, lower: list[np.ndarray], voters: Voters, thresholds: Thresholds
+) -> np.ndarray:
+    """One incoming vector per kept cluster of the next layer, in the basis of those below."""
+    activation = voters.activation
+    vectors, owners, neurons = incoming_vectors(voters.networks, lower, voters.samples, activation)
+    if not len(vectors):  # nothing that the layers below explain
+        return vectors
+    tree = average_linkage(vectors, activation.has_sign_flip, voters.device)
+    clusters = find_clusters(
+        vectors,
+        tree,
+        owners,
+        min_students=math.ceil(thresholds.gamma * len(voters.networks) - 1e-9),
+        beta=thresholds.beta,
+        cut=thresholds.cut,
+        has_sign_flip=activation.has_sign_flip,
+    )
+    layers.report += cluster_report(clusters, len(lower))
+    labels, heights = cluster_labels(clusters, len(vectors))
+    indices, statuses = cluster_indices(clusters, len(vectors))
+    layers.dendrograms.append(
+        Dendrogram(tree, owners, neurons, labels, heights, vectors, indices, statuses)
+    )
+    return collapse(clusters, vectors, owners, voters.losses)

@@ -1,0 +1,1 @@
+"""What all steps share: records, activations, coordinates, networks forward, symmetries."""

@@ -1,0 +1,247 @@
+"""Standardized coordinates, the split into training and held-out rows, and the way back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .activations import Activation
+from .canonical import canonical_form
+from .precision import FULL, Precision, evaluate
+from .records import Network, Samples
+
+HELD_OUT_SHARE = 0.1
+MAX_HELD_OUT = 1000
+# Above this leverage hardly another row tells as much about some direction, such as a pixel that is
+# lit in few images. These rows are never held out.
+HIGH_LEVERAGE = 0.2
+# Largest entry of a column of X in units of its scale. A pixel that is lit in one row of thousands
+# is many standard deviations away from its mean: there every random neuron would be saturated.
+MAX_DEVIATION = 6.0
+# Targets that are rounded more coarsely than this, such as labels, say nothing about a network.
+MAX_ROUNDING_LOSS = 1e-3
+# A column is open where its unit vector has this share of its squared length outside of the row
+# space: rounding leaves 1e-15 there.
+MAX_OPEN_SHARE = 1e-12
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """The affine maps between the user's columns and the coordinates that students see.
+
+    ``X`` is centered, scaled to unit variance (less where a column has far outliers) and, where its
+    columns are constant or linearly dependent, expressed in an orthonormal basis of its row space.
+    ``y`` is centered and scaled.
+    """
+
+    x_mean: np.ndarray
+    x_scale: np.ndarray
+    basis: np.ndarray | None  # (n_features, rank), None where X has full rank
+    y_mean: np.ndarray
+    y_scale: np.ndarray
+    # Relative rounding error of float64 targets: eps times their largest entry over their spread.
+    y_rounding: float
+    precision: Precision = FULL  # of the targets
+    x_precision: Precision = FULL
+
+    def transform(self, X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        scaled = (X - self.x_mean) / self.x_scale
+        if self.basis is not None:
+            scaled = scaled @ self.basis
+        return scaled, (y - self.y_mean) / self.y_scale
+
+    def to_standardized(self, weights: list[np.ndarray], biases: list[np.ndarray]) -> Network:
+        """The network that :meth:`to_original` gives these weights and biases for."""
+        incoming = weights[0].T * self.x_scale
+        if self.basis is not None:
+            incoming = incoming @ self.basis
+        bias = biases[0] + self.x_mean @ weights[0]
+        layers = [np.column_stack([incoming, bias])]
+        layers += [np.vstack([w, b]).T for w, b in zip(weights[1:], biases[1:], strict=True)]
+        layers[-1] = layers[-1] / self.y_scale[:, None]
+        layers[-1][:, -1] -= self.y_mean / self.y_scale
+        return Network(tuple(layers))
+
+    def to_original_inputs(self, X: np.ndarray) -> np.ndarray:
+        """The user's columns of standardized rows, up to rounding."""
+        scaled = X if self.basis is None else X @ self.basis.T
+        return scaled * self.x_scale + self.x_mean
+
+    def imitated_rounding(
+        self, network: Network, samples: Samples, activation: Activation, shift: float = 0.0
+    ) -> np.ndarray | None:
+        """Errors as targets of this precision have, (n_samples, n_outputs); None for exact ones.
+
+        Where only the inputs are given in less than full precision, theirs counts.
+        """
+        weights, biases = self.to_original(network)
+        X = self.to_original_inputs(samples.X)
+        outputs = evaluate(weights, biases, X, activation, np.float64)
+        if not self.precision.is_full:
+            given = self.precision.imitate(weights, biases, X, activation, shift)
+        elif not self.x_precision.is_full:
+            lost = np.random.default_rng(0).uniform(-0.5, 0.5, X.shape)
+            moved = X + lost * self.x_precision.spacing(X)
+            given = evaluate(weights, biases, moved, activation, np.float64)
+        else:
+            return None
+        return (given - outputs) / self.y_scale
+
+    def canonical(self, network: Network, activation: Activation) -> Network:
+        """The same function with the weights that the estimator gives for it."""
+        weights, biases = self.to_original(network)
+        return self.to_standardized(*canonical_form(weights, biases, activation))
+
+    def open_columns(self) -> np.ndarray:
+        """Mask of the columns whose incoming weights no row tells, (n_features,).
+
+        These are constant, or part of a linear relation between columns that holds in all rows.
+        """
+        if self.basis is None:
+            return np.zeros(len(self.x_mean), dtype=bool)
+        told = (self.basis**2).sum(axis=1)  # squared length of each column's unit vector
+        return told < 1.0 - MAX_OPEN_SHARE
+
+    def incoming_map(self) -> np.ndarray:
+        """The matrix that takes ``[w; b]`` of the first layer to the user's columns."""
+        n_vectors = len(self.x_mean) if self.basis is None else self.basis.shape[1]
+        units = np.eye(n_vectors + 1)
+        nothing = np.zeros((len(self.y_mean), len(units) + 1))
+        weights, biases = self.to_original(Network((units, nothing)))
+        return np.vstack([weights[0], biases[0]])
+
+    def to_original(self, network: Network) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Weights ``(fan_in, fan_out)`` and biases of a network without skip terms, exactly.
+
+        Where columns of X are linearly dependent, the incoming weight vectors are those of minimum
+        norm; a constant column gets weight zero.
+        """
+        incoming = network.layers[0][:, :-1]
+        if self.basis is not None:
+            incoming = incoming @ self.basis.T
+        incoming = incoming / self.x_scale
+        if self.basis is not None:
+            row_space, _ = np.linalg.qr(self.x_scale[:, None] * self.basis)
+            incoming = incoming @ row_space @ row_space.T
+            # The projection loses digits where columns differ much in scale: put them back.
+            lost = network.layers[0][:, :-1] - (incoming * self.x_scale) @ self.basis
+            incoming = incoming + lost @ self.basis.T / self.x_scale
+        bias = network.layers[0][:, -1] - incoming @ self.x_mean
+        weights = [incoming, *(layer[:, :-1] for layer in network.layers[1:])]
+        biases = [bias, *(layer[:, -1] for layer in network.layers[1:])]
+        weights[-1] = weights[-1] * self.y_scale[:, None]
+        biases[-1] = biases[-1] * self.y_scale + self.y_mean
+        return [weight.T.copy() for weight in weights], [bias.copy() for bias in biases]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything that a fit keeps of its data, so that ``recluster`` can use it again."""
+
+    train: Samples
+    held_out: Samples
+    coordinates: Coordinates
+
+
+def prepare(
+    X: np.ndarray,
+    y: np.ndarray,
+    sample_weight: np.ndarray,
+    rng: np.random.Generator,
+    precision: Precision = FULL,
+    x_precision: Precision = FULL,
+) -> Problem:
+    """Merge repeated rows, standardize, and keep some rows out of training."""
+    X, y, sample_weight = merge_duplicate_rows(X, y, sample_weight)
+    if len(X) == 0:
+        raise ValueError("All sample weights are zero: give at least one row a positive weight.")
+    samples, coordinates = standardize(X, y, sample_weight, precision, x_precision)
+    train, held_out = split_rows(samples, rng)
+    return Problem(train, held_out, coordinates)
+
+
+def merge_duplicate_rows(
+    X: np.ndarray, y: np.ndarray, sample_weight: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sort the rows, merge equal ones, add up their weights, drop those of weight zero.
+
+    A repeated row is no new equation. The fit depends neither on the order of the rows nor on
+    whether a row is repeated or weighted.
+    """
+    used = sample_weight > 0
+    rows, inverse = np.unique(np.hstack([X, y])[used], axis=0, return_inverse=True)
+    weight = np.bincount(inverse.ravel(), weights=sample_weight[used], minlength=len(rows))
+    return rows[:, : X.shape[1]], rows[:, X.shape[1] :], weight
+
+
+def standardize(
+    X: np.ndarray,
+    y: np.ndarray,
+    sample_weight: np.ndarray,
+    precision: Precision = FULL,
+    x_precision: Precision = FULL,
+) -> tuple[Samples, Coordinates]:
+    """Rows in standardized coordinates, and these coordinates."""
+    x_mean, x_scale = _mean_and_scale(X, sample_weight)
+    x_scale = np.maximum(x_scale, np.abs(X - x_mean).max(axis=0) / MAX_DEVIATION)
+    y_mean, y_scale = _mean_and_scale(y, sample_weight)
+    varies = _varies(y, sample_weight)
+    if precision.step and varies.any():  # outputs are known equally well, whatever their spread
+        y_scale = np.full_like(y_scale, np.sqrt(np.mean(y_scale[varies] ** 2)))
+    y_rounding = np.finfo(np.float64).eps * float(np.max(np.abs(y).max(axis=0) / y_scale))
+    basis = _row_space_basis(
+        (X - x_mean) / x_scale * _varies(X, sample_weight), np.abs(X).max(axis=0) / x_scale
+    )
+    rounding = precision.spacing(y) / (np.sqrt(12.0) * y_scale)
+    rounding_loss = precision.slack**2 * float(np.mean(rounding**2))
+    if precision.is_full or rounding_loss > MAX_ROUNDING_LOSS:
+        precision, rounding_loss = FULL, 0.0
+    coordinates = Coordinates(
+        x_mean, x_scale, basis, y_mean, y_scale, y_rounding, precision, x_precision
+    )
+    scaled_X, scaled_y = coordinates.transform(X, y)
+    weight = sample_weight / sample_weight.mean()
+    return Samples(scaled_X, scaled_y, weight, rounding_loss), coordinates
+
+
+def split_rows(samples: Samples, rng: np.random.Generator) -> tuple[Samples, Samples]:
+    """Training rows and rows kept out of training; with one row, both are that row."""
+    n_samples = len(samples.X)
+    n_held_out = min(MAX_HELD_OUT, max(1, round(HELD_OUT_SHARE * n_samples)))
+    order = rng.permutation(n_samples)
+    order = order[np.argsort(leverages(samples.X)[order] > HIGH_LEVERAGE, kind="stable")]
+    train = np.sort(order[n_held_out:]) if n_samples > 1 else order
+    return samples.take(train), samples.take(np.sort(order[:n_held_out]))
+
+
+def leverages(X: np.ndarray) -> np.ndarray:
+    """Diagonal of the hat matrix of an affine fit: 1 for rows that alone decide a direction."""
+    basis, _ = np.linalg.qr(np.hstack([X, np.ones((len(X), 1))]))
+    return (basis**2).sum(axis=1)
+
+
+def _mean_and_scale(values: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    mean = np.average(values, axis=0, weights=weight)
+    scale = np.sqrt(np.average((values - mean) ** 2, axis=0, weights=weight))
+    return mean, np.where(_varies(values, weight), scale, 1.0)
+
+
+def _varies(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Columns that differ from a constant by more than rounding."""
+    mean = np.average(values, axis=0, weights=weight)
+    largest = np.abs(values).max(axis=0)
+    return np.abs(values - mean).max(axis=0) > 100 * np.finfo(np.float64).eps * largest
+
+
+def _row_space_basis(X: np.ndarray, largest: np.ndarray) -> np.ndarray | None:
+    """Orthonormal basis of the row space, shape (n_features, rank); None for full rank.
+
+    ``largest`` holds the largest entry of each column before centering, which sets its rounding.
+    """
+    triangle = np.linalg.qr(X, mode="r")
+    _, singular_values, rotation = np.linalg.svd(triangle, full_matrices=False)
+    rounding = 10.0 * np.sqrt(len(X)) * np.linalg.norm(largest)
+    threshold = max(singular_values[0] * max(X.shape), rounding) * np.finfo(np.float64).eps
+    rank = int(np.count_nonzero(singular_values > threshold))
+    return None if rank == X.shape[1] else rotation[:rank].T.copy()

@@ -1,0 +1,168 @@
+"""How precisely the targets are known, and how large an error that explains.
+
+Most networks answer in float32, and most tables hold a few decimals. Such targets leave an error
+that no training removes, but one of a known size: it is imitated, by evaluating a network as the
+targets were made, and that network is compared with itself. On 144 float32 networks (torch; relu,
+tanh, softplus, g; one and two hidden layers; 1 and 3 outputs) the true error was 0.78 to 1.15 times
+the imitated one, while it was 1.5 to 17 times the rounding of the targets alone: every sum and
+every activation on the way rounds, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from .activations import Activation
+
+FLOATS: dict[str, Any] = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
+MAX_DECIMALS = 12
+SAMPLE_SIZE = 10_000  # values of X that are looked at first
+# Values agree with decimals, in units of their own rounding.
+DECIMAL_TOLERANCE = 4.0
+# Decimals are told from chance where their step is at least so many roundings of the largest value:
+# a value would agree by chance with a probability of 0.4, so that 50 values never do.
+MIN_DECIMAL_STEP = 20.0
+# Large values of single precision are decimals by themselves: their spacing is a power of two.
+# They count as decimals where chance makes them so with a probability of at most two to minus this.
+MIN_BITS = 20.0
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How targets were rounded.
+
+    Attributes
+    ----------
+    name : str
+        "float64", "float32", "float16", "3 decimals" or "multiples of 0.05".
+    step : float
+        Distance of neighboring values in the units of y, 0 for floating-point numbers.
+    slack : float
+        Largest error that counts as rounding during training, in units of the rounding of the
+        targets alone.
+    """
+
+    name: str
+    step: float = 0.0
+    slack: float = 5.0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether targets are as precise as the arithmetic of this package."""
+        return self.name == "float64"
+
+    @classmethod
+    def of_step(cls, step: float, name: str = "") -> Precision:
+        """Values that are multiples of a step: their rounding is known exactly."""
+        return cls(name or f"multiples of {step:g}", step, slack=1.5)
+
+    def spacing(self, y: np.ndarray) -> np.ndarray:
+        """Distance to the neighboring values."""
+        if self.step:
+            return np.full(y.shape, self.step)
+        return np.spacing(np.abs(y).astype(FLOATS[self.name])).astype(np.float64)
+
+    def imitate(
+        self,
+        weights: Sequence[np.ndarray],
+        biases: Sequence[np.ndarray],
+        X: np.ndarray,
+        activation: Activation,
+        shift: float = 0.0,
+    ) -> np.ndarray:
+        """Outputs of a network as the targets were given, shape (n_samples, n_outputs).
+
+        ``shift`` moves the grid of decimals by that many steps: where many outputs are the same, as
+        those of ReLU neurons that are switched off, a network takes the rounding of them all for
+        its own, and would be found without any.
+        """
+        if self.step:
+            outputs = evaluate(weights, biases, X, activation, np.float64)
+            return self.step * (np.round(outputs / self.step + shift) - shift)
+        dtype = FLOATS[self.name]
+        with np.errstate(over="ignore", invalid="ignore"):
+            outputs = evaluate(weights, biases, X, activation, dtype)
+            is_held = np.isfinite(X.astype(dtype)).all() and np.isfinite(outputs).all()
+        if not is_held:  # the network was not run in this type, its outputs were rounded
+            outputs = evaluate(weights, biases, X, activation, np.float64).astype(dtype)
+        return outputs.astype(np.float64)
+
+
+FULL = Precision("float64")
+
+
+def evaluate(
+    weights: Sequence[np.ndarray],
+    biases: Sequence[np.ndarray],
+    X: np.ndarray,
+    activation: Activation,
+    dtype: Any,
+) -> np.ndarray:
+    """Outputs of a network that is run in a floating-point type."""
+    values = X.astype(dtype)
+    for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        if layer:
+            values = activation.function(values).astype(dtype)
+        values = values @ weight.astype(dtype) + bias.astype(dtype)
+    return values
+
+
+def find_precision(values: Any, given: str | float = "auto") -> Precision:
+    """How values are rounded, from their type and from the values themselves.
+
+    ``given`` is what the user says: the name of a floating-point type, or the step of which all
+    values are multiples.
+    """
+    if isinstance(given, Real):
+        return Precision.of_step(float(given))
+    if given != "auto":
+        return Precision(str(given))
+    values = np.asarray(values)
+    own = values.dtype.name if values.dtype.name in FLOATS else "float64"
+    values = values.astype(np.float64)
+    decimals = _decimals(values, np.finfo(FLOATS[own]).eps)
+    if decimals is not None:
+        return Precision.of_step(10.0**-decimals, f"{decimals} decimals")
+    return Precision(next(name for name, dtype in FLOATS.items() if _holds(dtype, values)))
+
+
+def find_input_precision(X: np.ndarray) -> Precision:
+    """How inputs are rounded: decimals are what networks are asked, single precision may not be."""
+    sample = X.ravel()[:: max(1, X.size // SAMPLE_SIZE)]
+    if find_precision(sample).is_full:
+        return FULL
+    precision = find_precision(X)
+    return FULL if precision.step else precision
+
+
+def _decimals(values: np.ndarray, eps: float) -> int | None:
+    """Smallest number of decimals of all values, None where there is none."""
+    largest = np.abs(values).max()
+    for decimals in range(MAX_DECIMALS + 1):
+        if 10.0**-decimals < MIN_DECIMAL_STEP * eps * largest:
+            break
+        distances = np.abs(values - np.round(values, decimals))
+        if (distances <= DECIMAL_TOLERANCE * eps * np.abs(values)).all():
+            return None if _is_wide_spacing(values, decimals) else decimals
+    return None
+
+
+def _is_wide_spacing(values: np.ndarray, decimals: int) -> bool:
+    """Whether values are decimals only because single precision leaves no digits behind them."""
+    if not (values.any() and _holds(np.float32, values)):
+        return False
+    spacing = np.spacing(np.abs(values[values != 0.0]).astype(np.float32))
+    # Multiples of 2**-k that are decimals, too, are multiples of 2**-decimals.
+    bits = -decimals - np.log2(spacing.astype(np.float64))
+    return bool(bits.clip(min=0.0).sum() < MIN_BITS)
+
+
+def _holds(dtype: type, values: np.ndarray) -> bool:
+    """Whether a floating-point type holds all values exactly."""
+    with np.errstate(over="ignore"):
+        return bool((values.astype(dtype).astype(np.float64) == values).all())

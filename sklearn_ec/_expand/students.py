@@ -1,0 +1,77 @@
+"""The module that holds all students as stacked tensors, and how students start."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor, nn
+
+from sklearn_ec._core.activations import Activation
+from sklearn_ec._core.records import Network, Samples
+from sklearn_ec._solvers.derivatives import Layers, forward
+
+# Networks of more inputs have no skip terms.
+MAX_SKIP_INPUTS = 100
+
+
+def has_skip_terms(activation: Activation, samples: Samples) -> bool:
+    """Whether students read the inputs linearly, too, to leave the signs of neurons open.
+
+    With many inputs it is the linear map that tells the neurons apart which are active nearly
+    everywhere: skip terms would absorb it.
+    """
+    return activation.has_linear_flip and samples.X.shape[1] <= MAX_SKIP_INPUTS
+
+
+class StackedStudents(nn.Module):
+    """All students of a group: one tensor per layer, students along the first axis."""
+
+    def __init__(self, layers: Layers, activation: Activation):
+        super().__init__()
+        self.layers = nn.ParameterList(layers)
+        self.activation = activation
+
+    @property
+    def weights(self) -> Layers:
+        """The layers as plain tensors."""
+        return tuple(layer.detach() for layer in self.layers)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Outputs of every student, shape (n_samples, n_students, n_outputs)."""
+        return forward(tuple(self.layers), inputs, self.activation).outputs.transpose(0, 1)
+
+
+def layer_shapes(
+    n_inputs: int, widths: tuple[int, ...], n_outputs: int, has_skip: bool
+) -> list[tuple[int, int]]:
+    """Shape (fan_out, n_features) of every layer of a network."""
+    fans_in, shapes, n_older = [n_inputs, *widths], [], 0
+    for fan_in, fan_out in zip(fans_in, [*widths, n_outputs], strict=True):
+        shapes.append((fan_out, fan_in + 1 + n_older))
+        n_older += fan_in * has_skip
+    return shapes
+
+
+def initial_weights(
+    seeds: np.ndarray, n_inputs: int, widths: tuple[int, ...], n_outputs: int, has_skip: bool
+) -> list[np.ndarray]:
+    """Random weights of all layers, one seed per student.
+
+    Incoming weights are normal with variance 1 / fan_in, hidden biases normal with standard
+    deviation 1/2 (for standardized inputs, hyperplanes that cross the data), output biases and skip
+    terms zero.
+    """
+    shapes = layer_shapes(n_inputs, widths, n_outputs, has_skip)
+    layers = [np.zeros((len(seeds), *shape)) for shape in shapes]
+    for i, seed in enumerate(seeds):
+        rng = np.random.default_rng(int(seed))
+        for layer, fan_in in zip(layers, [n_inputs, *widths], strict=True):
+            shape = (layer.shape[1], fan_in)
+            layer[i, :, :fan_in] = rng.normal(scale=max(fan_in, 1) ** -0.5, size=shape)
+            if layer is not layers[-1]:
+                layer[i, :, -1] = rng.normal(scale=0.5, size=layer.shape[1])
+    return layers
+
+
+def network_at(layers: Layers, index: int) -> Network:
+    """One of several stacked networks, on the CPU."""
+    return Network(tuple(layer[index].cpu().numpy().copy() for layer in layers))

@@ -1,0 +1,1 @@
+"""From an over-wide network to the certified one: prune, merge, regrow, resolve signs."""

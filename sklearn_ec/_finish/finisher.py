@@ -1,0 +1,208 @@
+"""Finish a network: polish, prune, resolve signs, refine, certify."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+
+from sklearn_ec._certify.certificate import Certificate, certify
+from sklearn_ec._core.coordinates import Coordinates
+from sklearn_ec._core.forward import solve_readout
+from sklearn_ec._core.records import Network, Samples
+from sklearn_ec._core.signs import linear_pairs, resolve_signs, with_skip
+from sklearn_ec._expand.training import Trainer
+from sklearn_ec._io.cache import CACHE_VERSION, Store, digest
+
+from .noisy import one_standard_error_bound, smallest_network, squared_errors
+from .pruning import (
+    LARGE_POLISH_STEPS,
+    NOISE_POLISH_STEPS,
+    POLISH_STEPS,
+    Cap,
+    ExactCap,
+    NoiseCap,
+    prune,
+    regrow,
+    unstick,
+)
+
+# Steps before the first removal, when steps are most expensive and do least.
+FIRST_POLISH_STEPS = 20
+# Large networks are pruned once their loss is below this, and not polished before: steps cost less
+# afterwards. While training goes on, large students above it are left alone.
+FIRST_POLISH_LOSS = 1e-6
+# The network behind noisy data is polished while 20 steps leave less than this share of the loss.
+FINAL_PROGRESS = 0.99999
+# Networks above this relative mean squared error are not worth finishing.
+FINISHING_LOSS = 1e-3
+# Below this relative mean squared error a network is refined to the last digit.
+REFINEMENT_LOSS = 1e-18
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A finished network and its certificate."""
+
+    network: Network
+    certificate: Certificate
+
+
+class Finisher:
+    """Finishes networks: polish, prune, resolve signs, certify. A store remembers the results."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        held_out: Samples,
+        coordinates: Coordinates,
+        prune: bool,
+        store: Store | None = None,
+    ):
+        self.trainer = trainer
+        self.held_out = held_out
+        self.coordinates = coordinates
+        self.prune = prune
+        self.store = store
+
+    def identity(self) -> dict[str, Any]:
+        """What results depend on."""
+        return {name: part for name, part in vars(self).items() if name not in ("store", "key")}
+
+    @cached_property
+    def key(self) -> str:
+        """Digest of the problem and of how it is solved."""
+        return digest([CACHE_VERSION, self])
+
+    def solve_readout(self, hidden: Sequence[np.ndarray]) -> Network:
+        """The network with these hidden layers, with skip terms where signs are open."""
+        trainer = self.trainer
+        return solve_readout(hidden, trainer.samples, trainer.activation, trainer.has_skip)
+
+    def finish(self, network: Network) -> Candidate:
+        """Polish, prune, resolve signs and certify a network.
+
+        Deep networks that pruning left in a local minimum are grown again, large ones are settled.
+        """
+        return self._recall("finish", self._finish, network)
+
+    def _finish(self, network: Network) -> Candidate:
+        self.trainer.watch.say(f"polishing, widths {network.widths}")
+        if self.prune and self.trainer.has_skip:
+            network = with_skip(network)
+        is_large = self.prune and self.trainer.is_matrix_free(network)
+        network, loss = self._polished(network, is_large)
+        if self.prune and loss < FINISHING_LOSS:
+            network, loss = prune(network, loss, self.trainer)
+            if len(network.widths) > 1:
+                network, loss = regrow(network, loss, self.trainer)
+            elif is_large:
+                network, loss = unstick(network, loss, self.trainer)
+        rounding_loss = self.trainer.samples.rounding_loss
+        network, loss = self._without_skip(network, loss, ExactCap(loss, rounding_loss))
+        if rounding_loss:
+            network, loss = self.trainer.polish(network, POLISH_STEPS)
+        if loss < max(REFINEMENT_LOSS, rounding_loss):
+            network, loss = self.trainer.refine(network, loss)
+        candidate = self._judge(network)
+        certificate = candidate.certificate
+        if is_large and certificate.fits_exactly and not certificate.is_exact:
+            return self._with_held_out_rows(candidate)
+        return candidate
+
+    def _polished(self, network: Network, is_large: bool) -> tuple[Network, float]:
+        """A network before its pruning: large ones only far enough for it, settled if need be."""
+        trainer = self.trainer
+        n_steps = FIRST_POLISH_STEPS if self.prune else POLISH_STEPS
+        enough = FIRST_POLISH_LOSS if is_large else 0.0
+        network, loss = trainer.polish(network, n_steps, enough=enough)
+        if is_large and loss > FIRST_POLISH_LOSS:
+            network, loss = trainer.polish(trainer.settled(network), n_steps, enough=enough)
+        return network, loss
+
+    def _with_held_out_rows(self, candidate: Candidate) -> Candidate:
+        """Train a network that is exact on all other rows on the held-out ones too.
+
+        They decide what the others leave open, as on which side of a kink a row lies. If they can
+        be fitted as well, the network counts as exact. No row is left to test it, so that it is not
+        certified.
+        """
+        error = candidate.certificate.held_out_error
+        trainer = self.trainer.with_samples(self.trainer.samples.joined(self.held_out))
+        network, _ = trainer.polish(candidate.network, LARGE_POLISH_STEPS)
+        certificate = certify(
+            network, trainer.task, trainer.samples, self.held_out, self.coordinates
+        )
+        if not certificate.is_exact:
+            return candidate
+        reason = (
+            f"the relative error on held-out rows was {error:.1e} before they joined the training, "
+            "and none are left to test the network"
+        )
+        return Candidate(
+            network,
+            replace(
+                certificate,
+                function_certified=False,
+                passed=False,
+                obstacle="no rows left",
+                reason=reason,
+            ),
+        )
+
+    def denoise(self, network: Network) -> Candidate:
+        """The smallest network that fits noisy data about as well.
+
+        See :mod:`sklearn_ec._finish.noisy`.
+        """
+        return self._recall("denoise", self._denoise, network)
+
+    def _recall(
+        self, step: str, compute: Callable[[Network], Candidate], network: Network
+    ) -> Candidate:
+        """The result of a step, remembered where there is a store."""
+        if self.store is None:
+            return compute(network)
+        key = digest([step, self.key, network])
+        return self.store.recall(key, partial(compute, network))[0]
+
+    def _denoise(self, network: Network) -> Candidate:
+        trainer = self.trainer
+        if trainer.has_skip:
+            network = with_skip(network)
+        network, loss = trainer.polish(network, NOISE_POLISH_STEPS)
+        network, loss = smallest_network(network, loss, trainer, self.held_out)
+        cap = NoiseCap(network, loss, trainer.samples.n_equations)
+        network, loss = self._without_skip(network, loss, cap)
+        return self._judge(trainer.polish(network, POLISH_STEPS, progress=FINAL_PROGRESS)[0])
+
+    def judge_as_is(self, network: Network) -> Candidate:
+        """Certify a network without changing the function that it computes."""
+        return self._judge(linear_pairs(network, self.trainer.activation))
+
+    def most_parsimonious(self, candidates: Sequence[Candidate]) -> Candidate:
+        """The smallest network whose held-out error is within one standard error of the lowest."""
+        activation = self.trainer.activation
+        errors = [squared_errors(c.network, self.held_out, activation) for c in candidates]
+        bound = one_standard_error_bound(errors)
+        good = [c for c, e in zip(candidates, errors, strict=True) if e.mean() <= bound]
+        return min(good, key=lambda c: (c.network.n_parameters, c.certificate.error))
+
+    def _judge(self, network: Network) -> Candidate:
+        self.trainer.watch.say(f"certifying a network of widths {network.widths}")
+        task, samples = self.trainer.task, self.trainer.samples
+        certificate = certify(network, task, samples, self.held_out, self.coordinates)
+        return Candidate(network, certificate)
+
+    def _without_skip(self, network: Network, loss: float, cap: Cap) -> tuple[Network, float]:
+        """Absorb the skip terms in the signs of the neurons, else in additional neurons."""
+        if not network.has_skip:
+            return network, loss
+        activation = self.trainer.activation
+        flipped = self.trainer.polish(resolve_signs(network, activation), POLISH_STEPS)
+        if flipped[1] <= cap.allowed(flipped[0]):
+            return flipped
+        return self.trainer.polish(linear_pairs(network, activation), POLISH_STEPS)

@@ -1,0 +1,73 @@
+"""Networks behind noisy data: how small they may be.
+
+With noise no loss reaches rounding, and spare neurons fit the noise. A network is pruned as long as
+the Bayesian information criterion falls, then further as long as its error on held-out rows stays
+within one standard error of the lowest on the way (the one-standard-error rule of Breiman et al.,
+1984, Section 3.4.3).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sklearn_ec._core.activations import Activation
+from sklearn_ec._core.forward import network_outputs
+from sklearn_ec._core.records import Network, Samples, Students
+from sklearn_ec._expand.polishing import Polisher
+
+from .pruning import NoiseCap, cheapest_removal, pruning_path
+
+# Students at the noise floor have errors on held-out rows within this factor of each other.
+FLOOR_SPREAD = 1.2
+# Their errors on held-out rows are this many times those on training rows, at most, once these are
+# corrected for the number of parameters.
+MAX_OPTIMISM = 1.5
+N_AGREEING = 3
+
+
+def reached_noise_floor(students: Students, samples: Samples) -> bool:
+    """Whether several students stopped at the same error, on held-out rows as on training rows.
+
+    The rounding of the targets is no noise.
+    """
+    ranked = students.by_loss()[:N_AGREEING]
+    if len(ranked) < N_AGREEING:
+        return False
+    losses = students.losses[ranked]
+    if losses[0] <= samples.rounding_loss:
+        return False
+    n_parameters = students.network(int(ranked[0])).n_parameters
+    freedom = max(1.0 - n_parameters / samples.n_equations, 0.1)
+    agree = losses[-1] <= FLOOR_SPREAD * losses[0]
+    return bool(agree and students.best_held_out_loss <= MAX_OPTIMISM * losses[0] / freedom**2)
+
+
+def smallest_network(
+    network: Network, loss: float, polisher: Polisher, held_out: Samples
+) -> tuple[Network, float]:
+    """The smallest pruned network whose held-out error is within one standard error of the best."""
+    cap = NoiseCap(network, loss, polisher.samples.n_equations)
+    path = list(pruning_path(network, loss, polisher, cap))
+    errors = [squared_errors(member, held_out, polisher.activation) for member, _ in path]
+    while True:
+        smaller = cheapest_removal(*path[-1], polisher)
+        if smaller is None:
+            break
+        path.append(smaller)
+        errors.append(squared_errors(smaller[0], held_out, polisher.activation))
+        if errors[-1].mean() > one_standard_error_bound(errors):
+            break
+    bound = one_standard_error_bound(errors)
+    return next(p for p, e in zip(path[::-1], errors[::-1], strict=True) if e.mean() <= bound)
+
+
+def one_standard_error_bound(errors: list[np.ndarray]) -> float:
+    """The lowest mean error plus its standard error; one array of squared errors per network."""
+    best = min(errors, key=np.mean)
+    return float(best.mean() + best.std() / np.sqrt(len(best)))
+
+
+def squared_errors(network: Network, samples: Samples, activation: Activation) -> np.ndarray:
+    """Squared error of every row, averaged over outputs, times the row's weight."""
+    residuals = network_outputs(network, samples.X, activation) - samples.y
+    return (residuals**2).mean(axis=1) * samples.sample_weight

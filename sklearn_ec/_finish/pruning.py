@@ -1,0 +1,393 @@
+"""Pruning: remove neurons from an over-wide network near zero loss.
+
+Groups of neurons are removed, the rest is polished, and the removal stands if the loss stays below
+a cap that is tied to the lowest loss reached so far. Each removal that keeps only neurons of the
+sought network makes the loss *fall*, so a student stuck at 1e-8 ends at rounding level.
+
+Which neurons go is decided by backward elimination: the neuron whose removal, with the layers that
+read it solved again, raises the loss least. This sees duplicates and linear combinations, which the
+size of a neuron's contribution does not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from sklearn_ec._core.activations import Activation
+from sklearn_ec._core.forward import read_features, solve_layer, solve_readout
+from sklearn_ec._core.records import Network, Samples
+from sklearn_ec._expand.polishing import POLISH_PROGRESS, Polisher
+from sklearn_ec._solvers.jacobian import stacked
+
+from .imitators import merged_network
+
+POLISH_STEPS = 1000
+# Large networks that do not get there in a few steps do not in hundreds, which take minutes.
+LARGE_POLISH_STEPS = 100
+LARGE_PROGRESS = 0.9
+# An exact network owes nothing to its spare neurons: one whose removal raises the relative mean
+# squared error by more than this is none, and its removal is not tried where steps take long.
+SPARE_COST = 1e-4
+# On noisy data, polishing goes on while 20 steps leave less than this share of the loss. Networks
+# of the right neurons get to the minimum within a few dozen steps; those with spare neurons fit the
+# noise better and better for thousands.
+NOISE_POLISH_STEPS = 200
+NOISE_PROGRESS = 0.999
+# A removal stands while the loss is at most this factor above the lowest loss so far.
+CAP_FACTOR = 10.0
+# Losses below this are rounding, equally good.
+CAP_FLOOR = 1e-24
+# Single removals tried before a width is accepted as the smallest.
+SINGLE_TRIES = 3
+# Times that a pruned deep network is grown again, by at least so many neurons per layer.
+MAX_REGROWTHS = 5
+MIN_REGROWTH = 2
+REGROWTH_STEPS = 300
+# Growing is given up when it leaves more than this share of the loss, or once the loss is this low.
+REGROWTH_PROGRESS = 0.5
+REGROWTH_GOAL = 1e-18
+# Variances below which settling takes weight away, one attempt after the other.
+SETTLING = (1e-3, 1e-2, 1e-1)
+# Singular values of a layer's features below this share of the largest count as zero.
+FEATURE_RCOND = 1e-14
+TINY = np.finfo(np.float64).tiny
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Neurons of one hidden layer that might go, and by how much the squared error would rise."""
+
+    layer: int
+    neurons: np.ndarray
+    cost: float
+
+
+class ExactCap:
+    """The loss allowed after a removal where the data are exact.
+
+    That is ten times the lowest so far, but no more than rounding once this is reached.
+    """
+
+    n_steps = POLISH_STEPS
+    progress = POLISH_PROGRESS
+    margin = CAP_FACTOR  # groups need not be polished further than this below what is allowed
+
+    def __init__(self, loss: float, rounding_loss: float):
+        self.rounding_loss = rounding_loss
+        self.value = self._above(loss)
+
+    def allowed(self, network: Network) -> float:
+        return self.value
+
+    def update(self, network: Network, loss: float) -> None:
+        self.value = min(self.value, self._above(loss))
+
+    def _above(self, loss: float) -> float:
+        if loss <= self.rounding_loss:
+            return max(self.rounding_loss, CAP_FLOOR)
+        return max(CAP_FACTOR * loss, CAP_FLOOR)
+
+
+class NoiseCap:
+    """The loss allowed after a removal where the data are noisy.
+
+    The Bayesian information criterion ``N ln(loss) + P ln(N)``, with ``N`` equations and ``P``
+    parameters, must not rise above the lowest so far.
+    """
+
+    n_steps = NOISE_POLISH_STEPS
+    progress = NOISE_PROGRESS
+    margin = 1.0
+
+    def __init__(self, network: Network, loss: float, n_equations: int):
+        self.n_equations = n_equations
+        self.lowest = self._criterion(network, loss)
+
+    def allowed(self, network: Network) -> float:
+        price = network.n_parameters * math.log(self.n_equations)
+        return math.exp((self.lowest - price) / self.n_equations)
+
+    def update(self, network: Network, loss: float) -> None:
+        self.lowest = min(self.lowest, self._criterion(network, loss))
+
+    def _criterion(self, network: Network, loss: float) -> float:
+        fit = self.n_equations * math.log(max(loss, TINY))
+        return fit + network.n_parameters * math.log(self.n_equations)
+
+
+Cap = ExactCap | NoiseCap
+
+
+def prune(network: Network, loss: float, polisher: Polisher) -> tuple[Network, float]:
+    """Remove neurons as long as the loss allows it, on data without noise."""
+    cap = ExactCap(loss, polisher.samples.rounding_loss)
+    is_shallow = len(network.widths) == 1
+    if is_shallow and polisher.is_matrix_free(network):
+        network, loss = _try_merging(network, loss, polisher, cap)
+    *_, (network, loss) = pruning_path(network, loss, polisher, cap)
+    if not is_shallow:
+        return polisher.polish(network, POLISH_STEPS)
+    if polisher.is_matrix_free(network) and loss > REGROWTH_GOAL:
+        return polisher.polish(network, POLISH_STEPS, progress=LARGE_PROGRESS)
+    return network, loss
+
+
+def _try_merging(
+    network: Network, loss: float, polisher: Polisher, cap: Cap
+) -> tuple[Network, float]:
+    """One neuron for each that several imitate together, where the loss allows it."""
+    merged = merged_network(network, polisher)
+    if merged is None:
+        return network, loss
+    allowed = cap.allowed(merged)
+    polished = polisher.polish(merged, LARGE_POLISH_STEPS, target=allowed, progress=LARGE_PROGRESS)
+    if polished[1] > allowed:
+        return network, loss
+    cap.update(*polished)
+    return polished
+
+
+def pruning_path(
+    network: Network, loss: float, polisher: Polisher, cap: Cap
+) -> Iterator[tuple[Network, float]]:
+    """Smaller and smaller networks and their losses, the given one first.
+
+    Groups of up to a quarter of a layer are tried before single neurons, the cheapest over all
+    layers first. A layer rests once no single neuron could be removed, until other layers are
+    smaller than they were then.
+    """
+    yield network, loss
+    watch = polisher.watch
+    groups = list(network.widths)
+    resting: dict[int, int] = {}  # layer: number of neurons in the network when it came to rest
+    while True:
+        watch.say(f"pruning, widths {network.widths}, loss {loss:.1e}")
+        n_neurons = sum(network.widths)
+        groups = [max(1, min(g, w // 4)) for g, w in zip(groups, network.widths, strict=True)]
+        removals = [
+            removal_candidates(network, polisher, layer, groups[layer])
+            for layer, width in enumerate(network.widths)
+            if width > 1 and resting.get(layer, math.inf) > n_neurons
+        ]
+        if not removals:
+            return
+        for candidates in sorted(removals, key=lambda c: (len(c[0].neurons) == 1, c[0].cost)):
+            smaller = _try_removals(network, loss, polisher, candidates, cap)
+            if smaller is not None:
+                network, loss = smaller
+                cap.update(network, loss)
+                yield network, loss
+                break
+            layer = candidates[0].layer
+            if groups[layer] == 1:
+                resting[layer] = n_neurons
+            groups[layer] //= 2
+
+
+def _try_removals(
+    network: Network, loss: float, polisher: Polisher, candidates: list[Removal], cap: Cap
+) -> tuple[Network, float] | None:
+    """The first removal that stands, polished.
+
+    Deep or large networks with many spare neurons are polished only as far as the loss was before:
+    their steps cost most, and they reach the rest of the way with fewer neurons. On noisy data, no
+    network with spare neurons needs more than what is allowed.
+    """
+    is_large = polisher.is_matrix_free(network)
+    rounding_loss = 0.0 if isinstance(cap, NoiseCap) else polisher.samples.rounding_loss
+    is_costly = len(network.widths) > 1 or isinstance(cap, NoiseCap) or is_large
+    if is_large and loss < max(REGROWTH_GOAL, rounding_loss):
+        worth_trying = SPARE_COST * polisher.samples.n_equations
+        candidates = [removal for removal in candidates if removal.cost <= worth_trying]
+    for removal in candidates:
+        smaller = without_neurons(network, polisher, removal)
+        allowed = cap.allowed(smaller)
+        is_rough = is_costly and len(removal.neurons) > 1
+        smaller, loss = polisher.polish(
+            smaller,
+            min(cap.n_steps, LARGE_POLISH_STEPS) if is_large else cap.n_steps,
+            target=allowed,
+            enough=max(allowed / cap.margin if is_rough else 0.0, rounding_loss),
+            progress=min(cap.progress, LARGE_PROGRESS) if is_large else cap.progress,
+        )
+        if loss <= allowed:
+            return smaller, loss
+    return None
+
+
+def cheapest_removal(
+    network: Network, loss: float, polisher: Polisher
+) -> tuple[Network, float] | None:
+    """The best polished network with one neuron less; None where each layer has but one."""
+    removals = [
+        removal
+        for layer, width in enumerate(network.widths)
+        if width > 1
+        for removal in removal_candidates(network, polisher, layer, 1)
+    ]
+    polished = [
+        polisher.polish(
+            without_neurons(network, polisher, removal),
+            NOISE_POLISH_STEPS,
+            progress=NOISE_PROGRESS,
+        )
+        for removal in sorted(removals, key=lambda removal: removal.cost)[:SINGLE_TRIES]
+    ]
+    return min(polished, key=lambda candidate: candidate[1], default=None)
+
+
+def regrow(network: Network, loss: float, polisher: Polisher) -> tuple[Network, float]:
+    """Lead a pruned network out of a local minimum: add random neurons, polish, prune again.
+
+    The width of the students made their training easy, and small networks are cheap to train: this
+    is expansion once more. It goes on while it halves the loss.
+    """
+    rng = np.random.default_rng(0)
+    for _ in range(MAX_REGROWTHS):
+        if loss < max(REGROWTH_GOAL, polisher.samples.rounding_loss):
+            break
+        grown = polisher.polish(with_random_neurons(network, rng), REGROWTH_STEPS)
+        pruned = prune(*grown, polisher)
+        if pruned[1] > REGROWTH_PROGRESS * loss:
+            break
+        network, loss = pruned
+    return network, loss
+
+
+def unstick(network: Network, loss: float, polisher: Polisher) -> tuple[Network, float]:
+    """Lead a pruned large network out of a corner: settle it more and more, polish, prune again."""
+    for shrinkage in SETTLING:
+        if loss < max(REGROWTH_GOAL, polisher.samples.rounding_loss):
+            break
+        settled = polisher.polish(polisher.settled(network, shrinkage), REGROWTH_STEPS)
+        if settled[1] < REGROWTH_PROGRESS * loss:
+            network, loss = prune(*settled, polisher)
+    return network, loss
+
+
+def with_random_neurons(network: Network, rng: np.random.Generator) -> Network:
+    """The same function with half as many neurons more in every hidden layer.
+
+    Their incoming weights are normal, as large as those of the other neurons; nothing reads them.
+    """
+    layers = list(network.layers)
+    added = [max(MIN_REGROWTH, width // 2) for width in network.widths]
+    for depth, n in enumerate(added):
+        layer = layers[depth]
+        own = network.columns(depth, depth)
+        new = np.zeros((n, layer.shape[1]))
+        size = np.sqrt(np.mean(layer[:, own] ** 2))
+        new[:, own] = size * rng.normal(size=new[:, own].shape)
+        new[:, -1] = size * rng.normal(size=n)
+        layers[depth] = np.vstack([layer, new])
+    for depth in range(1, len(layers)):
+        readable = range(depth) if network.has_skip else [depth - 1]
+        ends = [network.columns(depth, below + 1).stop for below in readable]
+        at = np.repeat(ends, [added[below] for below in readable])
+        layers[depth] = np.insert(layers[depth], at, 0.0, axis=1)
+    return Network(tuple(layers))
+
+
+def without_neurons(network: Network, polisher: Polisher, removal: Removal) -> Network:
+    """The network without some neurons; the layers that read them and the readout solved again."""
+    samples, activation = polisher.samples, polisher.activation
+    layers = list(network.layers)
+    layers[removal.layer] = np.delete(layers[removal.layer], removal.neurons, axis=0)
+    for reader in _hidden_readers(network, removal.layer):
+        z = _preactivations(network, reader, samples, activation)
+        features = read_features(layers[:reader], samples.X, activation, network.has_skip)
+        layers[reader] = solve_layer(features, z, samples.sample_weight)
+    return solve_readout(layers[:-1], samples, activation, network.has_skip)
+
+
+def removal_candidates(
+    network: Network, polisher: Polisher, layer: int, group: int
+) -> list[Removal]:
+    """Sets of neurons worth removing, cheapest first: one group, or a few single neurons.
+
+    A group is found by backward elimination, one neuron after the other.
+    """
+    problems = _reader_problems(network, polisher, layer)
+    neurons = np.arange(network.widths[layer])
+    if group == 1:
+        costs = _total_costs(problems, len(neurons))
+        order = np.argsort(costs)[:SINGLE_TRIES]
+        return [Removal(layer, neurons[[i]], float(costs[i])) for i in order]
+    removed, cost = [], 0.0
+    for _ in range(group):
+        costs = _total_costs(problems, len(neurons))
+        cheapest = int(np.argmin(costs))
+        removed.append(neurons[cheapest])
+        cost += float(costs[cheapest])
+        neurons = np.delete(neurons, cheapest)
+        problems = [(np.delete(design, cheapest, axis=1), targets) for design, targets in problems]
+    return [Removal(layer, np.array(removed), cost)]
+
+
+def _hidden_readers(network: Network, layer: int) -> range:
+    """Hidden layers that read the activations of a hidden layer."""
+    last = len(network.layers) - 1
+    return range(layer + 1, last if network.has_skip else min(layer + 2, last))
+
+
+def _preactivations(
+    network: Network, layer: int, samples: Samples, activation: Activation
+) -> np.ndarray:
+    below = network.layers[:layer]
+    return read_features(below, samples.X, activation, network.has_skip) @ network.layers[layer].T
+
+
+def _reader_problems(
+    network: Network, polisher: Polisher, layer: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The least-squares problems of the layers that read a hidden layer.
+
+    The features come as a triangular factor, those of the hidden layer in front. Targets are y for
+    the readout, else the pre-activations, in units of what they change at the outputs.
+    """
+    samples, activation = polisher.samples, polisher.activation
+    root = np.sqrt(samples.sample_weight)[:, None]
+    last = len(network.layers) - 1
+    readers = list(_hidden_readers(network, layer))
+    if network.has_skip or layer == last - 1:
+        readers.append(last)
+    sensitivities = (
+        polisher.task.sensitivities(stacked(network, polisher.device)) if last > 1 else []
+    )
+    problems = []
+    for reader in readers:
+        below = network.layers[:reader]
+        features = read_features(below, samples.X, activation, network.has_skip)
+        own = np.r_[network.columns(reader, layer + 1)]
+        design = np.hstack([features[:, own], np.delete(features, own, axis=1)]) * root
+        if reader == last:
+            targets = samples.y * root
+        else:
+            targets = features @ network.layers[reader].T * root * sensitivities[reader]
+        basis, triangle = np.linalg.qr(design)
+        problems.append((triangle, basis.T @ targets))
+    return problems
+
+
+def _total_costs(problems: list[tuple[np.ndarray, np.ndarray]], n_neurons: int) -> np.ndarray:
+    return np.sum([_removal_costs(*problem)[:n_neurons] for problem in problems], axis=0)
+
+
+def _removal_costs(design: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """By how much the squared error of a least-squares problem rises without each feature.
+
+    With the solution ``B`` and ``C = (ΦᵀΦ)⁻¹`` it is ``‖B_j‖² / C_jj``. Features that are linear
+    combinations of others, as those of ReLU neurons without a kink in the data, cost nothing: in
+    the null space of ``Φ`` the solution of minimum norm goes with a huge ``C``.
+    """
+    left, values, right = np.linalg.svd(design, full_matrices=False)
+    cutoff = FEATURE_RCOND * values[0]
+    inverses = np.where(values > cutoff, 1.0 / np.maximum(values, cutoff), 0.0)
+    solution = (right.T * inverses) @ (left.T @ targets)
+    covariance = ((right / np.maximum(values, cutoff)[:, None]) ** 2).sum(axis=0)
+    with np.errstate(over="ignore"):  # a feature that nothing can replace costs infinitely much
+        return (solution**2).sum(axis=1) / np.maximum(covariance, TINY)

@@ -1,0 +1,303 @@
+"""The steps of one fit: search and train, cluster, finish; and what an interrupt leaves of it."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+
+from ._certify.certificate import Certificate
+from ._cluster.layerwise import ClusteredLayers, Thresholds, Voters, cluster_layers
+from ._core.activations import DISTINCT_ACTIVATIONS, get_activation
+from ._core.coordinates import Problem
+from ._core.records import Dendrogram, Students
+from ._core.watch import Watch
+from ._expand.students import has_skip_terms, layer_shapes
+from ._expand.training import Trainer
+from ._finish.finisher import Candidate, Finisher
+from ._io.cache import open_store
+from ._report.reporting import Heartbeat, Stage
+from ._search.ensemble import Ensemble, Recipe
+from ._search.scheduling import GroupTrainer, Interrupted
+from ._search.shapes import Search, with_verdict
+
+MAX_SEED = np.iinfo(np.int32).max
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Students, and what was assumed of the sought network when they were trained."""
+
+    ensemble: Ensemble
+    widths: tuple[int, ...]  # of the hidden layers of the sought network
+    activation: str
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """The network that a fit ends with, and what led to it."""
+
+    trained: Trained
+    candidate: Candidate
+    layers: ClusteredLayers
+    n_agreeing: int  # voters that hold every neuron of the network
+    search_report: list[dict[str, Any]]
+    seconds: float  # that it took to cluster and to finish
+    interrupted_by: str = ""  # what ended the fit early
+
+    @property
+    def width_agreement(self) -> tuple[int, int]:
+        """How many pruned students have the widths of the network, and how many there are."""
+        return self.trained.ensemble.width_agreement(self.candidate.network)
+
+    @property
+    def dendrograms(self) -> list[Dendrogram]:
+        n_students = len(self.trained.ensemble.students)
+        return [
+            replace(record, n_students=n_students, n_agreeing=self.n_agreeing)
+            for record in self.layers.dendrograms
+        ]
+
+    def certificate(self, column_names: Sequence[Any] | None) -> Certificate:
+        """The certificate with the user's names of the open columns."""
+        certificate = self.candidate.certificate
+        if column_names is None or not certificate.open_columns:
+            return certificate
+        named = tuple(str(column_names[int(column[1:])]) for column in certificate.open_columns)
+        return replace(certificate, open_columns=named)
+
+
+class Fit:
+    """One call of ``fit`` or ``recluster``: a context in which the computation is watched.
+
+    It reads the parameters of the estimator, which also carries scikit-learn's callbacks, and sets
+    nothing. ``trained`` holds the best students so far, for the case of an interrupt.
+    """
+
+    problem: Problem
+
+    def __init__(self, estimator: Any):
+        self.estimator = estimator
+        self.trained: Trained | None = None
+        self.search_report: list[dict[str, Any]] = []
+        self._finishers: dict[str, Finisher] = {}
+
+    def __enter__(self) -> Fit:
+        """Let the computation report while it lasts, and end after ``max_time``."""
+        max_time = self.estimator.max_time
+        deadline = None if max_time is None else time.time() + max_time
+        self.heartbeat = Heartbeat(self.estimator)
+        self.watch = Watch(deadline, self.heartbeat)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.watch.disarm()
+        self.heartbeat.end()
+
+    # Search and train
+
+    def train(
+        self,
+        problem: Problem,
+        widths: tuple[int, ...] | None,
+        rng: np.random.Generator,
+        *,
+        known: dict[str, Ensemble] | None = None,
+        briefly: bool = False,
+    ) -> None:
+        """Train students of the given widths and activation, or of the best ones.
+
+        ``known`` holds the groups of earlier fits, and takes up the new ones. ``briefly`` trains a
+        few students for a few steps, where there is no network to be found.
+        """
+        self.problem = problem
+
+        def train(
+            finisher: Finisher, widths: tuple[int, ...], n_students: int, n_steps: int | None = None
+        ) -> Ensemble:
+            seeds = rng.integers(MAX_SEED, size=n_students)
+            return self._train_shape(finisher, seeds, widths, n_steps, known)
+
+        given = self.estimator.activation
+        names = DISTINCT_ACTIVATIONS if given == "auto" else (given,)
+        finishers = {name: self.finisher(name) for name in names}
+        search = Search(finishers, train, self._n_parameters, self.estimator.n_students)
+        try:
+            if briefly:
+                trial = search.run_briefly(widths or (1,))
+            else:
+                trial = search.run() if widths is None else search.run_given(widths)
+        finally:
+            self.search_report = [trial.report() for trial in search.trials]
+        self.trained = Trained(trial.ensemble, trial.widths, trial.activation)
+
+    def resume(
+        self, problem: Problem, trained: Trained, search_report: list[dict[str, Any]]
+    ) -> None:
+        """Go on with what an earlier fit trained."""
+        self.problem, self.trained, self.search_report = problem, trained, search_report
+
+    def _n_parameters(self, widths: tuple[int, ...]) -> int:
+        """Number of parameters of a student, from assumed widths."""
+        samples = self.problem.train
+        n_inputs, n_outputs = samples.X.shape[1], samples.y.shape[1]
+        shapes = layer_shapes(n_inputs, self._student_widths(widths), n_outputs, False)
+        return sum(map(math.prod, shapes))
+
+    def _student_widths(self, widths: tuple[int, ...]) -> tuple[int, ...]:
+        factors = np.broadcast_to(self.estimator.rho, len(widths)).tolist()
+        return tuple(math.ceil(f * width) for f, width in zip(factors, widths, strict=True))
+
+    def _train_shape(
+        self,
+        finisher: Finisher,
+        seeds: np.ndarray,
+        widths: tuple[int, ...],
+        n_steps: int | None,
+        known: dict[str, Ensemble] | None,
+    ) -> Ensemble:
+        """Students of assumed widths; probes where the number of steps is given."""
+        estimator = self.estimator
+        recipe = Recipe(
+            self._student_widths(widths),
+            estimator.solver,
+            min(n_steps or estimator.max_iter, estimator.max_iter),
+            max(estimator.tol, self.problem.train.rounding_loss),
+            asks_finisher=n_steps is None,
+        )
+        activation = finisher.trainer.activation_name
+        title = f"hidden layers {widths}, {activation}"
+        stage = Stage(estimator, self.heartbeat, title, len(seeds), recipe.max_epochs)
+        trainer = GroupTrainer(finisher, recipe, stage, n_jobs=estimator.n_jobs, known=known)
+        try:
+            ensemble = trainer.train(seeds)
+        except Interrupted as interrupt:
+            self._keep_better(Trained(interrupt.ensemble, widths, activation))
+            raise
+        stage.end()
+        self._keep_better(Trained(ensemble, widths, activation))
+        return ensemble
+
+    def _keep_better(self, trained: Trained) -> None:
+        """Remember the students to use should the fit be interrupted."""
+        loss = trained.ensemble.students.best_held_out_loss
+        if self.trained is None or loss < self.trained.ensemble.students.best_held_out_loss:
+            self.trained = trained
+
+    # Cluster and finish
+
+    def finisher(self, activation: str) -> Finisher:
+        if activation not in self._finishers:
+            estimator, problem = self.estimator, self.problem
+            trainer = Trainer(
+                problem.train,
+                problem.held_out,
+                activation,
+                estimator.device,
+                has_skip=has_skip_terms(get_activation(activation), problem.train),
+                working_memory=estimator.working_memory,
+                solver=estimator.solver,
+                watch=self.watch,
+            )
+            self._finishers[activation] = Finisher(
+                trainer,
+                problem.held_out,
+                problem.coordinates,
+                estimator.prune,
+                open_store(estimator.memory),
+            )
+        return self._finishers[activation]
+
+    def recover(self) -> Recovery:
+        """Cluster the students' neurons, and find the network among clusters and students."""
+        assert self.trained is not None
+        finisher = self.finisher(self.trained.activation)
+        self.trained.ensemble.complete(finisher)
+        return self._reconstruct(self.trained, finisher)
+
+    def best_so_far(self, interrupt: KeyboardInterrupt) -> Recovery:
+        """The best network so far, where there is one."""
+        if self.trained is None:
+            raise interrupt
+        max_time = self.estimator.max_time
+        cause = f"reached max_time={max_time:g} s" if self.watch.is_over else "was interrupted"
+        self.watch.disarm()
+        return self._reconstruct(self.trained, self.finisher(self.trained.activation), cause)
+
+    def _reconstruct(
+        self, trained: Trained, finisher: Finisher, interrupted_by: str = ""
+    ) -> Recovery:
+        """Everything that depends on the thresholds: cluster, collapse, finish."""
+        ensemble, trainer = trained.ensemble, finisher.trainer
+        check_students(ensemble.students)
+        start = time.perf_counter()
+        certified = next(iter(ensemble.certified.values()), None)
+        losses, samples, activation = ensemble.students.losses, trainer.samples, trainer.activation
+        voters = Voters(ensemble.voters(), losses, samples, activation, trainer.device)
+        layers = cluster_layers(
+            voters,
+            len(trained.widths),
+            Thresholds(self.estimator.gamma, self.estimator.beta, self.estimator.cut),
+            certified.network if certified else None,
+        )
+        if certified:
+            candidate = certified
+        else:
+            collapsed = [] if interrupted_by else layers.collapsed
+            candidate = best_candidate(trained, finisher, collapsed)
+        return Recovery(
+            trained,
+            candidate,
+            layers,
+            n_agreeing=ensemble.n_agreeing(candidate.network, samples, activation),
+            search_report=with_verdict(
+                self.search_report,
+                trained.activation,
+                trained.widths,
+                candidate.certificate.passed,
+            ),
+            seconds=time.perf_counter() - start,
+            interrupted_by=interrupted_by,
+        )
+
+
+def best_candidate(trained: Trained, finisher: Finisher, collapsed: list[np.ndarray]) -> Candidate:
+    """The network of the clusters where it is certified, else the most parsimonious one."""
+    ensemble = trained.ensemble
+    candidates = [*ensemble.finished.values(), *ensemble.denoised.values()]
+    if len(collapsed) == len(trained.widths) and not ensemble.conclusive_networks:
+        finish = finisher.denoise if ensemble.denoised else finisher.finish
+        clustered = finish(finisher.solve_readout(collapsed))
+        if clustered.certificate.function_certified:
+            return clustered
+        candidates.append(clustered)
+    candidates.append(finisher.judge_as_is(ensemble.students.best))
+    return finisher.most_parsimonious(candidates)
+
+
+def check_students(students: Students) -> None:
+    """Warn of students whose training diverged; raise if it did for all of them."""
+    n_failed = students.n_failed
+    if n_failed == len(students):
+        raise ValueError(
+            f"The training of all {n_failed} students diverged: check the scale of y, "
+            "remove outliers from it, or choose another activation."
+        )
+    if n_failed:
+        warnings.warn(
+            f"{n_failed} of {len(students)} students diverged and were dropped.",
+            ConvergenceWarning,
+            stacklevel=4,
+        )

@@ -1,0 +1,1 @@
+"""What outlives the process: cache, files, exports to other libraries."""

@@ -1,0 +1,1 @@
+"""Tell the user: progress, summary, advice, links to the documentation."""

@@ -1,0 +1,1 @@
+"""Which shape, activation and students: the search, the groups, what they gave."""

@@ -1,0 +1,315 @@
+"""Which depth, width and activation hold the network? Probe students, cheapest first.
+
+The search climbs from a single hidden layer: a shape is probed by a few students that are trained
+for a few steps with every activation in question, then the next deeper and the next wider shape,
+and it moves on while this lowers the loss on held-out rows. Depth and activation show at once: on
+tanh teachers, tanh students of the right depth reach 1e-9 to 1e-18 within 30 steps, those of a
+wrong activation 1e-8, those of one layer too few 1e-4. The width needs only to be large enough,
+pruning finds the exact one. Promising probes are pruned, and the first certified network ends the
+search.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sklearn_ec._finish.finisher import FINISHING_LOSS, Finisher
+from sklearn_ec._finish.noisy import reached_noise_floor
+
+from .ensemble import Ensemble
+
+MAX_DEPTH = 3
+# First assumed width by depth; halved while students would hold more parameters than equations.
+START_WIDTHS = {1: 8, 2: 4, 3: 4}
+MAX_STUDENT_PARAMETERS = 5000
+N_PROBES = 5
+PROBE_STEPS = 30
+N_BRIEF = 3
+# The search moves on to a shape that lowers the loss on held-out rows below this share.
+IMPROVEMENT = 0.5
+# A probe is pruned at once where its loss is below this share of those of other shapes ...
+STANDS_OUT = 0.1
+# ... or below this, unless noise keeps it there: noise-free students of the right kind get there.
+PROMISING_LOSS = 1e-7
+# Training losses below this are those of exact data.
+EXACT_LOSS = 1e-10
+# Activations probed after the first two shapes, and probes pruned per round.
+N_FINALISTS = 3
+# Activations whose neurons are pairs of neurons of another one.
+PAIRED = {"relu": "leaky_relu"}
+
+Shape = tuple[int, ...]
+
+
+@dataclass
+class Trial:
+    """Students of one activation and one assumed shape."""
+
+    activation: str
+    widths: Shape
+    finisher: Finisher
+    ensemble: Ensemble
+    seconds: float
+    tried: bool = False  # whether its best student was finished
+
+    @property
+    def held_out_loss(self) -> float:
+        return self.ensemble.students.best_held_out_loss
+
+    @property
+    def loss(self) -> float:
+        return float(np.nanmin(self.ensemble.students.losses, initial=np.inf))
+
+    @property
+    def score(self) -> float:
+        """The loss on held-out rows; the training loss where this is clearly that of exact data.
+
+        The held-out loss misjudges ReLU students: between two rows, kinks may lie anywhere.
+        """
+        limit = max(EXACT_LOSS, self.finisher.trainer.samples.rounding_loss)
+        return self.loss if self.loss < limit else self.held_out_loss
+
+    @property
+    def certified(self) -> bool:
+        return bool(self.ensemble.certified)
+
+    @property
+    def exact_size(self) -> int | None:
+        """Parameters of the smallest finished network that fits the training rows to rounding."""
+        candidates = self.ensemble.finished.values()
+        sizes = [c.network.n_parameters for c in candidates if c.certificate.fits_exactly]
+        return min(sizes, default=None)
+
+    def report(self) -> dict[str, Any]:
+        students = self.ensemble.students
+        losses = students.losses
+        return {
+            "depth": len(self.widths),
+            "width": self.widths[0],
+            "activation": self.activation,
+            "n_students": len(losses),
+            "converged": float(np.mean(losses <= self.ensemble.tol)),
+            "loss": self.loss,
+            "held_out_loss": students.best_held_out_loss,
+            "certified": self.certified,
+            "seconds": self.seconds,
+        }
+
+
+def with_verdict(
+    reports: list[dict[str, Any]], activation: str, widths: Shape, certified: bool
+) -> list[dict[str, Any]]:
+    """Reports in which the trial that gave the network has the verdict on it.
+
+    The network may come from the clusters of the trial's students, which the trial does not know.
+    """
+    source = {"depth": len(widths), "width": widths[0], "activation": activation}
+    return [
+        report | {"certified": certified} if source.items() <= report.items() else report
+        for report in reports
+    ]
+
+
+class Search:
+    """Find students that hold the network.
+
+    Parameters
+    ----------
+    finishers : dict
+        One finisher for each activation in question.
+    train : callable
+        Trains students: ``train(finisher, widths, n_students, n_steps)``; without a number of steps
+        to the end, with questions to the finisher.
+    n_parameters : callable
+        Maps assumed widths to the number of parameters of one student.
+    n_students : int
+        Number of students of the final trial.
+    """
+
+    def __init__(
+        self,
+        finishers: dict[str, Finisher],
+        train: Callable[..., Ensemble],
+        n_parameters: Callable[[Shape], int],
+        n_students: int,
+    ):
+        self.finishers = finishers
+        self.train = train
+        self.n_parameters = n_parameters
+        self.n_students = n_students
+        self.trials: list[Trial] = []
+
+    def run(self) -> Trial:
+        """The certified trial, else the most parsimonious one that does about best."""
+        first = self._first_shape()
+        self._probe(first)
+        shape: Shape | None = first
+        while shape is not None and self._certified() is None:
+            shape = self._climb(shape)
+        return self._certified() or self._train_to_the_end(self._most_parsimonious())
+
+    def run_given(self, widths: Shape) -> Trial:
+        """The trial of given widths, with the best activation of those in question."""
+        if len(self.finishers) > 1:
+            self._probe(widths)
+            self._finish_promising()
+            return self._certified() or self._train_to_the_end(self._most_parsimonious())
+        ((activation, finisher),) = self.finishers.items()
+        start = time.perf_counter()
+        ensemble = self.train(finisher, widths, self.n_students)
+        if len(widths) > 1 and ensemble.is_promising:
+            ensemble = ensemble.joined(self.train(finisher, widths, self.n_students))
+        seconds = time.perf_counter() - start
+        self.trials.append(Trial(activation, widths, finisher, ensemble, seconds))
+        return self.trials[0]
+
+    def run_briefly(self, widths: Shape) -> Trial:
+        """A few briefly trained students of given widths, where there is no network to be found."""
+        activation, finisher = next(iter(self.finishers.items()))
+        start = time.perf_counter()
+        ensemble = self.train(finisher, widths, min(N_BRIEF, self.n_students), PROBE_STEPS)
+        ensemble.is_complete = True
+        seconds = time.perf_counter() - start
+        self.trials.append(Trial(activation, widths, finisher, ensemble, seconds))
+        return self.trials[0]
+
+    def _first_shape(self) -> Shape:
+        width = START_WIDTHS[1]
+        while width > 1 and not self._fits((width,)):
+            width //= 2
+        return (width,)
+
+    def _fits(self, shape: Shape) -> bool:
+        n_equations = next(iter(self.finishers.values())).trainer.samples.n_equations
+        return self.n_parameters(shape) <= min(n_equations, MAX_STUDENT_PARAMETERS)
+
+    def _climb(self, shape: Shape) -> Shape | None:
+        """Probe the neighbors of a shape; the best of them if it is better, None at the top."""
+        for neighbor in self._neighbors(shape):
+            self._probe(neighbor)
+            if self._certified() is not None:
+                return None
+            if not self._improves(shape) and self._is_at_noise_floor(self._best_of(shape)):
+                return None
+        self._finish_promising()
+        return self._best().widths if self._improves(shape) else None
+
+    def _improves(self, shape: Shape) -> bool:
+        """Whether the best trial is much better than those of a shape."""
+        return self._best().score < IMPROVEMENT * self._best_of(shape).score
+
+    def _neighbors(self, shape: Shape) -> list[Shape]:
+        """One layer more, and twice the width; those that fit and were not probed yet."""
+        depth, width = len(shape), shape[0]
+        neighbors = [tuple(2 * w for w in shape)]
+        if depth < MAX_DEPTH:
+            deeper = START_WIDTHS[depth + 1] * width // START_WIDTHS[depth]
+            neighbors.insert(0, (max(deeper, 1),) * (depth + 1))
+        probed = {trial.widths for trial in self.trials}
+        return [n for n in neighbors if n not in probed and self._fits(n)]
+
+    def _probe(self, shape: Shape) -> None:
+        """Train probes with each activation; finish those that stand out."""
+        others = min((trial.score for trial in self.trials), default=0.0)
+        stage: list[Trial] = []
+        for activation in self._activations():
+            start = time.perf_counter()
+            finisher = self.finishers[activation]
+            ensemble = self.train(finisher, shape, min(N_PROBES, self.n_students), PROBE_STEPS)
+            seconds = time.perf_counter() - start
+            stage.append(Trial(activation, shape, finisher, ensemble, seconds))
+        self.trials.extend(stage)
+        stage.sort(key=lambda trial: trial.score)
+        for trial in stage:
+            stands_out = trial is stage[0] and trial.score < STANDS_OUT * others
+            rounding_loss = trial.finisher.trainer.samples.rounding_loss
+            if stands_out or trial.score < max(PROMISING_LOSS, rounding_loss):
+                self._finish(trial)
+            if self._certified() is not None:
+                break
+
+    def _activations(self) -> list[str]:
+        """All in question for the first two shapes, then the best so far."""
+        if len({trial.widths for trial in self.trials}) < 2:
+            return list(self.finishers)
+        best: dict[str, float] = {}
+        for trial in self.trials:
+            best[trial.activation] = min(best.get(trial.activation, np.inf), trial.score)
+        return sorted(best, key=best.__getitem__)[:N_FINALISTS]
+
+    def _finish_promising(self) -> None:
+        """Finish the best probes, one after the other, up to a certificate."""
+        ranked = sorted(self.trials, key=lambda trial: trial.score)[:N_FINALISTS]
+        for trial in ranked:
+            if not trial.tried:
+                self._finish(trial)
+            if self._certified() is not None:
+                break
+
+    def _finish(self, trial: Trial) -> None:
+        if self._worth_finishing(trial):
+            start = time.perf_counter()
+            trial.tried = True
+            trial.ensemble.finish_first(trial.finisher)
+            trial.seconds += time.perf_counter() - start
+            self._try_paired(trial)
+
+    def _try_paired(self, trial: Trial) -> None:
+        """Where an exact network is refused, train students whose neurons are pairs of its neurons.
+
+        ReLU students learn leaky ReLU networks more easily than leaky ones do, with two neurons for
+        each; the data leave open how these share their work.
+        """
+        paired = PAIRED.get(trial.activation)
+        if paired not in self.finishers or trial.exact_size is None or trial.certified:
+            return
+        for other in self.trials:
+            if (other.activation, other.widths) == (paired, trial.widths) and not other.tried:
+                other.tried = True
+                self._train_to_the_end(other)
+
+    def _worth_finishing(self, trial: Trial) -> bool:
+        good = trial.finisher.prune and trial.held_out_loss < FINISHING_LOSS
+        return good and not self._is_at_noise_floor(trial)
+
+    @staticmethod
+    def _is_at_noise_floor(trial: Trial) -> bool:
+        return reached_noise_floor(trial.ensemble.students, trial.finisher.trainer.samples)
+
+    def _certified(self) -> Trial | None:
+        return next((trial for trial in self.trials if trial.certified), None)
+
+    def _best(self) -> Trial:
+        return min(self.trials, key=lambda trial: trial.score)
+
+    def _best_of(self, shape: Shape) -> Trial:
+        trials = [trial for trial in self.trials if trial.widths == shape]
+        return min(trials, key=lambda trial: trial.score)
+
+    def _most_parsimonious(self) -> Trial:
+        """The trial of the smallest exact network.
+
+        Where there is none, the cheapest trial whose loss on held-out rows is near the lowest.
+        """
+        exact = [trial for trial in self.trials if trial.exact_size is not None]
+        if exact:
+            return min(exact, key=lambda trial: (trial.exact_size, trial.score))
+        lowest = min(trial.score for trial in self.trials)
+        good = [trial for trial in self.trials if trial.score <= lowest / IMPROVEMENT]
+        return min(good, key=lambda t: (len(t.widths), self.n_parameters(t.widths), t.score))
+
+    def _train_to_the_end(self, trial: Trial) -> Trial:
+        """Join further students to the probes, unless these show that noise sets the limit."""
+        if self._is_at_noise_floor(trial):
+            return trial
+        start = time.perf_counter()
+        n_probes = len(trial.ensemble.students)
+        more = self.train(trial.finisher, trial.widths, max(self.n_students - n_probes, n_probes))
+        trial.ensemble = trial.ensemble.joined(more)
+        trial.seconds += time.perf_counter() - start
+        return trial

@@ -1,0 +1,1 @@
+"""Least squares on stacked networks: Levenberg, dense and matrix-free, and exact Jacobians."""

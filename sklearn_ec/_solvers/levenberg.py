@@ -1,0 +1,226 @@
+r"""Batched Levenberg: Gauss-Newton with identity damping, for many small networks at once.
+
+Each network minimizes the mean of squared residuals ``r`` over ``n`` rows and ``k`` outputs with
+the step
+
+.. math:: \left(\tfrac{1}{nk} J^T J + \lambda I\right) \Delta = -\tfrac{1}{nk} J^T r ,
+
+which is implicit Euler on the gradient flow with step size :math:`1/\lambda`: it follows the flow
+while the damping is large and converges quadratically as the damping vanishes. Every network has
+its own damping.
+
+Neurons that are nearly polynomial over the data make long curved valleys. A second-order
+correction, the geodesic acceleration of Transtrum and Sethna (2012, arXiv:1201.5885), follows
+them: with the second derivative :math:`c` of the residuals along the step,
+
+.. math:: \left(\tfrac{1}{nk} J^T J + \lambda I\right) \Delta_2 = -\tfrac{1}{2nk} J^T c ,
+
+and the network moves by :math:`\Delta + \Delta_2`. It costs one more solve with the same factors.
+Students of 8 softplus neurons over 2 inputs reach 1e-16 in 200 steps, not 1e-11.
+
+The equations, and the rows behind them, are those of :mod:`sklearn_ec._solvers.equations` and
+:mod:`sklearn_ec._solvers.task`.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable
+
+import torch
+from sklearn.exceptions import EfficiencyWarning
+from torch import Tensor
+
+from sklearn_ec._core.threads import threads_for
+
+from .derivatives import Layers
+from .equations import NormalEquations
+from .task import LeastSquaresTask
+
+DAMPING_FLOOR = 1e-16
+DAMPING_CEILING = 1e8
+MAX_RETRIES = 4
+# A step is rejected where the second-order correction is longer than this share of it: there the
+# expansion along the step has broken down.
+MAX_CORRECTION = 0.375
+# Below this relative mean squared error a rejected step, or an almost undamped one that does not
+# halve the loss, means that rounding stops the descent.
+ROUNDING_LOSS = 1e-24
+ROUNDING_DAMPING = 1e-10
+
+
+def _dot(a: Layers, b: Layers) -> Tensor:
+    """Scalar product of every network's parameters, shape (batch,)."""
+    products = [(x * y).sum(dim=(1, 2)) for x, y in zip(a, b, strict=True)]
+    return torch.stack(products).sum(dim=0)
+
+
+def predicted_decrease(equations: NormalEquations, steps: Layers, damping: Tensor) -> Tensor:
+    """Decrease of the loss that the quadratic model promises for steps that solve it."""
+    return damping * _dot(steps, steps) - _dot(steps, equations.gradient)
+
+
+def networks_at_a_time(n_networks: int, n_bytes: int, working_bytes: float) -> int:
+    """How many networks of ``n_bytes`` each may take a step together, at least one."""
+    return max(1, int(min(n_networks, working_bytes / n_bytes)))
+
+
+class BatchedLevenberg:
+    """Advance a batch of networks, each with its own damping, until each is finished.
+
+    A network is finished when its loss is at most ``tol``, when rounding stops its descent, or when
+    no step lowers its loss any more. A network whose loss is not finite is finished from the start
+    and never touches another one.
+
+    As many networks take their step at a time as fit into ``working_bytes``, and half as many after
+    each time that the device runs out of memory. The result is the same up to rounding.
+    """
+
+    damping_floor = DAMPING_FLOOR
+    rounding_loss = ROUNDING_LOSS
+
+    def __init__(
+        self,
+        task: LeastSquaresTask,
+        layers: Layers,
+        *,
+        tol: float = 0.0,
+        damping: float = 1e-2,
+        working_bytes: float = math.inf,
+    ):
+        self.task = task
+        self.layers = tuple(layer.clone() for layer in layers)
+        self.tol = tol
+        self.losses = task.losses(self.layers)
+        self.damping = torch.full_like(self.losses, damping)
+        self.finished = ~self.losses.isfinite() | (self.losses <= tol)
+        n_bytes = self.step_bytes(task, layers)
+        self.batch_size = networks_at_a_time(len(layers[0]), n_bytes, working_bytes)
+
+    @staticmethod
+    def step_bytes(task: LeastSquaresTask, layers: Layers) -> int:
+        """Predicted peak memory of a step, for each network that it advances."""
+        return task.step_bytes(layers)
+
+    @staticmethod
+    def flops(task: LeastSquaresTask, layers: Layers) -> int:
+        """Floating-point operations of a step, for each network that it advances."""
+        return task.flops(layers)
+
+    @property
+    def state(self) -> tuple[Tensor, ...]:
+        """Everything that a step changes; networks along the first axis."""
+        return *self.layers, self.losses, self.damping, self.finished
+
+    def restore(self, state: Iterable[Tensor], index: Tensor | slice = slice(None)) -> None:
+        """Set the state of all networks, or of some."""
+        for tensor, earlier in zip(self.state, state, strict=True):
+            tensor[index] = earlier
+
+    def take(self, index: Tensor) -> Layers:
+        """The layers of some of the networks."""
+        return tuple(layer[index] for layer in self.layers)
+
+    def run(self, max_iter: int) -> int:
+        """Take up to ``max_iter`` steps; return how many were taken."""
+        for iteration in range(max_iter):
+            if self.finished.all():
+                return iteration
+            self.step()
+        return max_iter
+
+    def step(self) -> None:
+        """One step of every unfinished network; a rejected one is retried with more damping.
+
+        An exception leaves every network before or after its step, never in between.
+        """
+        active = torch.nonzero(~self.finished).squeeze(1)
+        while len(active):
+            batch = active[: self.batch_size]
+            with threads_for(len(batch) * self.flops(self.task, self.layers)):
+                has_memory = self._has_memory_for_step(batch)
+            if has_memory:
+                active = active[len(batch) :]
+            else:
+                self._halve_batches(len(batch))
+
+    def _has_memory_for_step(self, index: Tensor) -> bool:
+        before = [tensor[index] for tensor in self.state]
+        try:
+            self._advance(index)
+        except torch.cuda.OutOfMemoryError:
+            completed = False
+        except BaseException:
+            self.restore(before, index)
+            raise
+        else:
+            completed = True
+        if not completed:  # outside of the except block, which keeps the step's tensors alive
+            self.restore(before, index)
+        return completed
+
+    def _halve_batches(self, size: int) -> None:
+        n_bytes = self.step_bytes(self.task, self.layers)
+        device = self.task.inputs.device
+        if size == 1:
+            raise torch.cuda.OutOfMemoryError(
+                f"{device} has no memory for the training of one student, about "
+                f"{n_bytes / 2**20:.0f} MiB: choose a smaller rho or another device."
+            )
+        self.batch_size = size // 2
+        warnings.warn(
+            f"{device} ran out of memory with {size} students at a time (about "
+            f"{size * n_bytes / 2**20:.0f} MiB): training goes on with {self.batch_size}.",
+            EfficiencyWarning,
+            stacklevel=2,
+        )
+
+    def _advance(self, active: Tensor) -> None:
+        before = self.losses[active]
+        equations = self._equations(active)
+        pending = torch.arange(len(active), device=active.device)
+        for _ in range(MAX_RETRIES):
+            accepted = self._try(equations.take(pending), active[pending])
+            pending = pending[~accepted]
+            if len(pending) == 0:
+                break
+        self._mark_finished(active, before)
+
+    def _equations(self, index: Tensor) -> NormalEquations:
+        return self.task.normal_equations(self.take(index))
+
+    def _try(self, equations: NormalEquations, index: Tensor) -> Tensor:
+        damping = self.damping[index]
+        layers = self.take(index)
+        system = equations.damped(damping)
+        steps = system.step(equations.gradient)
+        corrections = system.step(self.task.curvature_gradient(layers, steps))
+        moved = tuple(
+            layer + step + 0.5 * correction
+            for layer, step, correction in zip(layers, steps, corrections, strict=True)
+        )
+        losses = self.task.losses(moved)
+        accepted = system.succeeded & (losses < self.losses[index])
+        accepted &= 0.25 * _dot(corrections, corrections) <= MAX_CORRECTION**2 * _dot(steps, steps)
+        predicted = predicted_decrease(equations, steps, damping)
+        gain = (self.losses[index] - losses) / predicted.clamp_min(torch.finfo(losses.dtype).tiny)
+        self.damping[index] = _next_damping(damping, gain, accepted, self.damping_floor)
+        for layer, new in zip(self.layers, moved, strict=True):
+            layer[index[accepted]] = new[accepted]
+        self.losses[index[accepted]] = losses[accepted]
+        return accepted
+
+    def _mark_finished(self, active: Tensor, before: Tensor) -> None:
+        losses, damping = self.losses[active], self.damping[active]
+        slow = (losses > 0.5 * before) & (damping < ROUNDING_DAMPING)
+        at_rounding = (losses < self.rounding_loss) & (slow | (losses == before))
+        stuck = damping > DAMPING_CEILING
+        self.finished[active] = (losses <= self.tol) | at_rounding | stuck
+
+
+def _next_damping(damping: Tensor, gain: Tensor, accepted: Tensor, floor: float) -> Tensor:
+    bold = accepted & (gain > 0.5)
+    timid = ~accepted | (gain < 0.25)
+    damping = torch.where(bold, damping / 3.0, torch.where(timid, damping * 4.0, damping))
+    return damping.clamp_min(floor)

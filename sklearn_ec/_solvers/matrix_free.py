@@ -1,0 +1,304 @@
+r"""Matrix-free Levenberg, for networks whose ``JᵀJ`` is too large to be formed.
+
+The damped normal equations of :mod:`sklearn_ec._solvers.levenberg` are solved by conjugate
+gradients, from products with ``JᵀJ`` alone: a sweep up through the layers along the direction, and
+a sweep down. The iterates solve the equations on growing Krylov spaces, so that the quadratic model
+promises the same decrease, ``λ‖Δ‖² − Δ·g``, wherever the iteration stops.
+
+The preconditioner holds the diagonal blocks of ``JᵀJ + λI``, one for the incoming vector of every
+neuron: with the derivatives ``c_nkj`` of output ``k`` by pre-activation ``j`` and the features
+``φ_n`` that the neuron reads, ``Σ_n (Σ_k c_nkj²) φ_n φ_nᵀ``. With it, students of 16 tanh neurons
+on 9,000 MNIST images (rank 664, 10,810 parameters) need 5 to 30 products per solve.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .derivatives import ForwardPass, Layers, forward, pull_back, sensitivities, tangent
+from .equations import split_parameters
+from .levenberg import BatchedLevenberg
+from .task import LeastSquaresTask, gram_block_size
+
+# A solve ends once the residual, as the preconditioner measures it, is below this share of the
+# gradient, or after so many iterations.
+RELATIVE_RESIDUAL = 0.1
+MAX_ITERATIONS = 100
+# The same of solves that are nearly exact.
+FINAL_RESIDUAL = 0.01
+MAX_FINAL_ITERATIONS = 1000
+# Steps that the blocks of the preconditioner serve; a divisor of the steps of an epoch, so that a
+# training that is continued between two epochs goes on as if it had not been interrupted.
+BLOCK_STEPS = 5
+# Least damping of a block, relative to its largest diagonal element.
+BLOCK_RCOND = 1e-15
+MAX_START_DAMPING = 1e-2
+# Arrays as large as the blocks that a step holds at a time.
+BLOCK_COPIES = 4
+VECTOR_COPIES = 12
+# Products with JᵀJ in a step, for the prediction of its cost.
+TYPICAL_PRODUCTS = 40
+# Floating-point operations of a dense step up to which it is taken.
+DENSE_FLOPS = 1e11
+
+
+@dataclass(frozen=True)
+class MatrixFreeEquations:
+    """``Jᵀr`` of a batch of networks, and products with the parts of their ``JᵀJ``.
+
+    The hidden layers come first, the readout last.
+    """
+
+    task: LeastSquaresTask
+    layers: Layers
+    run: ForwardPass
+    gradient: Layers
+    readout_gram: Tensor  # (batch, n_features, n_features), the same for every output
+    blocks: Layers  # of the hidden layers, as of :func:`diagonal_blocks`
+    is_final: bool = False  # whether solves are nearly exact
+
+    @classmethod
+    def assemble(
+        cls, task: LeastSquaresTask, layers: Layers, blocks: Layers, is_final: bool = False
+    ) -> MatrixFreeEquations:
+        run = forward(layers, task.inputs, task.activation)
+        residuals = (run.outputs - task.targets) * task.sqrt_weight.square()
+        gradient = pull_back(layers, run, task.activation, residuals / task.n_equations)
+        features = run.features[-1] * task.sqrt_weight
+        readout_gram = features.mT @ features / task.n_equations
+        return cls(task, layers, run, gradient, readout_gram, blocks, is_final)
+
+    def take(self, index: Tensor) -> MatrixFreeEquations:
+        if len(index) == len(self.layers[0]):
+            return self
+        return MatrixFreeEquations(
+            self.task,
+            tuple(layer[index] for layer in self.layers),
+            self.run.take(index),
+            tuple(part[index] for part in self.gradient),
+            self.readout_gram[index],
+            tuple(block[index] for block in self.blocks),
+            self.is_final,
+        )
+
+    def damped(self, damping: Tensor) -> DampedMatrixFreeSystem:
+        """Invert the blocks of ``JᵀJ + λI`` and factorize that of the readout."""
+        readout_factor, succeeded = _damped_factor(self.readout_gram[:, None], damping)
+        inverses = []
+        for block in self.blocks:
+            factor, is_positive = _damped_factor(block, damping)
+            inverses.append(torch.cholesky_inverse(factor))
+            succeeded = succeeded & is_positive
+        return DampedMatrixFreeSystem(
+            self, damping, tuple(inverses), readout_factor[:, 0], succeeded
+        )
+
+    def hidden_change(self, direction: Layers) -> Tensor:
+        """Weighted change of the outputs along a direction of the hidden layers."""
+        change = tangent(self.layers, self.run, self.task.activation, direction)
+        return change * self._weight
+
+    def readout_change(self, direction: Tensor) -> Tensor:
+        """Weighted change of the outputs along a direction of the readout."""
+        return (self.run.features[-1] @ direction.mT) * self._weight
+
+    def hidden_gradient(self, change: Tensor) -> Layers:
+        """``Jᵀ`` times a weighted change, for the hidden layers."""
+        n_hidden = len(self.layers) - 1
+        return pull_back(self.layers, self.run, self.task.activation, change, n_hidden)
+
+    def readout_gradient(self, change: Tensor) -> Tensor:
+        """``Jᵀ`` times a weighted change, for the readout."""
+        return change.mT @ self.run.features[-1]
+
+    @property
+    def _weight(self) -> Tensor:
+        return self.task.sqrt_weight.square() / self.task.n_equations
+
+
+def _damped_factor(blocks: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
+    """Cholesky factors of damped blocks (lower triangles), and whether those of a network exist."""
+    matrix = blocks.clone()
+    diagonal = matrix.diagonal(dim1=2, dim2=3)
+    least = BLOCK_RCOND * diagonal.amax(dim=2, keepdim=True)
+    diagonal.add_(torch.maximum(damping[:, None, None], least))
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    return factor, (info == 0).all(dim=1)
+
+
+@dataclass(frozen=True)
+class DampedMatrixFreeSystem:
+    """``JᵀJ + λI`` of a batch of networks, with the readout eliminated.
+
+    What is left for the hidden layers, the Schur complement, costs no more to multiply with than
+    ``JᵀJ``: the change of the outputs is rid of what the readout can undo on its way back.
+    """
+
+    equations: MatrixFreeEquations
+    damping: Tensor  # (batch,)
+    inverses: Layers  # of the damped blocks of the hidden layers
+    readout_factor: Tensor  # (batch, n_features, n_features)
+    succeeded: Tensor  # (batch,), False where a block is not positive definite
+
+    def step(self, gradient: Layers) -> Layers:
+        """``−(JᵀJ + λI)⁻¹`` times a gradient."""
+        equations = self.equations
+        *hidden_gradient, readout_gradient = gradient
+        alone = self._solve_readout(readout_gradient)
+        carried = equations.hidden_gradient(equations.readout_change(alone))
+        step = self._solve_hidden(_flat(carried) - _flat(tuple(hidden_gradient)))
+        hidden_step = split_parameters(step, equations.layers[:-1])
+        undone = equations.readout_gradient(equations.hidden_change(hidden_step))
+        return *hidden_step, -self._solve_readout(readout_gradient + undone)
+
+    def _solve_hidden(self, residual: Tensor) -> Tensor:
+        """Preconditioned conjugate gradients with the Schur complement."""
+        step = torch.zeros_like(residual)
+        direction = preconditioned = self._precondition(residual)
+        size = (residual * preconditioned).sum(dim=1)
+        is_final = self.equations.is_final
+        goal = (FINAL_RESIDUAL if is_final else RELATIVE_RESIDUAL) ** 2 * size
+        active = self.succeeded & (size > 0)
+        for _ in range(MAX_FINAL_ITERATIONS if is_final else MAX_ITERATIONS):
+            if not active.any():
+                break
+            product = self._product(direction)
+            bend = (direction * product).sum(dim=1)
+            active = active & (bend > 0)
+            length = torch.where(active, size / bend, 0.0)[:, None]
+            step = step + length * direction
+            residual = residual - length * product
+            preconditioned = self._precondition(residual)
+            next_size = (residual * preconditioned).sum(dim=1)
+            ratio = torch.where(active, next_size / size, 0.0)[:, None]
+            direction = preconditioned + ratio * direction
+            active, size = active & (next_size > goal), next_size
+        return step
+
+    def _product(self, direction: Tensor) -> Tensor:
+        """The Schur complement of the readout times a direction of the hidden layers."""
+        equations = self.equations
+        change = equations.hidden_change(split_parameters(direction, equations.layers[:-1]))
+        undoing = self._solve_readout(equations.readout_gradient(change))
+        change = change - equations.readout_change(undoing)
+        product = _flat(equations.hidden_gradient(change))
+        return product + self.damping[:, None] * direction
+
+    def _solve_readout(self, gradient: Tensor) -> Tensor:
+        return torch.cholesky_solve(gradient.mT, self.readout_factor).mT
+
+    def _precondition(self, residual: Tensor) -> Tensor:
+        parts = split_parameters(residual, self.equations.layers[:-1])
+        pairs = zip(self.inverses, parts, strict=True)
+        return _flat(tuple((inverse @ part[..., None])[..., 0] for inverse, part in pairs))
+
+
+def _flat(parts: Layers) -> Tensor:
+    return torch.cat([part.flatten(start_dim=1) for part in parts], dim=1)
+
+
+def diagonal_blocks(task: LeastSquaresTask, layers: Layers) -> Layers:
+    """The blocks of ``JᵀJ`` of every hidden neuron's incoming vector (lower triangles).
+
+    Shape (batch, fan_out, n_features, n_features) for each hidden layer.
+    """
+    blocks = tuple(layer.new_zeros(*layer.shape, layer.shape[2]) for layer in layers[:-1])
+    n_neurons = sum(layer.shape[0] * layer.shape[1] for layer in layers)
+    for rows in task.chunks(task.targets.shape[1] * n_neurons):
+        run = forward(layers, task.inputs[rows], task.activation)
+        *found, _ = sensitivities(layers, run, task.activation)
+        for block, sensitivity, features in zip(blocks, found, run.features[:-1], strict=True):
+            scales = sensitivity * task.sqrt_weight[rows]
+            _add_grams(block, scales, features.expand(len(block), -1, -1))
+    return tuple(block.div_(task.n_equations) for block in blocks)
+
+
+def _add_grams(blocks: Tensor, scales: Tensor, features: Tensor) -> None:
+    """Add the Gram matrices (lower triangles) of every neuron's features, scaled row by row."""
+    n_features = features.shape[2]
+    size = gram_block_size(n_features)
+    for network, grams in enumerate(blocks):
+        for neuron, gram in enumerate(grams):
+            scaled = features[network] * scales[network, :, neuron, None]
+            for start in range(0, n_features, size):
+                columns = slice(start, start + size)
+                gram[start:, columns].addmm_(scaled[:, start:].mT, scaled[:, columns])
+
+
+class MatrixFreeLevenberg(BatchedLevenberg):
+    """Levenberg without ``JᵀJ``: inexact steps by conjugate gradients."""
+
+    # Products lose less than JᵀJ itself.
+    damping_floor = 1e-24
+    rounding_loss = 1e-26
+    is_final = False
+
+    def __init__(
+        self,
+        task: LeastSquaresTask,
+        layers: Layers,
+        *,
+        damping: float = MAX_START_DAMPING,
+        **options: Any,
+    ):
+        super().__init__(task, layers, **options)
+        self.damping = self.losses.clamp(max=damping)
+        self._blocks: Layers = ()
+        self._owners = torch.arange(0, device=task.inputs.device)  # networks that the blocks are of
+        self._n_steps = 0
+
+    @staticmethod
+    def step_bytes(task: LeastSquaresTask, layers: Layers) -> int:
+        n_parameters = sum(layer[0].numel() for layer in layers)
+        n_blocks = sum(layer[0].numel() * layer.shape[2] for layer in layers[:-1])
+        n_blocks += layers[-1].shape[2] ** 2
+        n_activations = sum(layer.shape[1] for layer in layers)
+        n_features = sum(layer.shape[2] for layer in layers[1:])
+        n_vectors = n_parameters + len(task.inputs) * n_activations
+        n_elements = BLOCK_COPIES * n_blocks + VECTOR_COPIES * n_vectors
+        n_elements += len(task.inputs) * n_features
+        return task.targets.element_size() * n_elements
+
+    @staticmethod
+    def flops(task: LeastSquaresTask, layers: Layers) -> int:
+        n_parameters = sum(layer[0].numel() for layer in layers)
+        n_blocks = sum(layer[0].numel() * layer.shape[2] for layer in layers)
+        n_rows = len(task.inputs)
+        return 4 * n_rows * (TYPICAL_PRODUCTS * n_parameters + n_blocks // BLOCK_STEPS)
+
+    def step(self) -> None:
+        super().step()
+        self._n_steps += 1
+
+    def _equations(self, index: Tensor) -> MatrixFreeEquations:
+        layers = self.take(index)
+        is_stale = self._n_steps % BLOCK_STEPS == 0
+        if is_stale or not torch.isin(index, self._owners).all():
+            self._blocks, self._owners = diagonal_blocks(self.task, layers), index
+        at = torch.searchsorted(self._owners, index)
+        blocks = tuple(block if len(at) == len(block) else block[at] for block in self._blocks)
+        return MatrixFreeEquations.assemble(self.task, layers, blocks, self.is_final)
+
+
+class FinalMatrixFreeLevenberg(MatrixFreeLevenberg):
+    """Matrix-free Levenberg with nearly exact steps, for networks at which cheap ones stall."""
+
+    is_final = True
+
+
+def suited_solver(
+    task: LeastSquaresTask, layers: Layers, working_bytes: float
+) -> type[BatchedLevenberg]:
+    """The solver that advances a network fastest within the memory.
+
+    Where neither fits, the one that takes less.
+    """
+    dense, matrix_free = BatchedLevenberg, MatrixFreeLevenberg
+    enough = max(working_bytes, matrix_free.step_bytes(task, layers))
+    fits = dense.step_bytes(task, layers) <= enough
+    is_fast = dense.flops(task, layers) <= DENSE_FLOPS
+    return dense if fits and is_fast else matrix_free

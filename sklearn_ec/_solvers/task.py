@@ -1,0 +1,235 @@
+"""The least-squares problem that networks are trained on: rows as tensors on one device.
+
+Passes over the rows go chunk by chunk, so that no temporary array outgrows the caches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sklearn_ec._core.activations import Activation
+from sklearn_ec._core.records import Samples
+from sklearn_ec._core.threads import notice_crowd
+from sklearn_ec._core.watch import Watch
+
+from .derivatives import Layers, curvature, forward, gradients, jacobian, sensitivities
+from .equations import DenseEquations, NormalEquations, ShallowEquations, split_parameters
+
+# Blocks of the Gram matrix narrower than this cost more overhead than symmetry saves.
+MIN_GRAM_BLOCK = 64
+# Elements of the largest temporary array; on a CPU it should stay near the caches.
+CHUNK_ELEMENTS = {"cpu": 3_000_000, "cuda": 128_000_000}
+MIN_CHUNK_ROWS = 256
+# Matrices as large as the normal equations that a step holds at a time, for each network.
+STEP_MATRICES = 4
+
+
+@dataclass(frozen=True)
+class LeastSquaresTask:
+    """The rows to fit, as tensors on one device."""
+
+    inputs: Tensor  # (n_samples, n_inputs + 1), last column one
+    targets: Tensor  # (n_samples, n_outputs)
+    sqrt_weight: Tensor  # (n_samples, 1)
+    activation: Activation
+    watch: Watch = field(default_factory=Watch)  # told of every pass over the rows
+
+    @property
+    def n_equations(self) -> int:
+        return self.targets.numel()
+
+    def unwatched(self) -> LeastSquaresTask:
+        """The same rows for what has to be computed even if the time is over."""
+        return replace(self, watch=Watch())
+
+    def float(self) -> LeastSquaresTask:
+        """The same rows in single precision."""
+        return LeastSquaresTask(
+            self.inputs.float(), self.targets.float(), self.sqrt_weight.float(), self.activation
+        )
+
+    def residuals(self, layers: Layers) -> Tensor:
+        """Weighted residuals, shape (batch, n_samples, n_outputs)."""
+        outputs = forward(layers, self.inputs, self.activation).outputs
+        return (outputs - self.targets) * self.sqrt_weight
+
+    def losses(self, layers: Layers) -> Tensor:
+        """Mean squared residual of every network, shape (batch,)."""
+        squares = layers[0].new_zeros(len(layers[0]))
+        n_elements = sum(layer.shape[0] * layer.shape[1] for layer in layers)
+        for rows in self.chunks(n_elements):
+            squares += self.take(rows).residuals(layers).square().sum(dim=(1, 2))
+        return squares / self.n_equations
+
+    def take(self, rows: slice) -> LeastSquaresTask:
+        """The same task on some of the rows."""
+        return replace(
+            self,
+            inputs=self.inputs[rows],
+            targets=self.targets[rows],
+            sqrt_weight=self.sqrt_weight[rows],
+        )
+
+    def normal_equations(self, layers: Layers) -> NormalEquations:
+        """Assemble ``JᵀJ`` and ``Jᵀr`` of every network in chunks of rows."""
+        if len(layers) == 2:
+            return self._shallow_equations(layers)
+        return self._dense_equations(layers)
+
+    def _shallow_equations(self, layers: Layers) -> ShallowEquations:
+        hidden, readout = layers
+        batch, width, fan_in = hidden.shape
+        n_hidden = width * fan_in
+        n_columns = n_hidden + readout.shape[2]
+        gram = hidden.new_zeros(batch, n_columns, n_columns)
+        hidden_gradient = torch.zeros_like(hidden)
+        readout_gradient = torch.zeros_like(readout)
+        outgoing = readout[:, :, :width]
+        for rows in self.chunks(batch * n_columns):
+            inputs, sqrt_weight = self.inputs[rows], self.sqrt_weight[rows]
+            run = forward(layers, inputs, self.activation)
+            residuals = (run.outputs - self.targets[rows]) * sqrt_weight
+            slopes = self.activation.tensor_derivative(run.preactivations[0]) * sqrt_weight
+            columns = hidden.new_empty(batch, len(inputs), n_columns)
+            torch.mul(
+                slopes[..., None],
+                inputs[None, :, None, :],
+                out=columns[:, :, :n_hidden].view(batch, len(inputs), width, fan_in),
+            )
+            torch.mul(run.features[1], sqrt_weight, out=columns[:, :, n_hidden:])
+            _add_gram(gram, columns)
+            readout_gradient += residuals.mT @ columns[:, :, n_hidden:]
+            hidden_gradient += ((residuals @ outgoing) * slopes).mT @ inputs
+        n = self.n_equations
+        gradient = (hidden_gradient / n, readout_gradient / n)
+        return ShallowEquations(gradient, _mirrored(gram).div_(n), outgoing)
+
+    def _dense_equations(self, layers: Layers) -> DenseEquations:
+        batch = len(layers[0])
+        n_outputs, n_parameters = self.targets.shape[1], sum(layer[0].numel() for layer in layers)
+        gram = layers[0].new_zeros(batch, n_parameters, n_parameters)
+        gradient = layers[0].new_zeros(batch, n_parameters, 1)
+        for rows in self.chunks(batch * n_parameters * n_outputs):
+            run = forward(layers, self.inputs[rows], self.activation)
+            residuals = (run.outputs - self.targets[rows]) * self.sqrt_weight[rows]
+            columns = jacobian(layers, run, self.activation).mul_(self.sqrt_weight[rows])
+            columns = columns.flatten(start_dim=1, end_dim=2)
+            _add_gram(gram, columns)
+            gradient += columns.mT @ residuals.mT.reshape(batch, -1, 1)
+        n = self.n_equations
+        parts = split_parameters(gradient[..., 0] / n, layers)
+        return DenseEquations(parts, _mirrored(gram).div_(n))
+
+    def curvature(self, layers: Layers, steps: Layers, rows: slice) -> Tensor:
+        """Second derivative of the weighted residuals along a step, (batch, n_rows, n_outputs)."""
+        run = forward(layers, self.inputs[rows], self.activation)
+        return curvature(layers, run, self.activation, steps) * self.sqrt_weight[rows]
+
+    def curvature_gradient(self, layers: Layers, steps: Layers) -> Layers:
+        """``Jᵀc`` with the second derivative ``c`` of the residuals along a step."""
+        total = tuple(torch.zeros_like(layer) for layer in layers)
+        n_elements = sum(layer.shape[0] * layer.shape[1] for layer in layers[:-1])
+        for rows in self.chunks(8 * n_elements):
+            run = forward(layers, self.inputs[rows], self.activation)
+            curved = curvature(layers, run, self.activation, steps)
+            curved = curved * self.sqrt_weight[rows].square()
+            for part, gradient in zip(
+                total, gradients(layers, run, self.activation, curved), strict=True
+            ):
+                part += gradient
+        return tuple(part / self.n_equations for part in total)
+
+    def jacobian(self, layers: Layers, rows: slice) -> Tensor:
+        """Jacobian of one network's weighted outputs, layer by layer.
+
+        ``layers`` holds the layers of a single network, as a batch of one. The result has shape
+        (n_rows * n_outputs, n_parameters), the rows of one output after those of another.
+        """
+        run = forward(layers, self.inputs[rows], self.activation)
+        return (jacobian(layers, run, self.activation)[0] * self.sqrt_weight[rows]).flatten(0, 1)
+
+    def sensitivities(self, layers: Layers) -> list[np.ndarray]:
+        """Root mean square of the outputs' derivatives by each pre-activation of one network."""
+        run = forward(layers, self.inputs, self.activation)
+        found = sensitivities(layers, run, self.activation)
+        return [part.square().mean(dim=1)[0].sqrt().cpu().numpy() for part in found]
+
+    def flops(self, layers: Layers) -> int:
+        """Floating-point operations of one assembly of a network's normal equations."""
+        n_rows, n_columns = self._gram_shape(layers)
+        return 2 * n_rows * n_columns**2
+
+    def step_bytes(self, layers: Layers) -> int:
+        """Predicted peak memory of a Levenberg step, for each network that it advances."""
+        n_rows, n_columns = self._gram_shape(layers)
+        n_chunk_rows = min(n_rows, MIN_CHUNK_ROWS * (n_rows // len(self.inputs)))
+        n_elements = STEP_MATRICES * n_columns**2 + 3 * n_chunk_rows * n_columns
+        return self.targets.element_size() * n_elements
+
+    def _gram_shape(self, layers: Layers) -> tuple[int, int]:
+        """Rows and columns of the matrix whose Gram matrix the normal equations need."""
+        if len(layers) == 2:
+            return len(self.inputs), layers[0][0].numel() + layers[1].shape[2]
+        return self.n_equations, sum(layer[0].numel() for layer in layers)
+
+    def chunks(self, row_elements: int, min_rows: int = MIN_CHUNK_ROWS) -> Iterator[slice]:
+        """Blocks of rows of which each has a temporary array of limited size."""
+        limit = CHUNK_ELEMENTS[self.inputs.device.type]
+        size = max(MIN_CHUNK_ROWS, min_rows, limit // row_elements)
+        for start in range(0, len(self.inputs), size):
+            notice_crowd()
+            self.watch.tick()
+            yield slice(start, start + size)
+
+
+def gram_block_size(n_columns: int) -> int:
+    """Width of the block columns of a symmetric product."""
+    return max(MIN_GRAM_BLOCK, -(-n_columns // 3))
+
+
+def _add_gram(gram: Tensor, columns: Tensor) -> None:
+    """Add ``columnsᵀ columns`` to the upper triangle of ``gram``, block by block."""
+    n_columns = columns.shape[2]
+    size = gram_block_size(n_columns)
+    for start in range(0, n_columns, size):
+        block = columns[:, :, start : start + size]
+        gram[:, start : start + size, start:].baddbmm_(block.mT, columns[:, :, start:])
+
+
+def _mirrored(gram: Tensor) -> Tensor:
+    """Copy the upper triangle of ``gram`` to the lower one, in place."""
+    lower = gram.triu(1).mT.contiguous()
+    return gram.triu_().add_(lower)
+
+
+def task_of(
+    samples: Samples, activation: Activation, device: str, watch: Watch | None = None
+) -> LeastSquaresTask:
+    """The rows as tensors on a device."""
+    ones = np.ones((len(samples.X), 1))
+    return LeastSquaresTask(
+        inputs=torch.from_numpy(np.hstack([samples.X, ones])).to(device),
+        targets=torch.tensor(samples.y, device=device),
+        sqrt_weight=torch.from_numpy(np.sqrt(samples.sample_weight)[:, None]).to(device),
+        activation=activation,
+        watch=watch or Watch(),
+    )
+
+
+def resolve_device(device: str) -> str:
+    """``"auto"`` is CUDA where there is one, the CPU elsewhere."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(
+            f"device={device!r} cannot be used for float64 tensors ({error}): choose 'auto', "
+            "'cpu' or a CUDA device that torch sees."
+        ) from error
+    return device

@@ -1,0 +1,68 @@
+"""The layout of a network's layers."""
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+from sklearn_ec._core.records import Network, Samples
+from sklearn_ec._expand.students import layer_shapes
+
+SIZES = [(3, 5, 1), (3, 5, 4, 2), (2, 5, 4, 3, 1)]
+
+
+def network_of(sizes, has_skip):
+    shapes = layer_shapes(sizes[0], sizes[1:-1], sizes[-1], has_skip)
+    return Network(tuple(np.ones(shape) for shape in shapes))
+
+
+@pytest.mark.parametrize("has_skip", [False, True])
+@pytest.mark.parametrize("sizes", SIZES)
+def test_sizes_of_a_network(sizes, has_skip):
+    network = network_of(sizes, has_skip)
+    assert network.widths == sizes[1:-1]
+    assert network.levels == sizes[:-1]
+    assert network.has_skip == has_skip
+    n_parameters = 0
+    for depth in range(1, len(sizes)):
+        n_read = sum(sizes[:depth]) if has_skip else sizes[depth - 1]
+        n_parameters += sizes[depth] * (n_read + 1)
+    assert network.n_parameters == n_parameters
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_columns_of_nearer_levels_come_first_and_the_bias_last(sizes):
+    network = network_of(sizes, has_skip=True)
+    for layer, weights in enumerate(network.layers):
+        names = np.concatenate([np.full(sizes[level], level) for level in range(layer, -1, -1)])
+        assert weights.shape == (sizes[layer + 1], len(names) + 1)
+        for level in range(layer + 1):
+            columns = np.r_[network.columns(layer, level)]
+            np.testing.assert_array_equal(columns, np.flatnonzero(names == level))
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_columns_of_the_layer_below_are_the_same_without_skip_terms(sizes):
+    network = network_of(sizes, has_skip=False)
+    for layer, weights in enumerate(network.layers):
+        assert network.columns(layer, layer) == slice(0, weights.shape[1] - 1)
+
+
+def test_skip_terms_are_seen_without_inputs():
+    """Of inputs that are all constant, the skip terms have no column."""
+    assert not network_of((0, 3, 1), has_skip=True).has_skip
+    assert network_of((0, 3, 2, 1), has_skip=True).has_skip
+
+
+def test_joined_rows_come_one_behind_the_other():
+    parts = [Samples(np.full((n, 2), n), np.full((n, 1), -n), np.full(n, 1.0)) for n in (2, 3)]
+    joined = parts[0].joined(parts[1])
+    assert_array_equal(joined.X, [[2, 2]] * 2 + [[3, 3]] * 3)
+    assert_array_equal(joined.y.ravel(), [-2, -2, -3, -3, -3])
+    assert_array_equal(joined.sample_weight, np.ones(5))
+
+
+def test_networks_without_finite_weights_are_seen():
+    layers = np.ones((2, 3)), np.ones((1, 3))
+    assert Network(layers).is_finite
+    layers[0][1, 1] = np.nan
+    assert not Network(layers).is_finite

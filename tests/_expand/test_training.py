@@ -1,0 +1,403 @@
+"""Training through skorch: stopping, failed students, groups, determinism, polishing."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+
+from sklearn_ec import ExpandClusterRegressor
+from sklearn_ec._core.activations import get_activation
+from sklearn_ec._core.coordinates import split_rows, standardize
+from sklearn_ec._core.forward import network_outputs
+from sklearn_ec._core.records import Network, Samples
+from sklearn_ec._expand import polishing, skorch_nets, training
+from sklearn_ec._expand.skorch_nets import AdamNet, LevenbergNet, TrainingMonitor
+from sklearn_ec._expand.students import (
+    StackedStudents,
+    has_skip_terms,
+    initial_weights,
+    layer_shapes,
+)
+from sklearn_ec._expand.training import Trainer
+from sklearn_ec._finish.pruning import unstick
+from sklearn_ec._solvers.levenberg import ROUNDING_LOSS
+
+SEEDS = np.arange(6)
+
+
+@pytest.fixture(scope="module")
+def rows(tanh_problem):
+    _, X, y = tanh_problem
+    samples, _ = standardize(X, y[:, None], np.ones(len(y)))
+    return split_rows(samples, np.random.default_rng(0))
+
+
+@pytest.fixture(scope="module")
+def trainer(rows):
+    return Trainer(*rows, "tanh", "cpu", has_skip=False)
+
+
+def loss_of(network, samples, activation):
+    return np.mean((network_outputs(network, samples.X, activation) - samples.y) ** 2)
+
+
+@pytest.mark.parametrize("has_skip", [False, True])
+@pytest.mark.parametrize("widths", [(4,), (4, 3), (5, 4, 3)])
+def test_initial_weights_leave_skip_terms_and_output_biases_at_zero(widths, has_skip):
+    layers = initial_weights(np.arange(2000), 2, widths, 2, has_skip)
+    shapes = layer_shapes(2, widths, 2, has_skip)
+    assert [layer.shape[1:] for layer in layers] == shapes
+    for layer, fan_in in zip(layers, (2, *widths), strict=True):
+        assert_allclose(layer[:, :, :fan_in].std(), fan_in**-0.5, rtol=0.05)
+        assert not layer[:, :, fan_in:-1].any()
+    for layer in layers[:-1]:
+        assert_allclose(layer[:, :, -1].std(), 0.5, rtol=0.05)
+    assert not layers[-1][:, :, -1].any()
+
+
+@pytest.mark.parametrize("has_skip", [False, True])
+def test_each_student_has_a_seed_of_its_own(has_skip):
+    together = initial_weights(np.array([3, 7]), 2, (4, 3), 1, has_skip)
+    alone = initial_weights(np.array([7]), 2, (4, 3), 1, has_skip)
+    for layer, single in zip(together, alone, strict=True):
+        assert_array_equal(layer[1], single[0])
+    assert not np.array_equal(together[0][0], together[0][1])
+
+
+@pytest.mark.parametrize(
+    ("widths", "shapes"),
+    [((8,), [(8, 4), (1, 9)]), ((8, 6), [(8, 4), (6, 9), (1, 7)])],
+)
+def test_students_reach_the_loss_they_report(trainer, rows, widths, shapes):
+    students = trainer.train(SEEDS, widths, max_iter=40, tol=1e-20)
+    assert [layer.shape for layer in students.layers] == [(6, *shape) for shape in shapes]
+    losses = [loss_of(students.network(i), rows[0], trainer.activation) for i in range(6)]
+    assert_allclose(students.losses, losses, rtol=1e-4)
+    assert students.losses.min() < 1e-6
+    best = loss_of(students.best, rows[1], trainer.activation)
+    assert_allclose(students.best_held_out_loss, best, rtol=1e-3)
+    assert students.n_iter <= 40
+
+
+@pytest.mark.parametrize("solver", ["levenberg", "adam"])
+def test_loss_curves_end_at_the_losses(trainer, solver):
+    if solver == "adam":
+        students = trainer.train_with_adam(SEEDS, (8,), max_iter=2)
+    else:
+        students = trainer.train(SEEDS, (8,), max_iter=20, tol=0.0)
+    assert students.loss_curves.shape == (6, 3)
+    assert_array_equal(students.loss_curves[:, -1], students.losses)
+    assert (students.loss_curves[:, -1] < students.loss_curves[:, 0]).all()
+
+
+def test_joined_students_keep_their_loss_curves(trainer):
+    short = trainer.train(SEEDS, (4,), max_iter=10, tol=0.0)
+    long = trainer.train(SEEDS[:2], (4,), max_iter=30, tol=0.0)
+    curves = short.joined(long).loss_curves
+    assert_array_equal(curves[:6, :2], short.loss_curves)
+    assert np.isnan(curves[:6, 2:]).all()
+    assert_array_equal(curves[6:], long.loss_curves)
+
+
+def test_deep_students_of_even_linear_activations_reach_the_loss_they_report(rows):
+    trainer = Trainer(*rows, "softplus", "cpu", has_skip=True)
+    students = trainer.train(SEEDS, (8, 6), max_iter=40, tol=1e-20)
+    losses = [loss_of(students.network(i), rows[0], trainer.activation) for i in range(6)]
+    assert_allclose(students.losses, losses, rtol=1e-4)
+    assert students.losses.min() < 1e-4
+
+
+@pytest.mark.parametrize("has_skip", [False, True])
+@pytest.mark.parametrize("widths", [(4,), (4, 3), (5, 4, 3)])
+def test_students_compute_what_their_networks_do(rows, widths, has_skip):
+    rng = np.random.default_rng(0)
+    layers = [rng.normal(size=(6, *shape)) for shape in layer_shapes(3, widths, 2, has_skip)]
+    trainer = Trainer(*rows, "softplus", "cpu", has_skip)
+    students = StackedStudents(tuple(map(torch.from_numpy, layers)), trainer.activation)
+    networks = [Network(tuple(layer[i] for layer in layers)) for i in range(6)]
+    assert all(network.has_skip == has_skip for network in networks)
+    expected = [network_outputs(network, rows[0].X, trainer.activation) for network in networks]
+    outputs = students(trainer.task.inputs).detach()
+    assert_allclose(outputs, np.stack(expected, axis=1), rtol=1e-12, atol=1e-12)
+
+
+def test_training_is_deterministic_and_seeded_per_student(trainer):
+    first = trainer.train(SEEDS, (8,), max_iter=10, tol=0.0)
+    second = trainer.train(SEEDS, (8,), max_iter=10, tol=0.0)
+    for layer, same in zip(first.layers, second.layers, strict=True):
+        assert_array_equal(layer, same)
+    other = trainer.train(SEEDS + 1, (8,), max_iter=10, tol=0.0)
+    assert not np.allclose(first.layers[0], other.layers[0])
+
+
+def test_training_stops_when_most_students_converged(trainer):
+    students = trainer.train(SEEDS, (16,), max_iter=1000, tol=1e-4)
+    assert np.mean(students.losses <= 1e-4) >= skorch_nets.CONVERGED_SHARE
+    assert students.n_iter <= 20
+
+
+@pytest.mark.parametrize("solver", ["levenberg", "matrix_free"])
+def test_training_stops_when_the_best_student_is_recovered(rows, solver):
+    trainer = Trainer(*rows, "tanh", "cpu", has_skip=False, solver=solver)
+    asked = []
+
+    def is_recovered(student, network, loss):
+        asked.append((student, loss))
+        return len(asked) == 2
+
+    students = trainer.train(SEEDS, (4,), max_iter=1000, tol=0.0, is_recovered=is_recovered)
+    assert len(asked) == 2
+    first, factor = (
+        table[polishing.SOLVERS[solver]]
+        for table in (skorch_nets.FIRST_QUESTION_EPOCH, skorch_nets.QUESTION_FACTOR)
+    )
+    assert students.n_iter == first * factor * skorch_nets.LEVENBERG_STEPS_PER_EPOCH
+    assert asked[1] == (np.nanargmin(students.losses), np.nanmin(students.losses))
+
+
+def test_training_stops_when_held_out_rows_no_longer_gain(rows):
+    train, held_out = rows
+    noise = np.random.default_rng(1).normal(size=train.y.shape)
+    noisy = type(train)(train.X, train.y + noise, train.sample_weight)
+    students = Trainer(noisy, held_out, "tanh", "cpu", has_skip=False).train(
+        SEEDS, (8,), max_iter=3000, tol=0.0
+    )
+    assert students.n_iter < 3000
+
+
+def with_one_failing_student(monkeypatch):
+    def broken(*args):
+        layers = initial_weights(*args)
+        layers[0][1] = np.nan
+        return layers
+
+    monkeypatch.setattr(training, "initial_weights", broken)
+
+
+def test_a_failing_student_harms_no_other(trainer, monkeypatch):
+    healthy = trainer.train(SEEDS, (8,), max_iter=20, tol=0.0)
+    with_one_failing_student(monkeypatch)
+    students = trainer.train(SEEDS, (8,), max_iter=20, tol=0.0)
+    assert np.isnan(students.losses[1])
+    assert 1 not in students.by_loss()
+    others = np.delete(np.arange(6), 1)
+    assert_allclose(students.losses[others], healthy.losses[others], rtol=1e-3, atol=ROUNDING_LOSS)
+
+
+def test_a_failing_student_is_dropped_with_a_warning(tanh_problem, monkeypatch):
+    _, X, y = tanh_problem
+    with_one_failing_student(monkeypatch)
+    model = ExpandClusterRegressor(
+        hidden_layer_sizes=4, activation="tanh", n_students=6, random_state=0
+    )
+    with pytest.warns(UserWarning, match="1 of 6 students diverged and were dropped"):
+        model.fit(X, y)
+    assert model.recovered_
+    assert 1 not in model.dendrogram_[0].students
+
+
+def test_all_students_failing_is_an_error(tanh_problem, monkeypatch):
+    _, X, y = tanh_problem
+
+    def broken(*args):
+        return [np.full_like(layer, np.nan) for layer in initial_weights(*args)]
+
+    monkeypatch.setattr(training, "initial_weights", broken)
+    model = ExpandClusterRegressor(hidden_layer_sizes=4, activation="tanh", n_students=2)
+    with pytest.raises(ValueError, match="all 2 students diverged"):
+        model.fit(X, y)
+
+
+def test_large_students_are_trained_in_groups_best_first(trainer, monkeypatch):
+    monkeypatch.setattr(training, "BATCH_FLOPS", {"cpu": 0.0, "cuda": 0.0})
+    monkeypatch.setitem(training.MIN_BATCH, training.BatchedLevenberg, 2)
+    students = trainer.train(SEEDS, (16,), max_iter=100, tol=1e-4)
+    assert students.trained.sum() == 2
+    assert students.losses[students.trained].max() < students.losses[~students.trained].min()
+    assert set(students.voters(1e-4)) == set(np.flatnonzero(students.trained))
+    everyone = trainer.train(SEEDS, (16,), max_iter=10, tol=0.0)
+    assert everyone.trained.all()
+
+
+def test_nets_keep_skorch_history(trainer):
+    module, completed = trainer._warm_up(SEEDS, (4,))
+    assert completed
+    net = LevenbergNet(
+        module,
+        task=trainer.task,
+        tol=0.0,
+        device="cpu",
+        max_epochs=3,
+        callbacks=[TrainingMonitor(trainer.held_out_task, np.arange(6), 0.0, None)],
+    )
+    trainer._fit(net, trainer.task)
+    losses = net.history[:, "train_loss"]
+    assert len(losses) == 3
+    assert losses == sorted(losses, reverse=True)
+    assert issubclass(AdamNet, type(net).__mro__[1])
+    outputs = net.module_(trainer.task.inputs)
+    assert outputs.shape == (len(trainer.task.inputs), 6, 1)
+
+
+@pytest.mark.parametrize("widths", [(2,), (3, 2)])
+def test_polish_reaches_rounding_from_nearby(rows, widths):
+    exact = random_network(widths, 0)
+    trainer = Trainer(*planted(rows, exact), "tanh", "cpu", has_skip=False)
+    start = moved(exact, 1e-2)
+    network, loss = trainer.polish(start, 200)
+    assert loss < 1e-29
+    assert_same_layers(network, exact)
+
+
+def random_network(widths, seed):
+    rng = np.random.default_rng(seed)
+    *hidden, readout = layer_shapes(3, widths, 1, has_skip=False)
+    outgoing = (-1.0) ** np.arange(readout[1] - 1)
+    return Network((*(rng.normal(size=shape) for shape in hidden), np.append(outgoing, 0.1)[None]))
+
+
+def moved(network, size):
+    noise = np.random.default_rng(1)
+    return Network(tuple(a + size * noise.normal(size=a.shape) for a in network.layers))
+
+
+def assert_same_layers(network, expected):
+    for layer, same in zip(network.layers, expected.layers, strict=True):
+        assert_allclose(layer, same, rtol=0, atol=1e-12)
+
+
+def test_polish_gives_up_on_a_target_out_of_reach(trainer):
+    hidden = np.random.default_rng(0).normal(size=(1, 4))
+    start = Network((hidden, np.array([[1.0, 0.0]])))
+    with_target = count_steps(trainer, start, target=1e-20)
+    without_target = count_steps(trainer, start, target=np.inf)
+    assert with_target < without_target
+
+
+def count_steps(trainer, network, target):
+    steps = 0
+    original = training.BatchedLevenberg.step
+
+    def counting(solver):
+        nonlocal steps
+        steps += 1
+        original(solver)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.BatchedLevenberg, "step", counting)
+        trainer.polish(network, 200, target)
+    return steps
+
+
+def planted(rows, network):
+    """The same inputs with the outputs of a known network of tanh neurons."""
+    targets = []
+    for part in rows:
+        ones, features = np.ones((len(part.X), 1)), np.hstack([part.X, np.ones((len(part.X), 1))])
+        for layer in network.layers[:-1]:
+            features = np.hstack([np.tanh(features @ layer.T), ones])
+        targets.append(features @ network.layers[-1].T)
+    return [
+        type(part)(part.X, y, part.sample_weight) for part, y in zip(rows, targets, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("widths", [(8,), (8, 6)])
+def test_adam_alone_trains_students(trainer, widths):
+    students = trainer.train_with_adam(SEEDS, widths, max_iter=5)
+    longer = trainer.train_with_adam(SEEDS, widths, max_iter=20)
+    assert students.n_iter == 5
+    assert students.trained.all()
+    assert longer.losses.max() < np.minimum(students.losses, 1e-2).min()
+    assert all(layer.dtype == np.float64 for layer in students.layers)
+
+
+@pytest.mark.parametrize("widths", [(4,), (4, 3)])
+def test_refinement_reaches_rounding_and_ends_there(rows, widths):
+    start = random_network(widths, 0)
+    exact = Trainer(*planted(rows, start), "tanh", "cpu", has_skip=False)
+    nearby = moved(start, 1e-6)
+    loss = float(loss_of(nearby, exact.samples, exact.activation))
+    refined, refined_loss = exact.refine(nearby, loss)
+    assert refined_loss < 1e-29 < loss
+    assert_same_layers(refined, start)
+    again, _ = exact.refine(refined, 0.0)
+    assert again is refined
+
+
+def test_nothing_is_written_to_the_working_directory(trainer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer.train(SEEDS, (4,), max_iter=10, tol=0.0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_polish_ends_where_it_stalls(trainer):
+    """Three neurons in a local minimum of a problem with four."""
+    start = random_network((3,), 0)
+    start.layers[-1][0, -1] = 0.0
+    assert polishing.POLISH_WINDOW < count_steps(trainer, start, target=np.inf) < 200
+    polished, loss = trainer.polish(start, 200)
+    assert loss > 1e-6
+    _, further_loss = trainer.polish(polished, 100)
+    assert further_loss > polishing.POLISH_PROGRESS * loss
+
+
+# Settled networks
+
+
+@pytest.fixture(scope="module")
+def rare_column():
+    """ReLU teacher of two neurons; the last column is lit in a single row."""
+    rng = np.random.default_rng(0)
+    X = np.column_stack([rng.normal(size=(300, 2)), np.zeros(300)])
+    X[7] = 0.5, 0.5, 6.0  # both neurons are on there, with and without the last column
+    incoming = np.array([[1.0, 0.5, 0.3, 0.1], [-0.4, 1.0, 0.4, 0.3]])
+    readout = np.array([[1.0, 0.5, 0.0], [-0.6, 1.0, 0.2]])
+    teacher = Network((incoming, readout))
+    y = network_outputs(teacher, X, get_activation("relu"))
+    samples = Samples(X, y, np.ones(300))
+    return Trainer(samples, samples, "relu", "cpu", has_skip=False), teacher
+
+
+def test_settling_takes_weight_away_where_few_rows_tell(rare_column):
+    trainer, teacher = rare_column
+    settled = trainer.settled(teacher)
+    assert_allclose(settled.layers[0][:, 2], 0.0, atol=1e-12)
+    assert_allclose(settled.layers[0][:, [0, 1, 3]], teacher.layers[0][:, [0, 1, 3]], rtol=2e-3)
+    strongly = trainer.settled(teacher, shrinkage=1.0)
+    assert np.linalg.norm(strongly.layers[0]) < 0.9 * np.linalg.norm(teacher.layers[0])
+
+
+def test_settling_frees_neurons_that_are_switched_off_in_a_single_row(rare_column):
+    """No gradient tells that they should be on."""
+    trainer, teacher = rare_column
+    layers = [layer.copy() for layer in teacher.layers]
+    layers[0][:, 2] = -2.0
+    stuck, loss = trainer.polish(Network(tuple(layers)), 100)
+    assert loss > 1e-6
+    freed, loss = unstick(stuck, loss, trainer)
+    assert loss < 1e-25
+    assert_allclose(np.abs(freed.layers[0][:, 2] / freed.layers[0][:, 0]), [0.3, 1.0], rtol=1e-6)
+
+
+def test_large_students_are_settled_after_a_longer_warm_up(rare_column, monkeypatch):
+    trainer, _ = rare_column
+    monkeypatch.setattr("sklearn_ec._solvers.matrix_free.DENSE_FLOPS", 0.0)
+    monkeypatch.setattr(training, "LARGE_WARM_UP_STEPS", 200)
+    monkeypatch.setattr(training, "POOLING_STEPS", 100)
+    course = trainer._warmed_up(SEEDS[:2], (4,))
+    assert_allclose(course.layers[0][:, :, 2], 0.0, atol=1e-12)
+    assert (course.losses < 1.0).all()
+
+
+@pytest.mark.parametrize(
+    ("activation", "n_inputs", "expected"),
+    [("relu", 100, True), ("relu", 101, False), ("tanh", 2, False)],
+)
+def test_students_of_many_inputs_have_no_skip_terms(activation, n_inputs, expected):
+    samples = Samples(np.zeros((5, n_inputs)), np.zeros((5, 1)), np.ones(5))
+    assert has_skip_terms(get_activation(activation), samples) == expected

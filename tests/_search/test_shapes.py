@@ -1,0 +1,544 @@
+"""The search for depth, width and activation, and what becomes of students, on scripted trials.
+
+Nothing is trained: students of an activation and a shape have the losses that a script says, and
+finishing gives a certified network where it says so.
+"""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from sklearn_ec._core.records import Network, Students
+from sklearn_ec._finish.finisher import Candidate
+from sklearn_ec._search.ensemble import Ensemble
+from sklearn_ec._search.shapes import N_PROBES, PROBE_STEPS, Search, Trial, with_verdict
+
+TOL = 1e-20
+
+
+def make_network(widths):
+    sizes = (1, *widths, 1)
+    return Network(tuple(np.zeros((b, a + 1)) for a, b in zip(sizes[:-1], sizes[1:], strict=True)))
+
+
+def make_students(widths, losses, held_out_loss=None):
+    network, losses = make_network(widths), np.asarray(losses, dtype=float)
+    return Students(
+        layers=tuple(np.stack([layer] * len(losses)) for layer in network.layers),
+        losses=losses,
+        trained=np.ones(len(losses), dtype=bool),
+        n_iter=PROBE_STEPS,
+        best=network,
+        best_held_out_loss=losses.min() if held_out_loss is None else held_out_loss,
+        loss_curves=losses[:, None],
+    )
+
+
+class FakeFinisher:
+    """Certifies students of some widths; denoised students have the widths of a list.
+
+    ``refused`` maps activation and widths of students to the widths of the exact networks that
+    finishing makes of them, which get no certificate.
+    """
+
+    prune = True
+
+    def __init__(
+        self,
+        name="tanh",
+        certified=(),
+        events=None,
+        n_equations=10**6,
+        denoised=(),
+        refused=None,
+        is_conclusive=False,
+        rounding_loss=0.0,
+    ):
+        self.name, self.certified = name, certified
+        self.refused, self.is_conclusive = refused or {}, is_conclusive
+        self.events = [] if events is None else events
+        self.denoised = list(denoised)
+        samples = SimpleNamespace(n_equations=n_equations, rounding_loss=rounding_loss)
+        self.trainer = SimpleNamespace(samples=samples)
+
+    def finish(self, network):
+        self.events.append(("finish", self.name, network.widths))
+        refused = self.refused.get((self.name, network.widths))
+        if refused is not None:
+            return self._candidate(make_network(refused), passed=False, fits_exactly=True)
+        return self._candidate(network, network.widths in self.certified)
+
+    def denoise(self, network):
+        self.events.append(("denoise", self.name, network.widths))
+        return self._candidate(make_network(self.denoised.pop(0)), passed=False)
+
+    def _candidate(self, network, passed, fits_exactly=False):
+        certificate = SimpleNamespace(
+            function_certified=passed,
+            is_exact=passed,
+            is_conclusive=passed or self.is_conclusive,
+            fits_exactly=passed or fits_exactly,
+        )
+        return Candidate(network, certificate)
+
+
+class Script:
+    """A search whose students of ``(activation, widths)``, or ``widths``, have given losses.
+
+    Other students have a loss of 1. The best student has the loss, others multiples of it, except
+    ``at_floor``, where all have the same loss.
+    """
+
+    def __init__(
+        self,
+        losses,
+        activations=("tanh",),
+        certified=(),
+        at_floor=False,
+        n_students=20,
+        n_equations=10**6,
+        refused=None,
+        rounding_loss=0.0,
+    ):
+        self.losses, self.at_floor, self.events = losses, at_floor, []
+        finishers = {
+            name: FakeFinisher(
+                name,
+                certified,
+                self.events,
+                n_equations,
+                refused=refused,
+                rounding_loss=rounding_loss,
+            )
+            for name in activations
+        }
+        self.search = Search(finishers, self._train, lambda shape: 10 * sum(shape), n_students)
+
+    def _train(self, finisher, widths, n_students, n_steps=None):
+        self.events.append(("train", finisher.name, widths, n_students, n_steps))
+        loss = self.losses.get((finisher.name, widths), self.losses.get(widths, 1.0))
+        factors = np.ones(n_students) if self.at_floor else 10.0 ** np.arange(n_students)
+        return Ensemble(make_students(widths, loss * factors), TOL)
+
+    @property
+    def probed(self):
+        """Shapes, or activations and shapes, in the order in which they were probed."""
+        probed = [e[1:3] for e in self.events if e[0] == "train" and e[4] == PROBE_STEPS]
+        return probed if len(self.search.finishers) > 1 else [widths for _, widths in probed]
+
+    @property
+    def trained_to_the_end(self):
+        return [e[1:4] for e in self.events if e[0] == "train" and e[4] is None]
+
+    @property
+    def finished(self):
+        return [event[2] for event in self.events if event[0] == "finish"]
+
+
+def test_the_first_certified_network_ends_the_search():
+    script = Script({(8,): 1e-12}, certified=[(8,)])
+    trial = script.search.run()
+    assert (trial.activation, trial.widths, trial.certified) == ("tanh", (8,), True)
+    assert script.events == [
+        ("train", "tanh", (8,), N_PROBES, PROBE_STEPS),
+        ("finish", "tanh", (8,)),
+    ]
+
+
+def test_one_layer_more_comes_before_twice_the_width():
+    script = Script({(8,): 1e-4, (4, 4): 1e-5, (16,): 1e-7}, certified=[(16,)])
+    assert script.search.run().widths == (16,)
+    assert script.probed == [(8,), (4, 4), (16,)]
+
+
+def test_goes_on_from_the_best_shape_as_long_as_the_loss_halves():
+    losses = {(8,): 1.0, (4, 4): 0.9, (16,): 0.4, (8, 8): 0.3, (32,): 0.25}
+    script = Script(losses)
+    trial = script.search.run()
+    assert script.probed == [(8,), (4, 4), (16,), (8, 8), (32,)]
+    assert not script.finished  # losses above 1e-3 are not worth it
+    # 0.4 is within a factor of 2 of the lowest, with a layer or neurons less.
+    assert trial.widths == (16,)
+
+
+def test_the_last_trial_is_trained_to_the_end():
+    script = Script({(8,): 0.1, (4, 4): 0.09, (16,): 0.09})
+    trial = script.search.run()
+    assert script.events[-1] == ("train", "tanh", (8,), 15, None)
+    assert len(trial.ensemble.students) == 20
+    assert trial.report()["n_students"] == 20
+
+
+@pytest.mark.parametrize(("n_students", "n_probes", "n_more"), [(3, 3, 3), (1, 1, 1), (8, 5, 5)])
+def test_few_students_are_probes_and_trained_to_the_end(n_students, n_probes, n_more):
+    script = Script({}, n_students=n_students)
+    script.search.run()
+    assert script.events[0] == ("train", "tanh", (8,), n_probes, PROBE_STEPS)
+    assert script.events[-1] == ("train", "tanh", (8,), n_more, None)
+
+
+def test_no_shape_is_probed_twice_none_too_deep_or_too_large():
+    """The loss falls with every layer and neuron, for ever."""
+    losses = {(w,) * d: 0.01**d / w**2 for d in range(1, 5) for w in range(1, 1000)}
+    script = Script(losses, n_equations=10**9)
+    script.search.run()
+    assert len(set(script.probed)) == len(script.probed) < 20
+    assert max(map(len, script.probed)) == 3
+    assert max(10 * sum(shape) for shape in script.probed) <= 5000
+
+
+@pytest.mark.parametrize(
+    ("n_equations", "probed"),
+    [(160, [(8,), (4, 4), (16,)]), (159, [(8,), (4, 4)]), (79, [(4,), (2, 2)]), (1, [(1,)])],
+)
+def test_students_hold_no_more_parameters_than_there_are_equations(n_equations, probed):
+    script = Script({}, n_equations=n_equations)
+    assert script.search.run().widths == probed[0]
+    assert script.probed == probed
+
+
+def test_a_trial_that_stands_out_is_finished_at_once():
+    losses = {(8,): 1e-4, (4, 4): 0.9e-5, (16,): 1e-9}
+    script = Script(losses, certified=[(4, 4)])
+    assert script.search.run().widths == (4, 4)
+    assert script.probed == [(8,), (4, 4)]
+    script = Script(losses | {(4, 4): 1.1e-5}, certified=[(4, 4)])
+    assert script.search.run().widths == (4, 4)
+    assert script.probed == [(8,), (4, 4), (16,)]
+
+
+def test_promising_trials_are_finished_best_first_and_once():
+    losses = {(8,): 3e-4, (4, 4): 2e-4, (16,): 4e-4}
+    script = Script(losses)
+    script.search.run()
+    assert script.finished == [(4, 4), (8,), (16,)]
+    script = Script(losses, certified=[(8,)])
+    assert script.search.run().widths == (8,)
+    assert script.finished == [(4, 4), (8,)]
+
+
+def test_a_trial_that_was_finished_at_once_is_not_finished_again():
+    script = Script({(8,): 1e-4, (4, 4): 1e-7})
+    script.search.run()
+    assert script.finished == [(4, 4), (8,)]
+
+
+def test_nothing_is_finished_without_pruning():
+    script = Script({(8,): 1e-12, (4, 4): 1e-12}, certified=[(8,)])
+    script.search.finishers["tanh"].prune = False
+    assert not script.search.run().certified
+    assert not script.finished
+
+
+@pytest.mark.parametrize("deeper", [1e-4, 0.6e-4])
+def test_the_noise_floor_ends_the_search(deeper):
+    script = Script({(8,): 1e-4, (4, 4): deeper}, at_floor=True)
+    trial = script.search.run()
+    assert script.probed == [(8,), (4, 4)]
+    assert (trial.widths, len(trial.ensemble.students)) == ((8,), N_PROBES)
+    assert not script.finished
+
+
+def test_a_floor_that_another_shape_undercuts_is_none():
+    script = Script({(8,): 1e-4, (4, 4): 1e-5}, at_floor=True)
+    assert script.search.run().widths == (4, 4)
+    assert script.probed == [(8,), (4, 4), (16,), (4, 4, 4)]
+
+
+def test_the_right_activation_is_certified_first():
+    losses = {("g", (8,)): 1e-12, ("tanh", (8,)): 1e-14}
+    script = Script(losses, ("relu", "g", "tanh"), certified=[(8,)])
+    assert script.search.run().activation == "tanh"
+    assert script.probed == [("relu", (8,)), ("g", (8,)), ("tanh", (8,))]
+    assert script.finished == [(8,)]
+
+
+def test_the_best_activations_go_on_after_two_shapes():
+    losses = {("a", (4, 4)): 0.10, ("b", (8,)): 0.21, ("c", (16,)): 0.01, ("d", (8,)): 0.3}
+    script = Script(losses, ("d", "c", "b", "a", "e"))
+    assert script.search.run().activation == "a"
+    assert script.probed[:10] == [(name, shape) for shape in [(8,), (4, 4)] for name in "dcbae"]
+    further = [[name for name, widths in script.probed[10:] if widths == (16,)]]
+    further.append([name for name, widths in script.probed[10:] if widths == (4, 4, 4)])
+    assert further == [["a", "b", "d"]] * 2
+
+
+def test_scores_are_held_out_losses_unless_the_data_look_exact():
+    def trial(loss, held_out_loss, rounding_loss=0.0):
+        finisher = FakeFinisher(rounding_loss=rounding_loss)
+        ensemble = Ensemble(make_students((8,), [loss, 1.0], held_out_loss), TOL)
+        return Trial("relu", (8,), finisher, ensemble, 1.0)
+
+    assert trial(1e-4, 1e-2).score == 1e-2
+    assert trial(1e-15, 1e-4).score == 1e-15
+    assert trial(np.nan, 1e-2).score == 1e-2
+    assert trial(1e-7, 1e-2, rounding_loss=1e-6).score == 1e-7
+    assert trial(1e-5, 1e-2, rounding_loss=1e-6).score == 1e-2
+
+
+def test_probes_at_the_rounding_of_the_targets_are_finished_at_once():
+    losses = {(8,): 1e-6}
+    script = Script(losses, certified=[(8,)])
+    script.search.run()
+    assert script.probed == [(8,), (4, 4), (16,)]
+    script = Script(losses, certified=[(8,)], rounding_loss=2e-6)
+    assert script.search.run().certified
+    assert script.probed == [(8,)]
+
+
+def test_reports_list_what_was_tried():
+    script = Script({(8,): 1e-4, (4, 4): 1e-21}, certified=[(4, 4)])
+    trial = script.search.run()
+    reports = [trial.report() for trial in script.search.trials]
+    assert [(r["depth"], r["width"], r["certified"]) for r in reports] == [
+        (1, 8, False),
+        (2, 4, True),
+    ]
+    report = reports[-1]
+    assert report == trial.report()
+    assert report["activation"] == "tanh"
+    assert report["n_students"] == N_PROBES
+    assert_allclose(report["converged"], 2 / N_PROBES)  # losses of 1e-21, 1e-20, 1e-19, ...
+    assert report["loss"] == report["held_out_loss"] == 1e-21
+    assert 0 <= report["seconds"] < 1
+
+
+def test_the_report_of_the_trial_behind_the_network_has_the_verdict():
+    script = Script({(8,): 1e-4, (4, 4): 1e-6}, ("tanh", "g"))
+    script.search.run()
+    reports = [trial.report() for trial in script.search.trials]
+    assert not any(report["certified"] for report in reports)
+    judged = with_verdict(reports, "g", (4, 4), certified=True)
+    certified = [(r["activation"], r["depth"], r["width"]) for r in judged if r["certified"]]
+    assert certified == [("g", 2, 4)]
+    assert with_verdict(judged, "g", (4, 4), certified=False) == reports
+
+
+def test_given_widths_are_trained_to_the_end():
+    script = Script({(5,): 1e-30})
+    trial = script.search.run_given((5,))
+    assert script.events == [("train", "tanh", (5,), 20, None)]
+    assert trial.report()["width"] == 5
+
+
+@pytest.mark.parametrize(("loss", "n_students"), [(1e-5, 40), (1e-2, 20), (1e-23, 20), (1e-21, 40)])
+def test_deep_students_are_trained_again_where_few_converged(loss, n_students):
+    script = Script({(5, 5): loss})
+    assert len(script.search.run_given((5, 5)).ensemble.students) == n_students
+
+
+@pytest.mark.parametrize("certified", [[(5,)], []])
+def test_activations_of_given_widths_race(certified):
+    losses = {("relu", (5,)): 1e-5, ("g", (5,)): 1e-4, ("tanh", (5,)): 1e-6}
+    script = Script(losses, ("relu", "g", "tanh"), certified)
+    trial = script.search.run_given((5,))
+    assert trial.activation == "tanh"
+    assert {widths for _, widths in script.probed} == {(5,)}
+    trained_on = [event for event in script.events if event[0] == "train" and event[4] is None]
+    assert trained_on == ([] if certified else [("train", "tanh", (5,), 15, None)])
+    assert len(script.finished) == (1 if certified else 3)
+
+
+@pytest.mark.parametrize(("n_students", "n_brief"), [(20, 3), (2, 2)])
+def test_targets_without_a_network_get_a_few_brief_students(n_students, n_brief):
+    script = Script({}, ("relu", "tanh"), n_students=n_students)
+    trial = script.search.run_briefly((5,))
+    assert script.events == [("train", "relu", (5,), n_brief, PROBE_STEPS)]
+    assert script.search.trials == [trial]
+    trial.ensemble.complete(trial.finisher)
+    assert len(script.events) == 1  # nothing is pruned
+
+
+# Exact networks that get no certificate
+
+PAIR_LOSSES = {("relu", (8,)): 1e-12, ("leaky_relu", (8,)): 1e-4}
+PAIR = ("tanh", "relu", "leaky_relu")
+
+
+def test_paired_neurons_are_trained_where_an_exact_network_is_refused():
+    """Twelve ReLU neurons may be six leaky ones, which the probes did not show."""
+    script = Script(PAIR_LOSSES, PAIR, refused={("relu", (8,)): (12,)})
+    script.search.run()
+    assert script.events[:5] == [
+        ("train", "tanh", (8,), N_PROBES, PROBE_STEPS),
+        ("train", "relu", (8,), N_PROBES, PROBE_STEPS),
+        ("train", "leaky_relu", (8,), N_PROBES, PROBE_STEPS),
+        ("finish", "relu", (8,)),
+        ("train", "leaky_relu", (8,), 15, None),
+    ]
+    assert script.trained_to_the_end.count(("leaky_relu", (8,), 15)) == 1
+
+
+def test_the_certificate_of_paired_neurons_ends_the_search():
+    script = Script(PAIR_LOSSES, PAIR, refused={("relu", (8,)): (12,)})
+    train = script.search.train
+
+    def train_and_certify(finisher, widths, *numbers):
+        ensemble = train(finisher, widths, *numbers)
+        if finisher.name == "leaky_relu" and len(numbers) == 1:
+            ensemble.certified[0] = finisher._candidate(make_network((6,)), passed=True)
+        return ensemble
+
+    script.search.train = train_and_certify
+    trial = script.search.run()
+    assert (trial.activation, trial.certified) == ("leaky_relu", True)
+    assert list(trial.ensemble.certified) == [N_PROBES]  # the first one behind the probes
+    assert {widths for _, widths in script.probed} == {(8,)}
+
+
+@pytest.mark.parametrize(
+    ("activations", "certified", "refused"),
+    [
+        (PAIR, [(8,)], {}),  # certified
+        (PAIR, [], {}),  # not exact
+        (("tanh", "relu"), [], {("relu", (8,)): (12,)}),  # leaky ReLU is not in question
+        (("relu",), [], {("relu", (8,)): (12,)}),
+    ],
+)
+def test_paired_neurons_are_not_trained_elsewhere(activations, certified, refused):
+    script = Script(PAIR_LOSSES, activations, certified, refused=refused)
+    script.search.run()
+    assert "leaky_relu" not in [name for name, *_ in script.trained_to_the_end]
+
+
+def test_the_smallest_exact_network_is_the_most_parsimonious():
+    losses = {("relu", (8,)): 1e-14, ("tanh", (8,)): 1e-12, ("g", (8,)): 1e-16}
+    refused = {("relu", (8,)): (7,), ("tanh", (8,)): (5,)}
+    script = Script(losses, ("g", "relu", "tanh"), refused=refused)
+    trial = script.search.run_given((8,))
+    assert trial.activation == "tanh"
+    sizes = {t.activation: t.exact_size for t in script.search.trials}
+    small, large = (make_network(widths).n_parameters for widths in ((5,), (7,)))
+    assert sizes == {"g": None, "relu": large, "tanh": small}
+    assert script.trained_to_the_end == [("tanh", (8,), 15)]
+
+
+# What becomes of students once training is over
+
+
+def complete(losses, certified=(), denoised=(), prune=True, widths=(8,), is_conclusive=False):
+    finisher = FakeFinisher(certified=certified, denoised=denoised, is_conclusive=is_conclusive)
+    finisher.prune = prune
+    ensemble = Ensemble(make_students(widths, losses), TOL)
+    ensemble.complete(finisher)
+    return ensemble, [event[0] for event in finisher.events]
+
+
+def test_students_at_the_noise_floor_are_denoised():
+    ensemble, events = complete([1e-4] * 6, denoised=[(2,), (3,), (3,), (3,), (2,)])
+    assert events == ["denoise"] * 5
+    assert list(ensemble.voters()) == [0, 1, 2, 3, 4]
+    assert [network.widths for network in ensemble.voters().values()] == [
+        (2,),
+        (3,),
+        (3,),
+        (3,),
+        (2,),
+    ]
+    assert ensemble.width_agreement(make_network((3,))) == (3, 5)
+    assert ensemble.width_agreement(make_network((4,))) == (0, 5)
+
+
+def test_denoised_students_that_disagree_may_be_no_noise():
+    sizes = [(2,), (3,), (2,), (3,), (4,)]
+    assert complete([1e-4] * 5, denoised=sizes)[1] == ["denoise"] * 5 + ["finish"] * 3
+    ensemble, events = complete([1e-4] * 5, certified=[(8,)], denoised=sizes)
+    assert events == ["denoise"] * 5 + ["finish"]
+    assert list(ensemble.certified) == [0]
+    assert list(ensemble.voters()) == [0, 1, 2]
+
+
+def test_students_above_the_noise_floor_are_finished_before_they_are_denoised():
+    ensemble, events = complete([1e-4, 1e-5, 1e-6, 0.1], denoised=[(2,)] * 4)
+    assert events == ["finish"] * 3 + ["denoise"] * 4
+    assert list(ensemble.finished) == [2, 1, 0]
+    assert list(ensemble.denoised) == [2, 1, 0, 3]
+
+
+def test_exact_students_are_never_denoised():
+    assert complete([1e-21, 1e-5, 1e-4])[1] == ["finish"] * 3
+
+
+@pytest.mark.parametrize(("held_out_loss", "is_exact"), [(0.9e-6, True), (1.1e-6, False)])
+def test_students_that_are_exact_on_the_training_rows_alone_are_denoised(held_out_loss, is_exact):
+    finisher = FakeFinisher(denoised=[(2,)] * 3)
+    ensemble = Ensemble(make_students((8,), [1e-21, 1e-5, 1e-4], held_out_loss), TOL)
+    ensemble.complete(finisher)
+    expected = ["finish"] * 3 + ["denoise"] * (0 if is_exact else 3)
+    assert [event[0] for event in finisher.events] == expected
+
+
+def test_students_that_stop_at_the_rounding_of_the_targets_are_no_noise():
+    students = make_students((8,), [1e-8] * 6)
+    for rounding_loss, expected in ((1e-7, ["finish"] * 3), (1e-9, ["denoise"] * 5)):
+        finisher = FakeFinisher(denoised=[(2,)] * 5, rounding_loss=rounding_loss)
+        Ensemble(students, max(TOL, rounding_loss)).complete(finisher)
+        assert [event[0] for event in finisher.events] == expected
+
+
+@pytest.mark.parametrize("certified", [[(8,)], []])
+def test_the_first_conclusive_network_ends_the_finishing(certified):
+    """No further students are pruned to confirm it; none is finished again."""
+    losses = [1e-4, 1e-5, 1e-21, 1e-4, 1e-3]
+    ensemble, events = complete(losses, certified, is_conclusive=True)
+    assert events == ["finish"]
+    kept = ensemble.certified if certified else ensemble.finished
+    assert list(ensemble.conclusive_networks) == list(kept) == [2]
+    assert ensemble.width_agreement(make_network((8,))) == (1, 1)
+    ensemble.is_complete = False
+    finisher = FakeFinisher()
+    ensemble.complete(finisher)
+    assert not finisher.events
+
+
+@pytest.mark.parametrize(
+    ("losses", "voters"),
+    [
+        ([1e-4, 1e-5, 1e-21, 1e-4, 1e-3], [0, 1, 2]),  # the better half
+        ([1e-21, 1e-22, 1e-4, 1e-21, 1e-3, 1e-3, 1e-3, 1e-3], [0, 1, 3]),  # the converged ones
+        ([1e-3] * 7 + [1e-2], [0, 1, 2, 3]),
+        ([1e-5], [0]),
+    ],
+)
+def test_voters_are_students_as_trained_but_the_one_that_gave_the_network(losses, voters):
+    """The pruned one votes even where it is not in the better half."""
+    ensemble = Ensemble(make_students((8,), losses), TOL)
+    assert list(ensemble.voters()) == voters
+    finisher = FakeFinisher(certified=[(8,)])
+    last = len(losses) - 1
+    ensemble.certified[last] = finisher._candidate(make_network((3,)), passed=True)
+    with_network = ensemble.voters()
+    assert list(with_network) == sorted({*voters, last})
+    widths = {student: network.widths for student, network in with_network.items()}
+    assert widths.pop(last) == (3,)
+    assert set(widths.values()) <= {(8,)}
+
+
+def test_nothing_is_pruned_where_it_is_not_wanted():
+    ensemble, events = complete([1e-4] * 5, prune=False)
+    assert not events
+    assert list(ensemble.voters()) == [0, 1, 2]
+
+
+def test_joined_students_keep_their_certificates():
+    finisher = FakeFinisher(certified=[(8,)])
+    first = Ensemble(make_students((8,), [1.0, 1e-5]), TOL)
+    first.finish_first(finisher)
+    second = Ensemble(make_students((8,), [1e-6, 1.0]), TOL)
+    second.finish_first(finisher)
+    both = first.joined(second)
+    assert list(both.certified) == [1, 2]
+    assert both.students.losses.tolist() == [1.0, 1e-5, 1e-6, 1.0]
+
+
+def test_joined_students_keep_the_networks_that_were_refused():
+    ensembles = [Ensemble(make_students((8,), losses), TOL) for losses in ([1, 1e-5], [1e-6, 1])]
+    for ensemble, widths in zip(ensembles, [(3,), (4,)], strict=True):
+        ensemble.finish_first(FakeFinisher(refused={("tanh", (8,)): widths}))
+    both = ensembles[0].joined(ensembles[1])
+    widths = {student: c.network.widths for student, c in both.finished.items()}
+    assert widths == {1: (3,), 2: (4,)}
+    assert not both.certified
+    assert not both.conclusive_networks
