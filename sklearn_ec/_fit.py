@@ -254,10 +254,9 @@ class Fit:
         )
         if certified:
             candidate = certified
-        elif interrupted_by:
-            candidate = finisher.judge_as_is(ensemble.students.best)
         else:
-            candidate = best_candidate(trained, finisher, layers.collapsed)
+            collapsed = [] if interrupted_by else layers.collapsed
+            candidate = best_candidate(trained, finisher, collapsed)
         return Recovery(
             trained,
             candidate,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 from sklearn.base import clone
@@ -60,7 +62,8 @@ def fold_scalers(model: Any) -> ExpandClusterRegressor:
         signs and lengths may differ from those of the scaled network. All that is measured in the
         internal standardized coordinates or relative to the spread of y carries over, as
         ``dendrogram_``, ``cluster_report_``, ``student_losses_``, ``loss_`` and ``certificate_``;
-        ``noise_level_`` is scaled. The training rows and students are left out, so that there are
+        ``noise_level_`` is scaled, and ``certificate_.weight_error``, which is in the units of the
+        scaled columns, is nan. The training rows and students are left out, so that there are
         no ``standard_errors()``: ``recluster`` the estimator inside ``model``, then fold again.
 
     Raises
@@ -112,6 +115,7 @@ def _fold(model: Any) -> ExpandClusterRegressor:
     weights, biases = fold(model, (network.weights_, network.biases_))
     activation = get_activation(network.activation_)
     network.weights_, network.biases_ = canonical_form(weights, biases, activation)
+    network.certificate_ = replace(network.certificate_, weight_error=math.nan)
     if isinstance(model, TransformedTargetRegressor):
         network.noise_level_ = network.noise_level_ * target_scaling(model).scale
         network._single_output = model._training_dim == 1

@@ -23,7 +23,7 @@ from sklearn_ec import ExpandClusterRegressor
 from sklearn_ec._core.activations import ACTIVATIONS, DISTINCT_ACTIVATIONS, get_activation
 from sklearn_ec._core.canonical import canonical_form
 from sklearn_ec._expand import skorch_nets, training
-from sklearn_ec._finish import pruning
+from sklearn_ec._finish import finisher, pruning
 from sklearn_ec.datasets import load_deep_suite, make_teacher
 from sklearn_ec.inspection import NeuronMatchDisplay, SimilarityDisplay
 from sklearn_ec.metrics import max_cosine_distance, relative_rmse
@@ -120,12 +120,18 @@ def test_recovers_from_badly_scaled_columns(tanh_problem):
 def test_dependent_columns_get_the_minimum_norm_weights(tanh_problem):
     teacher, X, y = tanh_problem
     constant = np.full((len(X), 1), 5.0)
-    model = make_model().fit(np.hstack([X, X[:, :1], constant]), y)
+    frame = pd.DataFrame(np.hstack([X, X[:, :1], constant]), columns=["a", "b", "c", "d", "e"])
+    with pytest.warns(ConvergenceWarning, match="weights on a, d, e are not determined"):
+        model = make_model().fit(frame, y)
     shared = teacher.weights_[0].copy()
     shared[0] /= 2
     expected = np.vstack([shared, shared[:1], np.zeros((1, 4))])
     network = ([expected, teacher.weights_[1]], teacher.biases_)
-    assert model.recovered_
+    assert not model.recovered_
+    assert model.certificate_.function_certified
+    assert model.certificate_.open_columns == ("a", "d", "e")
+    assert model.certificate_.weight_error == np.inf
+    assert_allclose(model.predict(frame), y, rtol=0, atol=1e-12)
     assert max_cosine_distance(network, model, "tanh") <= EXACT
 
 
@@ -166,18 +172,32 @@ def test_learned_attributes(tanh_problem, fitted):
     assert_allclose(fitted.predict(X), outputs[:, 0] + fitted.biases_[1], rtol=1e-15)
 
 
-def test_further_students_confirm_an_early_network(tanh_problem, monkeypatch):
-    """One student ends the training; two more are pruned, and all three hold every neuron."""
+def test_an_early_network_is_compared_with_students_as_they_are(tanh_problem, monkeypatch):
+    """One student ends the training; it votes with the better half, of which none is pruned."""
+    pruned = []
+    finish = finisher.Finisher._finish
+
+    def spy(self, network):
+        pruned.append(network)
+        return finish(self, network)
+
+    monkeypatch.setattr(finisher.Finisher, "_finish", spy)
     monkeypatch.setitem(skorch_nets.FIRST_QUESTION_EPOCH, training.BatchedLevenberg, 1)
     _, X, y = tanh_problem
     model = make_model(n_students=6, tol=0.0).fit(X, y)
     assert model.recovered_
     assert model.n_iter_ == skorch_nets.LEVENBERG_STEPS_PER_EPOCH
-    assert model.n_agreeing_ == 3
-    assert [cluster["n_students"] for cluster in model.cluster_report_] == [3] * 4
-    assert len(np.unique(model.dendrogram_[0].students)) == 3
-    assert len(model.dendrogram_[0].students) == 3 * 4  # exact widths, not the students'
-    assert (model.dendrogram_[0].n_agreeing, model.dendrogram_[0].n_students) == (3, 6)
+    assert len(pruned) == 1
+    assert model.layer_sizes_ == (4,)
+    assert model.width_agreement_ == (1, 1)
+    record = model.dendrogram_[0]
+    leaves = np.bincount(record.students, minlength=6)
+    assert sorted(leaves.tolist()) == [0, 0, 0, 4, 16, 16]
+    best = np.argsort(model.student_losses_)[:3]
+    assert set(np.flatnonzero(leaves)) == set(best)
+    assert leaves[best[0]] == 4  # the exact widths
+    assert 1 <= model.n_agreeing_ <= 3
+    assert (record.n_agreeing, record.n_students) == (model.n_agreeing_, 6)
 
 
 def test_no_student_agrees_on_a_network_that_none_holds(tanh_problem):
@@ -250,13 +270,16 @@ def test_input_types(tanh_problem, fitted):
 
 
 def test_float32_input_is_predicted_in_float64(tanh_problem):
-    _, X, y = tanh_problem
-    with pytest.warns(ConvergenceWarning):
-        model = make_model(n_students=2).fit(X.astype(np.float32), y.astype(np.float32))
+    teacher, X, y = tanh_problem
+    model = make_model(n_students=2).fit(X.astype(np.float32), y.astype(np.float32))
     predicted = model.predict(X.astype(np.float32))
     assert predicted.dtype == np.float64
-    assert relative_rmse(y, predicted) < 1e-5
-    assert not model.recovered_
+    assert relative_rmse(y, predicted) < 1e-6
+    assert model.recovered_
+    certificate = model.certificate_
+    assert certificate.precision == "float32"
+    assert 1e-9 < certificate.error < certificate.rounding < 1e-6
+    assert max_cosine_distance(teacher, model, "tanh") < certificate.weight_error**2 < 1e-6
 
 
 def test_pipeline_and_cross_validation(tanh_problem):
@@ -328,7 +351,8 @@ def test_noise_is_not_certified(tanh_problem, short_warm_up):
 def test_wrong_activation_is_not_certified(tanh_problem, short_warm_up, short_polish):
     _, X, y = tanh_problem
     model = make_model(activation="softplus", rho=2, n_students=3, max_iter=30)
-    assert_not_recovered(model, X[:300], y[:300], "try another activation")
+    message = r'try another activation \(activation="auto" compares them\) or other widths'
+    assert_not_recovered(model, X[:300], y[:300], message)
 
 
 def test_other_functions_are_not_certified(tanh_problem, short_warm_up, short_polish):
@@ -533,8 +557,11 @@ def test_search_takes_weights_and_constant_columns(short_warm_up):
     X, y, weight = np.insert(X, 1, 3.0, axis=1), y.copy(), np.linspace(0.5, 2.0, len(X))
     y[:5], weight[:5] = 99.0, 0.0
     model = ExpandClusterRegressor(2, activation="tanh", n_students=2, random_state=0)
-    model.fit(X, y, weight)
-    assert model.recovered_
+    with pytest.warns(ConvergenceWarning, match="weights on x1 are not determined"):
+        model.fit(X, y, weight)
+    assert not model.recovered_
+    assert model.certificate_.function_certified
+    assert model.certificate_.open_columns == ("x1",)
     assert model.layer_sizes_ == (2,)
     assert_array_equal(model.weights_[0][1], 0.0)
     network = [np.insert(teacher.weights_[0], 1, 0.0, axis=0), teacher.weights_[1]], teacher.biases_
@@ -615,14 +642,38 @@ def test_recluster_equals_fit_under_noise(noisy_fit):
     assert_array_equal(again.noise_level_, other.noise_level_)
 
 
-def test_rounded_outputs_count_as_noise():
+def test_rounded_outputs_are_certified(short_warm_up):
     teacher, X, _, _ = noisy_problem("tanh", 2, n_rows=1000)
-    model, message = fit_noisy(X, np.round(teacher.predict(X), 3))
-    assert not model.recovered_
+    model = make_model(3, rho=2, n_students=3).fit(X, np.round(teacher.predict(X), 3))
+    assert model.recovered_
     assert model.layer_sizes_ == (2,)
-    assert "noisy" in message
+    assert model.certificate_.precision == "3 decimals"
     assert_allclose(model.noise_level_, 1e-3 / 12**0.5, rtol=0.1)  # uniform
-    assert max_cosine_distance(teacher, model, "tanh") < 1e-5
+    assert max_cosine_distance(teacher, model, "tanh") < model.certificate_.weight_error**2 < 1e-4
+
+
+def test_noise_in_rounded_outputs_is_noise():
+    """Of three times the rounding; the same where the user says that nothing was rounded."""
+    teacher, X, _, _ = noisy_problem("tanh", 2, n_rows=1000)
+    y = teacher.predict(X)
+    noise = 3e-3 / 12**0.5 * np.random.default_rng(2).normal(size=y.shape)
+    noisy, message = fit_noisy(X, np.round(y + noise, 3))
+    exact, same_message = fit_noisy(X, np.round(y, 3), precision="float64")
+    for model, text, level in ((noisy, message, 10**0.5), (exact, same_message, 1.0)):
+        assert not model.recovered_
+        assert not model.certificate_.function_certified
+        assert model.layer_sizes_ == (2,)
+        assert "noisy" in text
+        assert_allclose(model.noise_level_, 1e-3 / 12**0.5 * level, rtol=0.1)
+        assert max_cosine_distance(teacher, model, "tanh") < 1e-5
+    assert exact.certificate_.precision == "float64"
+
+
+@pytest.mark.parametrize("precision", ["float128", "3 decimals", 0, -0.1, None])
+def test_precision_is_a_type_or_a_step(tanh_problem, precision):
+    _, X, y = tanh_problem
+    with pytest.raises(ValueError, match="precision"):
+        make_model(precision=precision).fit(X, y)
 
 
 def test_a_single_student_is_pruned_on_noisy_data():

@@ -64,7 +64,7 @@ CHANCE = 2.0
 # An error along one singular direction in units of the imitated rounding along it.
 CERTAINTY = 4.0
 # Share of the variance of residuals that may depend smoothly on the inputs. The rounding of float32
-# networks of a few neurons does so, up to a share of 0.33 in 480 of them (300 to 3000 rows).
+# networks of a few neurons does so, up to a share of 0.33 in 576 of them (300 to 3000 rows).
 MAX_STRUCTURE = 0.4
 MIN_EQUATIONS_PER_PARAMETER = 2.0
 MAX_WEIGHT_ERROR = 1e-3

@@ -186,8 +186,9 @@ def standardize(
     x_mean, x_scale = _mean_and_scale(X, sample_weight)
     x_scale = np.maximum(x_scale, np.abs(X - x_mean).max(axis=0) / MAX_DEVIATION)
     y_mean, y_scale = _mean_and_scale(y, sample_weight)
-    if precision.step:  # outputs are known equally well, those of small spread less relative to it
-        y_scale = np.full_like(y_scale, np.sqrt(np.mean(y_scale**2)))
+    varies = _varies(y, sample_weight)
+    if precision.step and varies.any():  # outputs are known equally well, whatever their spread
+        y_scale = np.full_like(y_scale, np.sqrt(np.mean(y_scale[varies] ** 2)))
     y_rounding = np.finfo(np.float64).eps * float(np.max(np.abs(y).max(axis=0) / y_scale))
     basis = _row_space_basis(
         (X - x_mean) / x_scale * _varies(X, sample_weight), np.abs(X).max(axis=0) / x_scale

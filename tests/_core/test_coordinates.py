@@ -12,6 +12,7 @@ from sklearn_ec._core.coordinates import (
     split_rows,
     standardize,
 )
+from sklearn_ec._core.precision import FULL, Precision
 from sklearn_ec._core.records import Network, Samples
 from sklearn_ec._expand.students import layer_shapes
 
@@ -300,3 +301,43 @@ def test_far_outliers_bound_the_scale_of_a_column():
     np.testing.assert_allclose(np.abs(samples.X[7, 1]), 6.0, rtol=1e-12)
     np.testing.assert_allclose(samples.X[:, 0].std(), 1.0, rtol=1e-12)
     assert coordinates.basis is None
+
+
+# Rounded targets
+
+SPREADS = np.random.default_rng(3).normal(size=(100, 2)) * [1.0, 50.0]
+
+
+def test_outputs_of_the_same_step_share_a_scale():
+    """Each counts by how well it is known: their rounding is the same in standardized units."""
+    y = np.round(SPREADS, 2)
+    samples, coordinates = standardize(BASE, y, np.ones(100), Precision.of_step(0.01))
+    np.testing.assert_allclose(coordinates.y_scale, np.sqrt(np.mean(y.var(axis=0))))
+    np.testing.assert_allclose(np.mean(samples.y**2), 1.0)
+    rounding = 0.01 / 12**0.5 / coordinates.y_scale[0]
+    np.testing.assert_allclose(samples.rounding_loss, 1.5**2 * rounding**2)
+    with_constant = np.column_stack([y, np.full(100, 3.0)])
+    _, same = standardize(BASE, with_constant, np.ones(100), Precision.of_step(0.01))
+    np.testing.assert_allclose(same.y_scale, coordinates.y_scale[0])
+    _, coordinates = standardize(BASE, SPREADS, np.ones(100))
+    np.testing.assert_allclose(coordinates.y_scale, SPREADS.std(axis=0))
+
+
+def test_the_rounding_loss_is_that_of_the_values():
+    y = SPREADS.astype(np.float32).astype(np.float64)
+    samples, coordinates = standardize(BASE, y, np.ones(100), Precision("float32"))
+    spacing = np.spacing(np.abs(y).astype(np.float32)) / coordinates.y_scale
+    np.testing.assert_allclose(samples.rounding_loss, 25.0 * np.mean(spacing**2) / 12.0, rtol=1e-6)
+    assert coordinates.precision == Precision("float32")
+    assert standardize(BASE, y, np.ones(100))[0].rounding_loss == 0.0
+    train, held_out = split_rows(samples, np.random.default_rng(0))
+    for part in (train, held_out, train.joined(held_out)):
+        assert part.rounding_loss == samples.rounding_loss
+
+
+def test_targets_that_are_rounded_too_coarsely_count_as_they_are():
+    """Labels, for instance."""
+    y = np.random.default_rng(0).integers(0, 3, size=(100, 1)).astype(float)
+    samples, coordinates = standardize(BASE, y, np.ones(100), Precision.of_step(1.0))
+    assert samples.rounding_loss == 0.0
+    assert coordinates.precision is FULL

@@ -155,6 +155,19 @@ def test_exact_cap_follows_the_lowest_loss():
     assert_allclose(cap.allowed(network), 1e-24)  # lower losses are rounding
 
 
+@pytest.mark.parametrize("rounding_loss", [0.0, 1e-8])
+def test_exact_cap_allows_rounding(rounding_loss):
+    """Of the targets, once it is reached, and of the arithmetic, even from a loss of zero."""
+    network, _, _ = planted("tanh")
+    cap = ExactCap(1e-6, rounding_loss)
+    assert_allclose(cap.allowed(network), 1e-5)
+    cap.update(network, 0.5e-8)
+    assert_allclose(cap.allowed(network), rounding_loss or 5e-8)
+    cap.update(network, 0.0)
+    assert cap.allowed(network) == (rounding_loss or 1e-24)
+    assert ExactCap(0.0, rounding_loss).allowed(network) == (rounding_loss or 1e-24)
+
+
 def test_noise_cap_is_the_loss_of_equal_criterion():
     """``N ln(loss) + P ln(N)`` of the lowest so far: 16 parameters, and 11 with a neuron less."""
     network, _, _ = planted("tanh")

@@ -277,3 +277,111 @@ def test_standard_errors_are_finite_where_the_data_leave_weights_open(rows, name
 
 def test_standard_errors_are_zero_without_noise(trainer):
     assert not flat(layer_errors(trainer.task, random_network(), np.zeros(1))).any()
+
+
+# Errors relative to the lengths of the incoming vectors
+
+
+def other_coordinates(n_inputs, n_outputs):
+    """A matrix for ``[w; b]`` of the first layer, and units and offsets of the outputs."""
+    rng = np.random.default_rng(7)
+    return (
+        torch.from_numpy(rng.normal(size=(n_inputs + 2, n_inputs + 1))),
+        torch.from_numpy(rng.uniform(0.1, 10.0, size=n_outputs)),
+        torch.from_numpy(rng.normal(size=n_outputs)),
+    )
+
+
+def in_coordinates(layers, incoming_map, output_scale, output_shift):
+    first, *middle, last = (np.array(layer) for layer in layers)
+    first, last = first @ incoming_map.numpy().T, last * output_scale.numpy()[:, None]
+    last[:, -1] += output_shift.numpy()
+    return [first, *middle, last]
+
+
+@pytest.mark.parametrize("n_outputs", [1, 2])
+@pytest.mark.parametrize("widths", [(3,), (3, 2)])
+def test_relative_errors_are_those_of_moved_networks(rows, widths, n_outputs):
+    """Brute force: solve for each error with the numerical Jacobian, and move the weights by it."""
+    trainer, network = trainer_of(rows, "tanh", n_outputs), random_network(widths, n_outputs)
+    errors = torch.from_numpy(np.random.default_rng(3).uniform(0.1, 1.0, network.n_parameters))
+    coordinates = other_coordinates(3, n_outputs)
+    linearization = Linearization(trainer.task, network)
+    jacobian = numerical_jacobian(trainer.task, network)
+    lengths = incoming_lengths(network)
+    left, values, right = np.linalg.svd(jacobian * lengths, full_matrices=False)
+    assert_allclose(values / np.sqrt(len(left)), linearization.singular_values, rtol=1e-5)
+    before = in_coordinates(network.layers, *coordinates)
+    squares = [np.zeros_like(layer) for layer in before]
+    for index, error in enumerate(errors.numpy() * np.sqrt(len(left))):
+        step = lengths * np.linalg.lstsq(jacobian * lengths, error * left[:, index], rcond=None)[0]
+        moved = unflatten(flat(network.layers) + step, network)
+        for square, layer, old in zip(
+            squares, in_coordinates(moved, *coordinates), before, strict=True
+        ):
+            square += (layer - old) ** 2
+    assert right.shape == (len(values), len(values))
+    found = linearization.relative_errors(errors, *coordinates)
+    for part, square, layer in zip(found, squares, before, strict=True):
+        relative = np.sqrt(square) / np.linalg.norm(layer, axis=1, keepdims=True)
+        assert_allclose(part.numpy(), relative, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("widths", "seed"), KINKED[:2])
+def test_relative_errors_of_homogeneous_neurons_keep_their_lengths(rows, widths, seed):
+    """Brute force: move the weights, rescale the neurons to the lengths that they had."""
+    trainer, network = trainer_of(rows, "relu", 1), random_network(widths, 1, seed)
+    linearization = Linearization(trainer.task, network)
+    errors, step = torch.full((network.n_parameters,), 0.3, dtype=torch.float64), 1e-7
+    squares = [np.zeros_like(layer) for layer in network.layers]
+    for direction, value in zip(
+        linearization.directions, linearization.singular_values, strict=True
+    ):
+        change = (0.3 / value * direction).numpy()
+        moved = [layer.copy() for layer in unflatten(flat(network.layers) + step * change, network)]
+        for depth, layer in enumerate(network.layers[:-1]):
+            growth = np.linalg.norm(moved[depth], axis=1) / np.linalg.norm(layer, axis=1)
+            moved[depth] /= growth[:, None]
+            moved[depth + 1][:, :-1] *= growth
+        for square, layer, old in zip(squares, moved, network.layers, strict=True):
+            square += ((layer - old) / step) ** 2
+    for part, square, layer in zip(
+        linearization.relative_errors(errors), squares, network.layers, strict=True
+    ):
+        relative = np.sqrt(square) / np.linalg.norm(layer, axis=1, keepdims=True)
+        assert_allclose(part.numpy(), relative, rtol=1e-4, atol=1e-8)
+
+
+def test_without_fixed_lengths_an_open_column_opens_no_other(rows):
+    """A column that hardly varies, and a ReLU neuron whose length its weight decides."""
+    incoming_map = torch.diag(torch.tensor([1.0, 1.0, 1e9, 1.0], dtype=torch.float64))
+    network = random_network((3,), 1, KINKED[0][1])
+    network.layers[0][:, 2] = 1e-9
+    linearization = Linearization(trainer_of(rows, "relu", 1).task, network)
+    errors = torch.full((network.n_parameters,), 1e-9, dtype=torch.float64)
+    free = linearization.relative_errors(errors, incoming_map, fixed_lengths=False)[0]
+    assert (free[:, 2] > 0.1).all()
+    assert (free[:, [0, 1, 3]] < 1e-6).all()
+    fixed = linearization.relative_errors(errors, incoming_map)[0]
+    assert (fixed[:, :2] > 1e-3).any()
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize("n_chunks", [1, 5])
+def test_other_residuals_along_the_singular_directions(rows, monkeypatch, activation, n_chunks):
+    trainer, network = trainer_of(rows, activation, 2), random_network((3,), 2)
+    use_chunks(monkeypatch, trainer.task, n_chunks)
+    given = torch.from_numpy(np.random.default_rng(5).normal(size=(3, 300, 2)))
+    several = Linearization(trainer.task, network, given)
+    assert several.coefficients.shape == (network.n_parameters, 3)
+    for index, residuals in enumerate(given):
+        alone = Linearization(trainer.task, network, residuals)
+        assert_allclose(alone.singular_values, several.singular_values, rtol=1e-10)
+        found = several.coefficients[:, index].abs()
+        assert_allclose(found, alone.coefficients.abs(), rtol=1e-6, atol=1e-12)
+        jacobian = trainer.task.jacobian(several.layers, slice(None))
+        weighted = residuals.mT.reshape(-1)
+        own = several.singular_values * several.coefficients[:, index]
+        if activation == "tanh":  # no free scales
+            along = several.directions @ (jacobian.mT @ weighted) / trainer.task.n_equations
+            assert_allclose(along, own, rtol=1e-6, atol=1e-12)
