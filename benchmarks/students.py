@@ -92,7 +92,8 @@ class ScipyStudent:
 
 
 def time_scipy(trainer):
-    layers = [layer.numpy() for layer in trainer._warm_up(np.arange(N_STUDENTS), (16,)).weights]
+    module, _ = trainer._warm_up(np.arange(N_STUDENTS), (16,))
+    layers = [layer.numpy() for layer in module.weights]
     start, n_converged = time.perf_counter(), 0
     for student in range(N_SCIPY_STUDENTS):
         first = [layer[student] for layer in layers]
