@@ -2,8 +2,92 @@
 
 import numpy as np
 
+from sklearn_ec._core.activations import get_activation
+from sklearn_ec._core.coordinates import Coordinates
+from sklearn_ec._core.forward import network_outputs
 from sklearn_ec._core.records import Network, Samples
 from sklearn_ec._expand.students import layer_shapes
+from sklearn_ec._expand.training import Trainer
+from sklearn_ec.datasets import make_teacher
+
+EPS = np.finfo(float).eps
+
+
+def plain(samples):
+    """Coordinates of rows that are as the user gave them."""
+    n_inputs, n_outputs = samples.X.shape[1], samples.y.shape[1]
+    return Coordinates(
+        x_mean=np.zeros(n_inputs),
+        x_scale=np.ones(n_inputs),
+        basis=None,
+        y_mean=np.zeros(n_outputs),
+        y_scale=np.ones(n_outputs),
+        y_rounding=EPS,
+    )
+
+
+def planted(activation, width=3, n_rows=400, n_inputs=3, seed=0):
+    """A network, a trainer on rows of it, and rows kept out."""
+    rng = np.random.default_rng(seed)
+    network = Network(
+        (rng.normal(size=(width, n_inputs + 1)), np.append(1.0 + rng.random(width), 0.3)[None])
+    )
+    return network, *rows_of(network, activation, n_rows, rng)
+
+
+def planted_deep(activation, sizes=(3, 4, 3, 1), n_rows=1000):
+    """The same with several hidden layers."""
+    teacher = make_teacher(
+        sizes[0], sizes[1:-1], sizes[-1], activation, family="deep", random_state=0
+    )
+    pairs = zip(teacher.weights_, teacher.biases_, strict=True)
+    network = Network(tuple(np.hstack([w.T, b[:, None]]) for w, b in pairs))
+    return network, *rows_of(network, activation, n_rows, np.random.default_rng(0))
+
+
+def rows_of(network, name, n_rows, rng):
+    activation, parts = get_activation(name), []
+    for n in (n_rows, 50):
+        X = rng.normal(size=(n, network.levels[0]))
+        parts.append(Samples(X, network_outputs(network, X, activation), np.ones(n)))
+    return Trainer(*parts, name, "cpu", activation.has_linear_flip), parts[1]
+
+
+def with_spare_neurons(network, noise=0.0, seed=1):
+    """A duplicate that shares a neuron's outgoing weight, a zero group and a junk neuron."""
+    rng = np.random.default_rng(seed)
+    hidden, readout = network.layers
+    width = network.widths[0]
+    extra = rng.normal(size=(2, hidden.shape[1]))
+    hidden = np.vstack([hidden, hidden[:1], extra[:1], extra[:1], extra[1:]])
+    outgoing = readout[:, :width].copy()
+    half = 0.5 * outgoing[:, :1]
+    outgoing[:, :1] = half
+    spare = np.array([[0.4, -0.4, 1e-3]])
+    readout = np.hstack([outgoing, half, spare, readout[:, width:]])
+    return Network((hidden + noise * rng.normal(size=hidden.shape), readout))
+
+
+def with_duplicates(network, noise=0.0, seed=1):
+    """Every hidden layer with each neuron twice, the outgoing weights split unevenly."""
+    rng = np.random.default_rng(seed)
+    layers = list(network.layers)
+    for depth, width in enumerate(network.widths):
+        share = rng.uniform(0.2, 0.8, size=width)
+        outgoing, bias = layers[depth + 1][:, :width], layers[depth + 1][:, width:]
+        layers[depth] = np.vstack([layers[depth], layers[depth]])
+        layers[depth + 1] = np.hstack([outgoing * share, outgoing * (1 - share), bias])
+    return Network(tuple(a + noise * rng.normal(size=a.shape) for a in layers))
+
+
+def with_noise(trainer, held_out, noise, name):
+    """A trainer and held-out rows with noise in their targets."""
+    rng = np.random.default_rng(0)
+    parts = [
+        Samples(part.X, part.y + noise * rng.normal(size=part.y.shape), part.sample_weight)
+        for part in (trainer.samples, held_out)
+    ]
+    return Trainer(*parts, name, "cpu", trainer.has_skip), parts[1]
 
 
 def random_network(rng, widths, n_inputs, n_outputs, has_skip=False):
@@ -77,3 +161,16 @@ def samples_of(network, activation, rng, n_samples=60):
     X = rng.normal(size=(n_samples, network.levels[0]))
     weight = rng.uniform(0.2, 3.0, size=n_samples)
     return Samples(X, evaluate(network, activation, X), weight / weight.mean())
+
+
+def open_in_one_neuron():
+    """A ReLU network, and rows on which one input varies only where its last neuron is off."""
+    network, trainer, held_out = planted("relu", n_rows=800)
+    network.layers[0][-1] = [-1.0, 0.1, 0.0, -0.3]
+    parts = []
+    for samples in (trainer.samples, held_out):
+        X = samples.X.copy()
+        X[X[:, 0] < 0.0, 2] = 0.0
+        y = network_outputs(network, X, trainer.activation)
+        parts.append(Samples(X, y, samples.sample_weight))
+    return network, Trainer(*parts, "relu", "cpu", has_skip=True), parts[1]

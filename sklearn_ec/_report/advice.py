@@ -53,7 +53,7 @@ class Evidence:
 
 def advice(certificate: Certificate, evidence: Evidence) -> str:
     """What to change, in one or two sentences."""
-    if evidence.targets == "labels":
+    if evidence.targets in ("labels", *WITHOUT_NEURONS):
         return TARGET_ADVICE[evidence.targets]
     match certificate.obstacle:
         case "equations":

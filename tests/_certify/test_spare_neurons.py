@@ -1,0 +1,176 @@
+"""The certificate tells planted networks from those with spare, idle or open neurons."""
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from builders import (
+    open_in_one_neuron,
+    plain,
+    planted,
+    planted_deep,
+    with_spare_neurons,
+)
+from sklearn_ec._certify.certificate import certify, relative_error
+from sklearn_ec._core.activations import get_activation
+from sklearn_ec._core.coordinates import standardize
+from sklearn_ec._core.forward import network_outputs
+from sklearn_ec._core.records import Network, Samples
+from sklearn_ec._expand.training import Trainer
+from sklearn_ec.datasets import make_teacher
+
+
+def test_certificate_accepts_the_planted_network():
+    network, trainer, held_out = planted("tanh")
+    certificate = certify(network, trainer.task, trainer.samples, held_out, plain(held_out))
+    assert certificate.passed
+    assert certificate.reason == ""
+    assert certificate.n_equations == 400
+    assert certificate.n_parameters == 16
+
+
+def test_large_networks_are_judged_by_single_neurons_first(monkeypatch):
+    network, trainer, held_out = planted("tanh")
+    whole = certify(network, trainer.task, trainer.samples, held_out, plain(held_out))
+    monkeypatch.setattr("sklearn_ec._certify.certificate.MAX_DENSE_PARAMETERS", 0)
+    assert certify(network, trainer.task, trainer.samples, held_out, plain(held_out)) == whole
+    assert whole.is_conclusive
+    assert whole.fits_exactly
+
+
+@pytest.mark.parametrize("limit", [0, 1000])
+def test_weights_that_the_rows_leave_open_are_found_either_way(limit, monkeypatch):
+    monkeypatch.setattr("sklearn_ec._certify.certificate.MAX_DENSE_PARAMETERS", limit)
+    network, trainer, held_out = open_in_one_neuron()
+    certificate = certify(network, trainer.task, trainer.samples, held_out, plain(held_out))
+    assert not certificate.passed
+    assert certificate.fits_exactly
+    assert certificate.weight_error > 1.0
+    assert "leave the weights open" in certificate.reason
+    assert np.isnan(certificate.isolation) == (limit == 0)
+    assert certificate.is_conclusive == (limit == 0)
+
+
+def test_other_students_may_help_where_a_network_is_refused_for_other_reasons(monkeypatch):
+    monkeypatch.setattr("sklearn_ec._certify.certificate.MAX_DENSE_PARAMETERS", 0)
+    network, trainer, held_out = planted("tanh")
+    for refused in (with_spare_neurons(network), with_spare_neurons(network, noise=1e-3)):
+        certificate = certify(refused, trainer.task, trainer.samples, held_out, plain(held_out))
+        assert not certificate.passed
+        assert not certificate.is_conclusive
+
+
+def test_certificate_refuses_spare_neurons():
+    network, trainer, held_out = planted("tanh")
+    certificate = certify(
+        with_spare_neurons(network, 0.0), trainer.task, trainer.samples, held_out, plain(held_out)
+    )
+    assert "above rounding" in certificate.reason  # the junk neuron has weight
+    hidden, readout = network.layers
+    halves = readout * [0.5, 1.0, 1.0, 1.0]
+    duplicate = Network(
+        (np.vstack([hidden, hidden[:1]]), np.insert(halves, 3, halves[:, 0], axis=1))
+    )
+    certificate = certify(duplicate, trainer.task, trainer.samples, held_out, plain(held_out))
+    assert certificate.error < 1e-13
+    assert not certificate.passed
+    assert "leave the weights open" in certificate.reason
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu", "softplus"])
+def test_certificate_tells_deep_networks_from_those_with_spare_neurons(activation):
+    network, trainer, held_out = planted_deep(activation)
+    certificate = certify(network, trainer.task, trainer.samples, held_out, plain(held_out))
+    assert certificate.passed
+    assert certificate.n_parameters == 16 + 15 + 4
+    for depth in range(2):
+        layers = list(network.layers)
+        layers[depth] = np.vstack([layers[depth], layers[depth][:1]])
+        halves = layers[depth + 1].copy()
+        halves[:, 0] *= 0.5
+        width = network.widths[depth]
+        layers[depth + 1] = np.insert(halves, width, halves[:, 0], axis=1)
+        certificate = certify(
+            Network(tuple(layers)), trainer.task, trainer.samples, held_out, plain(held_out)
+        )
+        assert certificate.error < 1e-13
+        assert not certificate.passed
+        assert "leave the weights open" in certificate.reason
+
+
+def test_certificate_measures_curvature_where_neurons_are_nearly_polynomial():
+    """A singular value below the root of the error, and still a single solution."""
+    teacher = make_teacher(2, 8, activation="silu", random_state=1)
+    X = np.random.default_rng(1).uniform(-1.7, 1.7, size=(900, 2))
+    rows, coordinates = standardize(X, teacher.predict(X)[:, None], np.ones(len(X)))
+    weights, biases = teacher.weights_, teacher.biases_
+    hidden = np.hstack(
+        [
+            (weights[0] * coordinates.x_scale[:, None]).T,
+            (biases[0] + coordinates.x_mean @ weights[0])[:, None],
+        ]
+    )
+    bias = (biases[1] - coordinates.y_mean) / coordinates.y_scale
+    readout = np.hstack([(weights[1] / coordinates.y_scale).T, bias[:, None]])
+    network = Network((hidden, readout))
+    trainer = Trainer(rows, rows, "silu", "cpu", has_skip=False)
+    certificate = certify(network, trainer.task, trainer.samples, rows, coordinates)
+    assert certificate.passed
+    smallest = max(certificate.error, coordinates.y_rounding) / certificate.weight_error
+    assert smallest < 1e-5
+    halves = readout * np.r_[0.5, np.ones(8)]
+    spare = Network((np.vstack([hidden, hidden[:1]]), np.insert(halves, 8, halves[:, 0], axis=1)))
+    assert not certify(spare, trainer.task, trainer.samples, rows, coordinates).passed
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_certificate_refuses_an_idle_neuron_on_constant_targets(activation):
+    rows = Samples(np.random.default_rng(0).normal(size=(50, 2)), np.zeros((50, 1)), np.ones(50))
+    trainer = Trainer(rows, rows, activation, "cpu", has_skip=False)
+    idle = Network((np.ones((1, 3)), np.zeros((1, 2))))
+    assert not certify(idle, trainer.task, trainer.samples, rows, plain(rows)).passed
+
+
+def test_certificate_refuses_errors_on_held_out_rows():
+    network, trainer, held_out = planted("tanh")
+    wrong = Samples(held_out.X, held_out.y + 1e-9, held_out.sample_weight)
+    certificate = certify(network, trainer.task, trainer.samples, wrong, plain(wrong))
+    assert not certificate.passed
+    assert_allclose(certificate.held_out_error, 1e-9, rtol=1e-3)
+
+
+def test_certificate_refuses_too_few_equations():
+    network, trainer, held_out = planted("tanh", n_rows=31)
+    certificate = certify(network, trainer.task, trainer.samples, held_out, plain(held_out))
+    assert not certificate.passed
+    assert "31 equations are too few for 16 parameters" in certificate.reason
+    network, trainer, held_out = planted("tanh", n_rows=32)
+    assert certify(network, trainer.task, trainer.samples, held_out, plain(held_out)).passed
+
+
+def test_relative_error_is_weighted():
+    network, trainer, _ = planted("tanh")
+    y = trainer.samples.y.copy()
+    y[0] += 1.0
+    weight = np.r_[0.0, np.ones(399)]
+    ignored = Samples(trainer.samples.X, y, weight)
+    assert relative_error(network, ignored, trainer.activation) < 1e-14
+    counted = Samples(trainer.samples.X, y, np.ones(400))
+    assert_allclose(relative_error(network, counted, trainer.activation), 400**-0.5)
+
+
+def test_certificate_refuses_a_layer_that_passes_activations_on():
+    """A second ReLU layer over a single one: sums of nonnegative activations have no kink."""
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(4, 4))
+    through = np.array([[1.0, 0.5, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.7, 0.0]])
+    network = Network((hidden, through, np.array([[1.0, -1.0, 0.2]])))
+    parts = []
+    for n in (600, 60):
+        X = rng.normal(size=(n, 3))
+        y = network_outputs(network, X, get_activation("relu"))
+        parts.append(Samples(X, y, np.ones(n)))
+    trainer = Trainer(*parts, "relu", "cpu", False)
+    certificate = certify(network, trainer.task, trainer.samples, parts[1], plain(parts[1]))
+    assert not certificate.passed
+    assert "linear function on the data" in certificate.reason
