@@ -304,7 +304,7 @@ class _Examination:
                 "other networks nearby fit as well: the isolation of this one is "
                 f"{self.isolation:.1e}, below {MIN_ISOLATION:g}"
             )
-        if self.open_columns.any() or not self.weight_error <= limit:
+        if self.open_columns.any():
             return "columns", "the rows leave incoming weights open"
         return "", ""
 
@@ -325,7 +325,10 @@ class _Examination:
             self.weight_error = np.inf
         # At a fixed length, the weight on one column opens those on all others.
         free = linearization.relative_errors(errors, *units, fixed_lengths=False)
-        self.open_columns |= (free[0][:, :-1] > limit).any(dim=0).cpu().numpy()
+        by_column = free[0][:, :-1].amax(dim=0).cpu().numpy()
+        self.open_columns |= by_column > limit
+        if self.weight_error > limit and not self.open_columns.any():
+            self.open_columns[np.argmax(by_column)] = True  # it takes part in a bias that is open
 
     def _typical_error(self) -> float:
         """Error that may lie along one direction."""

@@ -7,6 +7,7 @@ more students where all of them end at the same loss.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ IMPROVING = 0.7
 # Students stand at different losses where the best is below this share of the median.
 DIFFERENT = 0.1
 MAX_CLASSES = 30
+MAX_NAMES = 5  # of columns that a message lists
 LARGEST_OFFSET = 1e-6  # of sums of probabilities from 1
 
 TargetKind = Literal["numbers", "constant", "linear", "labels", "probabilities"]
@@ -94,7 +96,7 @@ TARGET_ADVICE: dict[TargetKind, str] = {
 
 
 def _about_columns(certificate: Certificate) -> str:
-    names = ", ".join(certificate.open_columns)
+    names = enumerated(certificate.open_columns)
     if len(certificate.open_columns) == 1:
         rows = "Give rows in which this column varies more, or leave it out."
     else:
@@ -106,6 +108,13 @@ def _about_columns(certificate: Certificate) -> str:
         f"The function is certified for inputs like those in X, but the weights on {names} are not "
         f"determined. {rows}"
     )
+
+
+def enumerated(names: Sequence[str]) -> str:
+    """Names with commas, the first few of many."""
+    if len(names) <= MAX_NAMES + 1:
+        return ", ".join(names)
+    return f"{', '.join(names[:MAX_NAMES])} and {len(names) - MAX_NAMES} more"
 
 
 def _about_precision(certificate: Certificate) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sklearn_ec._certify.certificate import Certificate
+from sklearn_ec._report.advice import enumerated
 
 COLUMNS = {
     "kept": "clusters kept",
@@ -35,7 +36,7 @@ def _verdict(certificate: Certificate) -> str:
     if certificate.passed:
         return "certified"
     if certificate.function_certified:
-        names = ", ".join(certificate.open_columns)
+        names = enumerated(certificate.open_columns)
         return f"function certified, weights not: {certificate.reason} on {names}"
     return f"not certified: {certificate.reason}"
 

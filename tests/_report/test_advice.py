@@ -10,7 +10,7 @@ from sklearn_ec._certify.certificate import Certificate
 from sklearn_ec._core.coordinates import MAX_HELD_OUT, prepare
 from sklearn_ec._core.precision import find_precision
 from sklearn_ec._core.records import Network, Students
-from sklearn_ec._report.advice import Evidence, advice, kind_of_targets
+from sklearn_ec._report.advice import Evidence, advice, enumerated, kind_of_targets
 
 PROPOSALS = {
     "rows": "more rows",
@@ -338,3 +338,9 @@ def test_every_obstacle_has_its_advice(obstacle):
         if other != obstacle and {other, obstacle} != {"weights", "isolation"}
     }
     assert text not in others
+
+
+def test_of_many_columns_the_first_few_are_named():
+    names = tuple(f"x{index}" for index in range(9))
+    assert enumerated(names[:6]) == "x0, x1, x2, x3, x4, x5"
+    assert enumerated(names) == "x0, x1, x2, x3, x4 and 4 more"

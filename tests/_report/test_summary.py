@@ -1,5 +1,6 @@
 """The printed summary of a fitted estimator."""
 
+import numpy as np
 import pytest
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
@@ -44,3 +45,14 @@ def test_says_why_a_network_is_refused(tanh_problem, short_warm_up, capsys):
 def test_a_fitted_estimator_is_needed():
     with pytest.raises(NotFittedError):
         make_model().summary()
+
+
+def test_names_the_columns_that_leave_weights_open(tanh_problem, capsys):
+    _, X, y = tanh_problem
+    X = np.column_stack([X, np.full(len(X), 2.0)])
+    with pytest.warns(ConvergenceWarning, match="the weights on x3 are not determined"):
+        model = make_model(n_students=4).fit(X, y)
+    verdict = summary_lines(model, capsys)[1]
+    assert verdict == (
+        "function certified, weights not: the rows leave incoming weights open on x3"
+    )
