@@ -44,10 +44,11 @@ import torch
 from torch import Tensor
 
 from sklearn_ec._core.activations import Activation
+from sklearn_ec._core.canonical import canonical_network
 from sklearn_ec._core.coordinates import Coordinates
 from sklearn_ec._core.forward import network_outputs, read_features
 from sklearn_ec._core.records import Network, Samples
-from sklearn_ec._solvers.jacobian import Linearization, least_neuron_singular_value
+from sklearn_ec._solvers.jacobian import RCOND, Linearization, least_neuron_singular_value
 from sklearn_ec._solvers.task import LeastSquaresTask
 
 from .structure import structured_share
@@ -289,7 +290,7 @@ class _Examination:
             self.weight_error = self._typical_error() / max(least, TINY)
             if self.weight_error > limit:
                 return "weights", _open_to(self.weight_error)
-        canonical = self.coordinates.canonical(self.network, self.activation)
+        canonical = canonical_network(self.network, self.activation)
         linearization = Linearization(self.task, canonical, self._weighted_rounding())
         errors = self._errors(linearization.coefficients)
         standardized = max(
@@ -366,7 +367,8 @@ def _open_to(error: float) -> str:
 def _isolation(linearization: Linearization, errors: Tensor) -> float:
     curvatures = linearization.curvatures(N_WEAK_DIRECTIONS).cpu().numpy()
     n_weak = len(curvatures)
-    weakest = np.abs(linearization.singular_values[-n_weak:].cpu().numpy())
+    values = linearization.singular_values.cpu().numpy()
+    weakest = np.where(values > RCOND * values[0], values, 0.0)[-n_weak:]
     with np.errstate(divide="ignore", invalid="ignore"):
         return float(np.min(weakest**2 / (errors[-n_weak:].cpu().numpy() * curvatures)))
 

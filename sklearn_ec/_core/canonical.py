@@ -5,6 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from .activations import Activation
+from .records import Network
+
+
+def canonical_network(network: Network, activation: Activation) -> Network:
+    """A network without skip terms in its canonical form."""
+    weights = [layer[:, :-1].T for layer in network.layers]
+    biases = [layer[:, -1] for layer in network.layers]
+    pairs = zip(*canonical_form(weights, biases, activation), strict=True)
+    return Network(tuple(np.column_stack([w.T, b]) for w, b in pairs))
 
 
 def canonical_form(

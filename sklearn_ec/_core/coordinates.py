@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from .activations import Activation
-from .canonical import canonical_form
 from .precision import FULL, Precision, evaluate
 from .records import Network, Samples
 
@@ -87,11 +86,6 @@ class Coordinates:
         else:
             return None
         return (given - outputs) / self.y_scale
-
-    def canonical(self, network: Network, activation: Activation) -> Network:
-        """The same function with the weights that the estimator gives for it."""
-        weights, biases = self.to_original(network)
-        return self.to_standardized(*canonical_form(weights, biases, activation))
 
     def open_columns(self) -> np.ndarray:
         """Mask of the columns whose incoming weights no row tells, (n_features,).

@@ -88,7 +88,8 @@ class Linearization:
         kept = self.singular_values > RCOND * self.singular_values[0]
         spread = (self.directions[kept] / self.singular_values[kept, None]).mT
         gram = self._noise_gram(spread, noise_level)
-        spread, layers = self._in_coordinates(spread, incoming_map, output_scale)
+        changes, layers = self._in_coordinates(spread, incoming_map, output_scale)
+        spread = self._stacked(changes, layers)
         variances = ((spread @ gram) * spread).sum(dim=1)
         return [part[0] for part in split_parameters(variances.clamp_min(0.0).sqrt()[None], layers)]
 
@@ -105,11 +106,16 @@ class Linearization:
 
         ``errors`` holds an error along each left singular direction; these count as independent.
         Coordinates as in :meth:`standard_errors`; ``output_shift`` is added to the outputs.
-        Homogeneous neurons keep their length, or else the balance of their layers.
+        Homogeneous neurons have unit length in these coordinates; it is kept, or else the balance
+        of their layers.
         """
-        amounts = errors / self.singular_values.clamp_min(TINY)
+        kept = self.singular_values > RCOND * self.singular_values[0]
+        amounts = errors / torch.where(kept, self.singular_values, TINY)
         spread = (self.directions * amounts[:, None]).mT
-        spread, layers = self._in_coordinates(spread, incoming_map, output_scale, fixed_lengths)
+        changes, layers = self._in_coordinates(spread, incoming_map, output_scale)
+        if self.task.activation.homogeneous:
+            changes, layers = _on_unit_neurons(changes, layers)
+        spread = self._stacked(changes, layers, fixed_lengths)
         if output_shift is not None:
             *hidden, last = layers
             bias = last[..., -1:] + output_shift[:, None]
@@ -121,20 +127,19 @@ class Linearization:
         ]
 
     def _in_coordinates(
-        self,
-        spread: Tensor,
-        incoming_map: Tensor | None,
-        output_scale: Tensor | None,
-        fixed_lengths: bool = True,
-    ) -> tuple[Tensor, Layers]:
-        """Changes of the parameters, one per column, and the layers in other coordinates."""
+        self, spread: Tensor, incoming_map: Tensor | None, output_scale: Tensor | None
+    ) -> tuple[Layers, Layers]:
+        """Changes of the layers, a batch of them, and the layers in other coordinates."""
         changes = split_parameters(spread.mT, self.layers)
         layers = _in_coordinates(self.layers, incoming_map, output_scale)
-        changes = _in_coordinates(changes, incoming_map, output_scale)
+        return _in_coordinates(changes, incoming_map, output_scale), layers
+
+    def _stacked(self, changes: Layers, layers: Layers, fixed_lengths: bool = True) -> Tensor:
+        """Changes as columns, moved to where homogeneous neurons keep their lengths."""
         spread = torch.cat([change.flatten(start_dim=1) for change in changes], dim=1).mT
         if self.task.activation.homogeneous and fixed_lengths:
-            spread = _at_fixed_lengths(spread, layers)
-        return spread, layers
+            return _at_fixed_lengths(spread, layers)
+        return spread
 
     def _noise_gram(self, spread: Tensor, noise_level: Tensor) -> Tensor:
         """Covariance of the noise along the left singular vectors, per number of equations."""
@@ -197,6 +202,20 @@ def _in_coordinates(
     if output_scale is not None:
         last = last * output_scale[:, None]
     return first, *middle, last
+
+
+def _on_unit_neurons(changes: Layers, layers: Layers) -> tuple[Layers, Layers]:
+    """Both where all hidden neurons have unit length, up to the length of each row.
+
+    The columns that read a neuron take its length over.
+    """
+    scaled_changes, scaled_layers = [changes[0]], [layers[0]]
+    for change, layer in zip(changes[1:], layers[1:], strict=True):
+        lengths = scaled_layers[-1].norm(dim=2)
+        columns = torch.cat([lengths, torch.ones_like(lengths[:, :1])], dim=1)[:, None]
+        scaled_changes.append(change * columns)
+        scaled_layers.append(layer * columns)
+    return tuple(scaled_changes), tuple(scaled_layers)
 
 
 def _at_fixed_lengths(changes: Tensor, layers: Layers) -> Tensor:
