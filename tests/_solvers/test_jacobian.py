@@ -7,6 +7,7 @@ from numpy.testing import assert_allclose
 
 from sklearn_ec._certify.uncertainty import layer_errors
 from sklearn_ec._core.activations import ACTIVATIONS
+from sklearn_ec._core.canonical import canonical_network
 from sklearn_ec._core.records import Network, Samples
 from sklearn_ec._expand.students import layer_shapes
 from sklearn_ec._expand.training import Trainer
@@ -329,8 +330,9 @@ def test_relative_errors_are_those_of_moved_networks(rows, widths, n_outputs):
 
 @pytest.mark.parametrize(("widths", "seed"), KINKED[:2])
 def test_relative_errors_of_homogeneous_neurons_keep_their_lengths(rows, widths, seed):
-    """Brute force: move the weights, rescale the neurons to the lengths that they had."""
-    trainer, network = trainer_of(rows, "relu", 1), random_network(widths, 1, seed)
+    """Brute force: move the weights, rescale the neurons to the unit lengths that they had."""
+    trainer = trainer_of(rows, "relu", 1)
+    network = canonical_network(random_network(widths, 1, seed), ACTIVATIONS["relu"])
     linearization = Linearization(trainer.task, network)
     errors, step = torch.full((network.n_parameters,), 0.3, dtype=torch.float64), 1e-7
     squares = [np.zeros_like(layer) for layer in network.layers]
@@ -385,3 +387,41 @@ def test_other_residuals_along_the_singular_directions(rows, monkeypatch, activa
         if activation == "tanh":  # no free scales
             along = several.directions @ (jacobian.mT @ weighted) / trainer.task.n_equations
             assert_allclose(along, own, rtol=1e-6, atol=1e-12)
+
+
+def at_unit_lengths(layers):
+    """Hidden neurons of unit length, from the first layer up; the next layer takes it over."""
+    layers = [np.array(layer) for layer in layers]
+    for depth, layer in enumerate(layers[:-1]):
+        lengths = np.linalg.norm(layer, axis=1)
+        layers[depth] = layer / lengths[:, None]
+        layers[depth + 1][:, :-1] *= lengths
+    return layers
+
+
+@pytest.mark.parametrize(("widths", "seed"), KINKED[:2])
+def test_relative_errors_in_other_coordinates_are_at_unit_lengths_there(rows, widths, seed):
+    """Brute force: move the weights, go to the other coordinates and to unit lengths there."""
+    trainer = trainer_of(rows, "relu", 1)
+    network = canonical_network(random_network(widths, 1, seed), ACTIVATIONS["relu"])
+    incoming_map, output_scale, output_shift = other_coordinates(3, 1)
+    linearization = Linearization(trainer.task, network)
+    errors, step = torch.full((network.n_parameters,), 0.3, dtype=torch.float64), 1e-7
+
+    def elsewhere(layers):
+        moved = in_coordinates(layers, incoming_map, output_scale, output_shift)
+        return at_unit_lengths(moved)
+
+    before = elsewhere(network.layers)
+    squares = [np.zeros_like(layer) for layer in before]
+    for direction, value in zip(
+        linearization.directions, linearization.singular_values, strict=True
+    ):
+        change = (0.3 / value * direction).numpy()
+        moved = elsewhere(unflatten(flat(network.layers) + step * change, network))
+        for square, layer, old in zip(squares, moved, before, strict=True):
+            square += ((layer - old) / step) ** 2
+    found = linearization.relative_errors(errors, incoming_map, output_scale, output_shift)
+    for part, square, layer in zip(found, squares, before, strict=True):
+        relative = np.sqrt(square) / np.linalg.norm(layer, axis=1, keepdims=True)
+        assert_allclose(part.numpy(), relative, rtol=1e-4, atol=1e-8)
