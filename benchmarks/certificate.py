@@ -31,18 +31,18 @@ EXACT = 1e-10
 SAME_FUNCTION = 1e-6
 RUNS = {
     "exact": 110,
-    "wrong activation": 25,
-    "too shallow": 20,
+    "wrong activation": 13,
+    "too shallow": 10,
     "too deep": 10,
-    "noise": 25,
+    "noise": 15,
     "too few rows": 40,
     "duplicated rows": 25,
     "nearly equal neurons": 40,
-    "no network": 15,
-    "open columns": 60,
-    "float32": 60,
-    "float32 and noise": 40,
-    "decimals": 30,
+    "no network": 8,
+    "open columns": 80,
+    "float32": 80,
+    "float32 and noise": 29,
+    "decimals": 40,
 }
 ROUNDED = ("float32", "float32 and noise", "decimals")
 WRONG_DEPTHS = ("too shallow", "too deep")

@@ -293,9 +293,7 @@ class _Examination:
         canonical = canonical_network(self.network, self.activation)
         linearization = Linearization(self.task, canonical, self._weighted_rounding())
         errors = self._errors(linearization.coefficients)
-        standardized = max(
-            float(part.norm(dim=1).max()) for part in linearization.relative_errors(errors)
-        )
+        standardized = _largest(linearization.relative_errors(errors))
         self._measure_in_original_units(linearization, errors, limit)
         self.isolation = _isolation(linearization, errors)
         if not standardized <= limit:
@@ -320,7 +318,7 @@ class _Examination:
             torch.tensor(self.coordinates.y_mean, device=device),
         )
         relative = linearization.relative_errors(errors, *units)
-        self.weight_error = max(float(part.norm(dim=1).max()) for part in relative)
+        self.weight_error = _largest(relative)
         self.open_columns = self.coordinates.open_columns()
         if self.open_columns.any():
             self.weight_error = np.inf
@@ -354,6 +352,11 @@ class _Examination:
         scale = CERTAINTY * max(1.0, self.error / _rms(self.imitated))
         typical = _rms(self.imitated) / np.sqrt(self.imitated.size)
         return scale * coefficients.abs().amax(dim=1).clamp_min(typical)
+
+
+def _largest(relative_errors: list[Tensor]) -> float:
+    """That of the neuron with the largest one, nan if there is any."""
+    return float(torch.cat([part.norm(dim=1) for part in relative_errors]).max())
 
 
 def _rms(values: np.ndarray | None) -> float:

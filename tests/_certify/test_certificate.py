@@ -1,6 +1,6 @@
 """The verdict on planted networks: in the user's units, at the precision of the targets.
 
-What the certificate says of spare neurons, layers and rows is in ``test_annealing.py``.
+What the certificate says of spare neurons, layers and rows is in ``test_spare_neurons.py``.
 """
 
 import numpy as np
@@ -307,6 +307,22 @@ def test_columns_that_hardly_vary_have_weights_of_little_precision(activation, s
         assert certificate.open_columns == tuple(f"x{column}" for column in expected)
         assert MAX_WEIGHT_ERROR < certificate.weight_error < np.inf
     assert certificate.passed == (certificate.weight_error <= MAX_WEIGHT_ERROR)
+
+
+def test_a_column_that_hardly_varies_hides_no_spare_neurons():
+    """In the user's units it would make the spare neurons, and what reads them, huge."""
+    rng = np.random.default_rng(1)
+    X = np.column_stack([uniform(), 1.5 + 4e-12 * rng.uniform(-1, 1, 600)])
+    planted = Planted(bent_teacher("relu", (3, 2), n_inputs=4), X)
+    hidden, middle, readout = planted.network.layers
+    spare = np.append(rng.normal(size=4), 0.3)
+    hidden = np.vstack([hidden, spare, spare, -spare, -spare])
+    outgoing = np.array([1.0, -1.0, 0.5, -0.5]) * rng.normal(size=(2, 1))
+    middle = np.hstack([middle[:, :3], outgoing, middle[:, 3:]])
+    certificate = planted.certify(Network((hidden, middle, readout)))
+    assert certificate.error < certificate.rounding
+    assert not certificate.function_certified
+    assert certificate.obstacle in ("weights", "isolation")
 
 
 def test_units_of_columns_decide_nothing():
