@@ -210,7 +210,7 @@ class ExpandClusterRegressor(
        least twofold;
     3. no neuron is a linear function on the data, as those of a superfluous layer can be;
     4. the data determine the weights: to first order, an error of ``e`` changes no ``[w; b]`` by
-       more than 0.1 % of its length (1 % where y is rounded more coarsely), in the units of
+       more than 0.1 % of its length (3 % where y is rounded more coarsely), in the units of
        ``weights_``;
     5. no other network nearby fits as well: ``e * c <= 0.1 * s**2`` for each of the 10 weakest
        singular directions of the scaled Jacobian, with its singular value ``s`` and the curvature

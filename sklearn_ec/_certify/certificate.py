@@ -8,10 +8,11 @@ scaled Jacobian, ``recovered`` demands all of
 2. the ``n·k`` equations outnumber the network's parameters at least twofold;
 3. every neuron bends: over the rows, ``s(z)`` differs from any affine function of ``z``;
 4. the weights are determined: with an error of at most ``ε_i`` along each left singular vector, to
-   first order no ``[w; b]`` is wrong by more than 10⁻³ of its length (10⁻² where targets are
+   first order no ``[w; b]`` is wrong by more than 10⁻³ of its length (3·10⁻² where targets are
    rounded), neither in standardized coordinates nor in the units of the user;
-5. no other network nearby fits as well: ``ε_i c_i ≤ 0.1 σ_i²`` along the weakest directions, with
-   ``c_i`` the root mean square of the second derivative of the residuals along ``v_i``.
+5. no other network nearby fits as well: ``ε_i c_i ≤ 0.1 σ_i²`` (``σ_i²`` where targets are rounded)
+   along the weakest directions, with ``c_i`` the root mean square of the second derivative of the
+   residuals along ``v_i``.
 
 Where the targets are exact, all of ``e`` may lie along any one direction: ``ε_i = e``. Where they
 are rounded more coarsely, the rounding is imitated (see :mod:`sklearn_ec._core.precision`): ``e``
@@ -69,8 +70,11 @@ CERTAINTY = 4.0
 MAX_STRUCTURE = 0.4
 MIN_EQUATIONS_PER_PARAMETER = 2.0
 MAX_WEIGHT_ERROR = 1e-3
-MAX_ROUNDED_WEIGHT_ERROR = 1e-2
+MAX_ROUNDED_WEIGHT_ERROR = 3e-2
 MIN_ISOLATION = 10.0
+# Of rounded targets: with the typical error, a quarter of the one that is assumed, it is four times
+# as large, twice what the Newton-Kantorovich condition asks. A spare neuron has at most half of it.
+MIN_ROUNDED_ISOLATION = 1.0
 N_WEAK_DIRECTIONS = 10
 # Least deviation of a neuron's activation from an affine function, relative to its spread.
 MIN_BEND = 1e-9
@@ -284,7 +288,9 @@ class _Examination:
         Large networks are first judged by their single neurons, a lower bound: where that is too
         large, nothing else matters, and the isolation stays nan.
         """
-        limit = MAX_WEIGHT_ERROR if self.imitated is None else MAX_ROUNDED_WEIGHT_ERROR
+        limit, least_isolation = MAX_WEIGHT_ERROR, MIN_ISOLATION
+        if self.imitated is not None:
+            limit, least_isolation = MAX_ROUNDED_WEIGHT_ERROR, MIN_ROUNDED_ISOLATION
         if self.network.n_parameters > MAX_DENSE_PARAMETERS:
             least = least_neuron_singular_value(self.task, self.network)
             self.weight_error = self._typical_error() / max(least, TINY)
@@ -298,10 +304,10 @@ class _Examination:
         self.isolation = _isolation(linearization, errors)
         if not standardized <= limit:
             return "weights", _open_to(standardized)
-        if not self.isolation >= MIN_ISOLATION:  # nan is no proof
+        if not self.isolation >= least_isolation:  # nan is no proof
             return "isolation", (
                 "other networks nearby fit as well: the isolation of this one is "
-                f"{self.isolation:.1e}, below {MIN_ISOLATION:g}"
+                f"{self.isolation:.1e}, below {least_isolation:g}"
             )
         if self.open_columns.any():
             return "columns", "the rows leave incoming weights open"
