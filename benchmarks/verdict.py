@@ -44,7 +44,7 @@ COLUMN_KINDS = ("constant", "near constant", "duplicate", "scaled copy", "one-ho
 SHAPES = ((4,), (6,), (4, 3))
 REFUSED_SHAPES = ((4,), (6,), (4, 3), (4,), (5,))
 SAME_FUNCTION = 1e-6
-N_ROWS = {"3 decimals": 10_000}  # 1,000 (2,000 where deep) otherwise
+N_ROWS = {"3 decimals": 20_000}  # 1,000 (2,000 where deep) otherwise
 MAX_TIME = 300.0  # seconds for each fit
 
 
