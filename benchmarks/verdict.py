@@ -44,7 +44,8 @@ COLUMN_KINDS = ("constant", "near constant", "duplicate", "scaled copy", "one-ho
 SHAPES = ((4,), (6,), (4, 3))
 REFUSED_SHAPES = ((4,), (6,), (4, 3), (4,), (5,))
 SAME_FUNCTION = 1e-6
-N_ROWS = {"3 decimals": 20_000}  # 1,000 (2,000 where deep) otherwise
+N_ROWS = (1000, 2000)  # for one hidden layer, and for two
+N_ROWS_OF_THREE_DECIMALS = (20_000, 10_000)
 MAX_TIME = 300.0  # seconds for each fit
 
 
@@ -138,14 +139,13 @@ def columns_run(seed):
     )
 
 
-def make_victim(seed, offset, shapes, n_rows=None):
+def make_victim(seed, offset, shapes, n_rows=N_ROWS):
     """A network, its activation and inputs as float32 values."""
     rng = np.random.default_rng(offset + seed)
     activation = ROUNDED_ACTIVATIONS[seed % len(ROUNDED_ACTIVATIONS)]
     sizes = shapes[seed // len(ROUNDED_ACTIVATIONS) % len(shapes)]
     n_inputs, n_outputs = int(rng.integers(2, 6)), int(rng.integers(1, 4))
-    n_rows = n_rows or (1000 if len(sizes) == 1 else 2000)
-    X = rng.uniform(-2, 2, size=(n_rows, n_inputs)).astype(np.float32)
+    X = rng.uniform(-2, 2, size=(n_rows[len(sizes) - 1], n_inputs)).astype(np.float32)
     for draw in range(1000):
         teacher = make_teacher(
             n_inputs,
@@ -194,7 +194,9 @@ def given(values, precision):
 
 
 def rounded_run(precision, seed):
-    teacher, activation, X, _ = make_victim(seed, 3000, SHAPES, N_ROWS.get(precision))
+    teacher, activation, X, _ = make_victim(
+        seed, 3000, SHAPES, N_ROWS_OF_THREE_DECIMALS if precision == "3 decimals" else N_ROWS
+    )
     y = answers(teacher, activation, X, precision)
     model, seconds = fit(X, y, activation, teacher.layer_sizes_, seed, rho=3, n_students=10)
     return report(
