@@ -45,7 +45,7 @@ SHAPES = ((4,), (6,), (4, 3))
 REFUSED_SHAPES = ((4,), (6,), (4, 3), (4,), (5,))
 SAME_FUNCTION = 1e-6
 N_ROWS = (1000, 2000)  # for one hidden layer, and for two
-N_ROWS_OF_THREE_DECIMALS = (20_000, 10_000)
+N_ROWS_OF_THREE_DECIMALS = (20_000, 2000)
 MAX_TIME = 300.0  # seconds for each fit
 
 
