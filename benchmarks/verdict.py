@@ -42,10 +42,11 @@ ROUNDED_ACTIVATIONS = ("relu", "tanh", "softplus", "g")
 COLUMN_ACTIVATIONS = ("tanh", "relu", "softplus", "g", "logistic", "gelu")
 COLUMN_KINDS = ("constant", "near constant", "duplicate", "scaled copy", "one-hot", "sum")
 SHAPES = ((4,), (6,), (4, 3))
-REFUSED_SHAPES = ((4,), (6,), (4, 3), (4,), (5,))
+REFUSED_SHAPES = ((2,), (3,), (4,), (3,), (2,), (4,), (3,), (3, 2))  # small: a No is slow
 SAME_FUNCTION = 1e-6
 N_ROWS = (1000, 2000)  # for one hidden layer, and for two
 N_ROWS_OF_THREE_DECIMALS = (20_000, 2000)
+N_ROWS_OF_REFUSED = (400, 800)
 MAX_TIME = 300.0  # seconds for each fit
 
 
@@ -212,7 +213,7 @@ def rounded_run(precision, seed):
 
 
 def refused_run(precision, seed):
-    teacher, activation, X, rng = make_victim(seed, 6000, REFUSED_SHAPES)
+    teacher, activation, X, rng = make_victim(seed, 6000, REFUSED_SHAPES, N_ROWS_OF_REFUSED)
     kind = ("noise", "wrong activation", "no network")[min(seed % 5, 2) if seed % 5 < 3 else 0]
     y = answers(teacher, activation, X, precision)
     sizes = teacher.layer_sizes_
