@@ -1,5 +1,6 @@
 """Shared problems and settings."""
 
+import math
 import os
 
 import matplotlib
@@ -11,6 +12,7 @@ from threadpoolctl import threadpool_limits
 from sklearn_ec import ExpandClusterRegressor
 from sklearn_ec._expand import training
 from sklearn_ec._finish import finisher, pruning
+from sklearn_ec._report import reporting
 from sklearn_ec.datasets import load_reference_suite, make_teacher
 
 matplotlib.use("agg")
@@ -60,3 +62,10 @@ def tanh_model(tanh_problem):
 @pytest.fixture(scope="session")
 def g_problem():
     return load_reference_suite("g", n_seeds=1, n_inputs=(4,), widths=(4,))[0]
+
+
+@pytest.fixture
+def no_heartbeat(monkeypatch):
+    """Stages alone report, however slow the machine is."""
+    monkeypatch.setattr(reporting, "LINE_SECONDS", math.inf)
+    monkeypatch.setattr(reporting, "SILENT_SECONDS", math.inf)

@@ -317,7 +317,7 @@ def test_recluster_rejects_bad_thresholds(fitted):
         make_model().recluster()
 
 
-def test_verbose_prints_one_line_per_stage(tanh_problem, capsys):
+def test_verbose_prints_one_line_per_stage(tanh_problem, no_heartbeat, capsys):
     _, X, y = tanh_problem
     make_model(verbose=1).fit(X, y)
     lines = capsys.readouterr().out.splitlines()

@@ -533,14 +533,14 @@ def callbacks():
     return pytest.importorskip("sklearn.callback", reason="needs scikit-learn 1.9")
 
 
-def test_callbacks_see_epochs_in_groups_in_stages(callbacks, problem, groups_of_two):
+def test_callbacks_see_epochs_in_groups_in_stages(callbacks, problem, groups_of_two, no_heartbeat):
     recorder = Recorder()
     make_model(n_students=4).set_callbacks(recorder).fit(*problem)
     group = ["epoch", "epoch", "epoch", "group of students"]
     assert recorder.ended == [*group, *group, "students, hidden layers (2,), tanh", "fit"]
 
 
-def test_a_callback_may_end_the_training(callbacks, problem, groups_of_two):
+def test_a_callback_may_end_the_training(callbacks, problem, groups_of_two, no_heartbeat):
     model = make_model(n_students=4).set_callbacks(Recorder(stop_after=2))
     with pytest.warns(ConvergenceWarning, match="interrupted with 2 students"):
         model.fit(*problem)
@@ -556,7 +556,7 @@ def test_bars_nest_in_a_search(callbacks, problem, groups_of_two, capsys):
     assert "ExpandClusterRegressor" in printed
 
 
-def test_lines_tell_the_students_and_the_time_left(problem, groups_of_two, capsys):
+def test_lines_tell_the_students_and_the_time_left(problem, groups_of_two, no_heartbeat, capsys):
     make_model(n_students=4, verbose=1).fit(*problem)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
