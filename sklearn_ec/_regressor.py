@@ -357,8 +357,9 @@ class ExpandClusterRegressor(
         Warns
         -----
         ConvergenceWarning
-            If the network is not certified, with what was measured and what to change. If training
-            was interrupted (Ctrl-C): the network is then the best one so far.
+            If the network is not certified, with what was measured and what to change. If the fit
+            was interrupted (Ctrl-C, a callback) or reached ``max_time``: the network is then the
+            best one so far.
         UserWarning
             If ``memory`` is set without a fixed ``random_state``: nothing can be found again.
         EfficiencyWarning
