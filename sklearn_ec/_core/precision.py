@@ -6,6 +6,12 @@ targets were made, and that network is compared with itself. On 144 float32 netw
 tanh, softplus, g; one and two hidden layers; 1 and 3 outputs) the true error was 0.78 to 1.15 times
 the imitated one, while it was 1.5 to 17 times the rounding of the targets alone: every sum and
 every activation on the way rounds, too.
+
+Processors differ in whether a sum begins or ends with the bias. Where the outputs are far from
+zero, each addition rounds at their size: with the bias last in the imitation and first in the
+network, the true error was up to 5.7 times the imitated one (480 torch networks of 4 to 32 neurons,
+readout biases of 0 to 10,000). Both orders are tried, and the larger error counts: then it was at
+most 1.4 times as large.
 """
 
 from __future__ import annotations
@@ -85,11 +91,17 @@ class Precision:
             outputs = evaluate(weights, biases, X, activation, np.float64)
             return self.step * (np.round(outputs / self.step + shift) - shift)
         dtype = FLOATS[self.name]
+        exact = evaluate(weights, biases, X, activation, np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
-            outputs = evaluate(weights, biases, X, activation, dtype)
-            is_held = np.isfinite(X.astype(dtype)).all() and np.isfinite(outputs).all()
+            bias_last, bias_first = (
+                evaluate(weights, biases, X, activation, dtype, bias_first=first)
+                for first in (False, True)
+            )
+            is_held = np.isfinite(X.astype(dtype)).all() and np.isfinite(bias_last).all()
+            errors = [np.square(each - exact).sum(axis=0) for each in (bias_last, bias_first)]
+            outputs = np.where(errors[0] >= errors[1], bias_last, bias_first)
         if not is_held:  # the network was not run in this type, its outputs were rounded
-            outputs = evaluate(weights, biases, X, activation, np.float64).astype(dtype)
+            outputs = exact.astype(dtype)
         return outputs.astype(np.float64)
 
 
@@ -102,13 +114,20 @@ def evaluate(
     X: np.ndarray,
     activation: Activation,
     dtype: Any,
+    *,
+    bias_first: bool = False,
 ) -> np.ndarray:
-    """Outputs of a network that is run in a floating-point type."""
+    """Outputs of a network in a floating-point type, whose sums begin or end with the bias."""
     values = X.astype(dtype)
     for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         if layer:
             values = activation.function(values).astype(dtype)
-        values = values @ weight.astype(dtype) + bias.astype(dtype)
+        weight, bias = weight.astype(dtype), bias.astype(dtype)
+        if bias_first:
+            ones = np.ones((len(values), 1), dtype)
+            values = np.hstack([ones, values]) @ np.vstack([bias, weight])
+        else:
+            values = values @ weight + bias
     return values
 
 
