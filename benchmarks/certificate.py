@@ -176,6 +176,7 @@ def calibrate(kind, seed):
         "distance": float(distance),
         "fresh_error": float(error),
         "isolation": float(model.certificate_.isolation),
+        "redundancy": float(model.certificate_.redundancy),
         "weight_error": float(model.certificate_.weight_error),
         "reason": model.certificate_.reason,
         "seconds": time.perf_counter() - start,

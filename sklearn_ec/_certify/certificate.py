@@ -12,7 +12,9 @@ scaled Jacobian, ``recovered`` demands all of
    rounded), neither in standardized coordinates nor in the units of the user;
 5. no other network nearby fits as well: ``ε_i c_i ≤ 0.1 σ_i²`` (``σ_i²`` where targets are rounded)
    along the weakest directions, with ``c_i`` the root mean square of the second derivative of the
-   residuals along ``v_i``.
+   residuals along ``v_i``;
+6. neurons with kinks, which have no curvature: every equation is checked by others, its redundancy
+   ``1 - h`` is at least 10⁻³ (0.1 where targets are rounded), with its leverage ``h``.
 
 Where the targets are exact, all of ``e`` may lie along any one direction: ``ε_i = e``. Where they
 are rounded more coarsely, the rounding is imitated (see :mod:`sklearn_ec._core.precision`): ``e``
@@ -29,6 +31,12 @@ singular value of ``δ c`` and an error of ``δ² c / 2`` that nothing else can 
 2``. Measured on networks of 8 neurons over 2 inputs, where neurons are nearly polynomial and σ_min
 is 3e-8 to 5e-5, ``σ² / (e c)`` is at least 26 with the right neurons and at most 0.1 with a
 duplicate, a group that cancels or an idle neuron added.
+
+The sixth is Baarda's local redundancy (1968): an error of an equation shows in its own residual up
+to that share, and not at all where a direction of weights is there for it alone. Two nearly equal
+ReLU neurons with no more rows between their kinks than it takes to place these fit them whatever
+their targets are, and so do others with their kinks elsewhere. Measured on 117 true networks of 300
+to 20,000 rows, the least redundancy is 0.3 to 0.99; in a wrong one of that kind it was 1e-13.
 
 A network that meets all of this in standardized coordinates *computes* what the data tell: its
 function is certified on their subspace. Where columns are constant or depend on each other, or
@@ -76,6 +84,10 @@ MIN_ISOLATION = 10.0
 # as large, twice what the Newton-Kantorovich condition asks. A spare neuron has at most half of it.
 MIN_ROUNDED_ISOLATION = 1.0
 N_WEAK_DIRECTIONS = 10
+# Least redundancy of the equations of networks with kinks. Where targets are rounded, other kinks
+# need to meet the targets only about.
+MIN_REDUNDANCY = 1e-3
+MIN_ROUNDED_REDUNDANCY = 0.1
 # Least deviation of a neuron's activation from an affine function, relative to its spread.
 MIN_BEND = 1e-9
 # Networks of more parameters are judged by their single neurons before their whole Jacobian.
@@ -84,7 +96,16 @@ TINY = np.finfo(np.float64).tiny
 
 # The condition that a network failed first.
 Obstacle = Literal[
-    "", "error", "structure", "equations", "bend", "weights", "isolation", "columns", "no rows left"
+    "",
+    "error",
+    "structure",
+    "equations",
+    "bend",
+    "weights",
+    "isolation",
+    "redundancy",
+    "columns",
+    "no rows left",
 ]
 
 
@@ -113,6 +134,9 @@ class Certificate:
     isolation : float
         How far the nearest other solution is out of reach, the least of ``σ_i² / (ε_i c_i)`` over
         the weakest directions; nan where the errors are above rounding.
+    redundancy : float
+        Share of an error in a target that shows in its own residual, the least of all equations;
+        nan where the errors are above rounding and of activations without kinks.
     function_certified : bool
         Whether the network computes the function behind the data, on all inputs that satisfy the
         linear relations between columns that hold in the data. Where ``passed`` is True, there are
@@ -135,6 +159,7 @@ class Certificate:
     n_parameters: int
     weight_error: float
     isolation: float
+    redundancy: float
     function_certified: bool
     passed: bool
     obstacle: Obstacle
@@ -197,7 +222,7 @@ class _Examination:
         self.exact_rounding = ROUNDING_FACTOR * coordinates.y_rounding
         self.imitated = self._imitated_rounding()
         self.rounding = float(max(self.exact_rounding, IMITATION_FACTOR * _rms(self.imitated)))
-        self.weight_error = self.isolation = np.nan
+        self.weight_error = self.isolation = self.redundancy = np.nan
         self.open_columns = np.zeros(len(coordinates.x_mean), dtype=bool)
 
     def certificate(self) -> Certificate:
@@ -212,6 +237,7 @@ class _Examination:
             n_parameters=self.network.n_parameters,
             weight_error=self.weight_error,
             isolation=self.isolation,
+            redundancy=self.redundancy,
             function_certified=obstacle in ("", "columns"),
             passed=not obstacle,
             obstacle=obstacle,
@@ -288,9 +314,7 @@ class _Examination:
         Large networks are first judged by their single neurons, a lower bound: where that is too
         large, nothing else matters, and the isolation stays nan.
         """
-        limit, least_isolation = MAX_WEIGHT_ERROR, MIN_ISOLATION
-        if self.imitated is not None:
-            limit, least_isolation = MAX_ROUNDED_WEIGHT_ERROR, MIN_ROUNDED_ISOLATION
+        limit, least_isolation, least_redundancy = self._limits()
         if self.network.n_parameters > MAX_DENSE_PARAMETERS:
             least = least_neuron_singular_value(self.task, self.network)
             self.weight_error = self._typical_error() / max(least, TINY)
@@ -309,9 +333,23 @@ class _Examination:
                 "other networks nearby fit as well: the isolation of this one is "
                 f"{self.isolation:.1e}, below {least_isolation:g}"
             )
+        if self.activation.homogeneous:
+            self.redundancy = linearization.least_redundancy()
+            if not self.redundancy >= least_redundancy:
+                return "redundancy", (
+                    "kinks may lie elsewhere: some rows are fitted whatever their targets are, "
+                    f"with a redundancy of {max(self.redundancy, 0.0):.1e}, below "
+                    f"{least_redundancy:g}"
+                )
         if self.open_columns.any():
             return "columns", "the rows leave incoming weights open"
         return "", ""
+
+    def _limits(self) -> tuple[float, float, float]:
+        """Of the weight error, the isolation and the redundancy."""
+        if self.imitated is None:
+            return MAX_WEIGHT_ERROR, MIN_ISOLATION, MIN_REDUNDANCY
+        return MAX_ROUNDED_WEIGHT_ERROR, MIN_ROUNDED_ISOLATION, MIN_ROUNDED_REDUNDANCY
 
     def _measure_in_original_units(
         self, linearization: Linearization, errors: Tensor, limit: float

@@ -70,6 +70,8 @@ def advice(certificate: Certificate, evidence: Evidence) -> str:
         case "weights" | "isolation":
             more = "" if certificate.precision == "float64" else _about_precision(certificate)
             return f"Give more rows, or rows that vary more.{more}"
+        case "redundancy":
+            return "Give more rows, most of all where two nearly equal neurons switch on."
         case "no rows left":
             return "Compare the network with rows that fit has not seen."
         case "structure":

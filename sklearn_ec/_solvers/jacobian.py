@@ -71,6 +71,16 @@ class Linearization:
             squares += self.task.curvature(layers, steps, rows).square().sum(dim=(1, 2))
         return (squares / self.task.n_equations).sqrt()
 
+    def least_redundancy(self) -> float:
+        """One minus the leverage of the equation that the others check least."""
+        kept = self.singular_values > RCOND * self.singular_values[0]
+        spread = (self.directions[kept] / self.singular_values[kept, None]).mT
+        largest = 0.0
+        for rows in self.task.chunks(spread.shape[0] * self.task.targets.shape[1]):
+            left = self.task.jacobian(self.layers, rows) @ spread
+            largest = max(largest, float(left.square().sum(dim=1).max()))
+        return 1.0 - largest / self.task.n_equations
+
     def standard_errors(
         self,
         noise_level: Tensor,

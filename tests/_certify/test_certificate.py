@@ -9,10 +9,15 @@ import scipy.linalg
 import torch
 from numpy.testing import assert_allclose
 
-from sklearn_ec._certify.certificate import MAX_WEIGHT_ERROR, MIN_ISOLATION, certify
+from sklearn_ec._certify.certificate import (
+    IMITATION_FACTOR,
+    MAX_WEIGHT_ERROR,
+    MIN_ISOLATION,
+    certify,
+)
 from sklearn_ec._core.activations import get_activation
 from sklearn_ec._core.coordinates import prepare
-from sklearn_ec._core.precision import find_input_precision, find_precision
+from sklearn_ec._core.precision import evaluate, find_input_precision, find_precision
 from sklearn_ec._core.records import Network, Samples
 from sklearn_ec._expand.training import Trainer
 from sklearn_ec.datasets import make_teacher
@@ -473,6 +478,23 @@ def test_an_output_of_single_precision_does_not_hide_another_one():
     assert "output 1" in certificate.reason
 
 
+@pytest.mark.parametrize("bias_first", [False, True])
+@pytest.mark.parametrize("width", [4, 32])
+def test_outputs_far_from_zero_pass_in_either_order_of_sums(width, bias_first):
+    """Processors differ in whether a sum begins with the bias; then all of it rounds like this."""
+    teacher = in_single_precision(make_teacher(4, width, 1, "tanh", random_state=0))
+    teacher.biases_[1] = teacher.biases_[1] + 1e3
+    X = uniform(3000, n_inputs=4).astype(np.float32)
+    weights, biases = teacher.weights_, teacher.biases_
+    activation = get_activation("tanh")
+    y = evaluate(weights, biases, X, activation, np.float32, bias_first=bias_first)
+    planted = Planted(teacher, X, y)
+    certificate = planted.certify()
+    assert certificate.precision == "float32"
+    assert certificate.is_exact
+    assert certificate.rounding < 4.0 * IMITATION_FACTOR * certificate.error
+
+
 def test_weights_of_rows_count():
     """Rows that are wrong have next to no weight."""
     teacher, X = bent_teacher("tanh"), uniform(1500)
@@ -514,6 +536,42 @@ def test_exact_networks_of_rounded_targets_need_no_imitation():
     assert certificate.weight_error < 1e-12
 
 
+# Kinks that nothing checks
+
+
+def with_rows_between_kinks(n_rows, activation="relu"):
+    """Two nearly equal neurons and a third; so many of the rows lie between the kinks of the two.
+
+    With four such rows of three columns, others than these kinks could fit them as well.
+    """
+    teacher = make_teacher(3, 3, 1, activation, family="rough", random_state=0)
+    teacher.weights_[0][:, :2] = [[1.0, 1.0], [0.5, 0.5], [-0.5, -0.5]]
+    teacher.biases_[0][:2] = [0.0, -0.05]
+    teacher.weights_[1][:] = [[1.0], [1.0], [-0.7]]
+    X = uniform(3000)
+    z = X @ teacher.weights_[0][:, 0]
+    X = X[(z < 0.0) | (z > 0.05)]
+    between = np.random.default_rng(1).uniform(-1, 1, size=(n_rows, 3))
+    between[:, 0] = np.linspace(0.01, 0.04, n_rows) - between[:, 1:] @ [0.5, -0.5]
+    return Planted(teacher, np.vstack([X, between]))
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+def test_kinks_that_no_other_row_checks_are_refused(activation):
+    certificate = with_rows_between_kinks(4, activation).certify()
+    assert certificate.obstacle == "redundancy"
+    assert certificate.isolation > MIN_ISOLATION  # kinks have no curvature
+    assert abs(certificate.redundancy) < 1e-9
+    assert not certificate.function_certified
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+def test_kinks_that_other_rows_check_pass(activation):
+    certificate = with_rows_between_kinks(40, activation).certify()
+    assert certificate.passed
+    assert certificate.redundancy > 0.1
+
+
 # Every obstacle
 
 
@@ -539,6 +597,8 @@ def refused(obstacle):
     if obstacle == "columns":
         X, _ = with_columns("constant", X)
         return Planted(make_teacher(4, 3, 1, "tanh", random_state=0), X).certify()
+    if obstacle == "redundancy":
+        return with_rows_between_kinks(4).certify()
     if obstacle == "isolation":  # neurons that are nearly polynomial on the rows
         teacher = make_teacher(2, 8, activation="silu", random_state=1)
         X = np.random.default_rng(1).uniform(-1.7, 1.7, size=(900, 2))
@@ -550,7 +610,17 @@ def refused(obstacle):
 
 
 @pytest.mark.parametrize(
-    "obstacle", ["error", "structure", "equations", "bend", "weights", "isolation", "columns"]
+    "obstacle",
+    [
+        "error",
+        "structure",
+        "equations",
+        "bend",
+        "weights",
+        "isolation",
+        "redundancy",
+        "columns",
+    ],
 )
 def test_every_obstacle_is_named_with_its_measurement(obstacle):
     certificate = refused(obstacle)
@@ -558,5 +628,5 @@ def test_every_obstacle_is_named_with_its_measurement(obstacle):
     assert certificate.reason
     assert not certificate.passed
     assert certificate.function_certified == (obstacle == "columns")
-    measured = {"weights", "isolation", "columns"}
+    measured = {"weights", "isolation", "redundancy", "columns"}
     assert np.isnan(certificate.weight_error) == (obstacle not in measured)

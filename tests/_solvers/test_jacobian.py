@@ -202,6 +202,23 @@ def test_curvatures_match_finite_differences(trainer, widths):
     assert len(everything) == network.n_parameters
 
 
+@pytest.mark.parametrize("n_outputs", [1, 2])
+@pytest.mark.parametrize(("name", "widths", "seed"), [("tanh", (3, 2), 0), ("relu", (3, 2), 11)])
+@pytest.mark.parametrize("n_chunks", [1, 5])
+def test_least_redundancy_is_that_of_the_hat_matrix(
+    rows, monkeypatch, n_chunks, name, widths, seed, n_outputs
+):
+    trainer = trainer_of(rows, name, n_outputs)
+    use_chunks(monkeypatch, trainer.task, n_chunks)
+    network = random_network(widths, n_outputs, seed)
+    left, values, _ = np.linalg.svd(numerical_jacobian(trainer.task, network), full_matrices=False)
+    left = left[:, values > 1e-6 * values[0]]
+    expected = 1.0 - np.square(left).sum(axis=1).max()
+    computed = Linearization(trainer.task, network).least_redundancy()
+    assert 0.1 < computed < 0.95
+    assert_allclose(computed, expected, rtol=1e-5)
+
+
 def dense_standard_errors(jacobian, noise_level, constraints=None):
     """Of the least-squares solution, where ``constraints @ parameters`` stays as it is.
 
