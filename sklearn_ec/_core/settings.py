@@ -1,0 +1,342 @@
+"""Every tuning constant of the method, with its unit and the measurement behind it.
+
+One frozen record for each step; :class:`Settings` holds them all and is passed to whatever computes.
+``replace(settings, prune=replace(settings.prune, polish_steps=60))`` changes one of them. They are
+part of the keys under which results are stored. *Relative loss* means the mean squared error in units of the
+targets' variance; *steps* are steps of Levenberg.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Standardized coordinates, and the rows that are kept out of training."""
+
+    held_out_share: float = 0.1  # of the rows
+    max_held_out: int = 1000  # rows
+    # Above this leverage hardly another row tells as much about some direction, such as a pixel
+    # that is lit in few images. These rows are never held out.
+    high_leverage: float = 0.2
+    # Largest entry of a column of X in units of its scale. A pixel that is lit in one row of
+    # thousands is many standard deviations away from its mean: there every random neuron would be
+    # saturated.
+    max_deviation: float = 6.0
+    # Targets whose rounding is a larger relative loss, such as labels, say nothing about a network.
+    max_rounding_loss: float = 1e-3
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How passes over the rows are cut, so that temporary arrays stay near the caches."""
+
+    # Blocks of the Gram matrix narrower than this many columns cost more overhead than symmetry
+    # saves.
+    min_gram_columns: int = 64
+    elements_on_cpu: int = 3_000_000  # of the largest temporary array
+    elements_on_cuda: int = 128_000_000
+    min_rows: int = 256
+
+
+@dataclass(frozen=True)
+class Damping:
+    """The damping of Levenberg steps, and when rounding ends a descent."""
+
+    floor: float = 1e-16
+    ceiling: float = 1e8
+    # The gain ratio compares the decrease with what the quadratic model promised (Nocedal and
+    # Wright, 2006, Section 4.1). Marquardt's diagonal scaling, and bolder factors, throw neurons
+    # off to where the data have no bend.
+    bold_gain: float = 0.5
+    timid_gain: float = 0.25
+    decrease: float = 3.0  # factor after a bold step
+    increase: float = 4.0  # factor after a timid or a rejected step
+    max_retries: int = 4
+    # A step is rejected where the second-order correction is longer than this share of it: there
+    # the expansion along the step has broken down (Transtrum and Sethna, 2012: 0.75 / 2).
+    max_correction: float = 0.375
+    # Below this relative loss a rejected step, or one with less than the second number as its
+    # damping that does not halve the loss, means that rounding stops the descent.
+    rounding_loss: float = 1e-24
+    rounding_damping: float = 1e-10
+
+
+@dataclass(frozen=True)
+class ConjugateGradients:
+    """Solves of matrix-free steps."""
+
+    # A solve ends once the residual, as the preconditioner measures it, is below this share of the
+    # gradient, or after so many iterations.
+    relative_residual: float = 0.1
+    max_iterations: int = 100
+    # Steps that the blocks of the preconditioner serve; a divisor of the steps of an epoch, so that
+    # a training that is continued between two epochs goes on as if it had not been interrupted.
+    block_steps: int = 5
+    block_rcond: float = 1e-15  # least damping of a block, relative to its largest diagonal element
+    max_start_damping: float = 1e-2
+    # Products lose less than JᵀJ itself: less damping, and a lower relative loss, before rounding
+    # counts.
+    damping_floor: float = 1e-24
+    rounding_loss: float = 1e-26
+    typical_products: int = 40  # with JᵀJ in a step, for the prediction of its cost
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """Adam in single precision, before Levenberg."""
+
+    minibatch: int = 256  # rows
+    learning_rate: float = 1e-2  # at the start; a cosine down to a hundredth
+    least_rate_share: float = 0.01
+    steps_per_epoch: int = 100  # of Adam: callbacks and history of skorch then cost nothing
+    # A start of so many steps, about two seconds, raises the share of students that Levenberg brings
+    # to zero: with it, 18 of 20 (4 neurons of g, rho 4).
+    steps: int = 1000
+    large_steps: int = 16_000  # of students for which dense Levenberg steps cost too much
+
+
+@dataclass(frozen=True)
+class Training:
+    """Levenberg on all students, and when it ends."""
+
+    steps_per_epoch: int = 10  # of Levenberg
+    # Training has stalled when no student improved on the held-out rows for so many epochs, by the
+    # second number.
+    patience_epochs: int = 5
+    least_improvement: float = 0.01
+    converged_share: float = 0.6  # of the students: stragglers cost most of the time
+    # Students are trained together as long as one epoch takes so many floating-point operations at
+    # most; at least so many at a time. Large students gain nothing from it.
+    batch_flops_on_cpu: float = 1e12
+    batch_flops_on_cuda: float = 3e13
+    min_batch: int = 4
+    # The best student is pruned after so many epochs, then after more by a factor each time. Epochs
+    # of large students cost more than pruning them.
+    first_question_epoch: int = 3
+    question_factor: int = 4
+    large_first_question_epoch: int = 1
+    large_question_factor: int = 2
+    # Networks of more inputs have no skip terms: with many inputs it is the linear map that tells
+    # the neurons apart which are active nearly everywhere, and skip terms would absorb it.
+    max_skip_inputs: int = 100
+    # Floating-point operations of a step up to which the normal equations are formed.
+    dense_flops: float = 1e11
+    free_memory_share: float = 0.8  # of a device's free memory, that training may take
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The best neurons of several large students make the start of one."""
+
+    warm_up_steps: int = 4000  # of Adam, of each round
+    # In up to so many rounds, the best neurons so far, half of a student, are trained with fresh
+    # ones. Each student leaves out a share of them, which may only stand in for better ones.
+    max_rounds: int = 8
+    left_out: float = 0.4
+    # A compact network may have this many times the loss of the one that its neurons are taken
+    # from, or a relative loss that is as good as rounding next to those of short training.
+    compact_factor: float = 3.0
+    compact_floor: float = 1e-16
+    ridge: float = 1e-10  # on the Gram matrix of the normalized features, for repeated neurons
+
+
+@dataclass(frozen=True)
+class Polish:
+    """Levenberg on a single network."""
+
+    start_damping: float = 1e-3
+    window: int = 20  # steps after which progress is judged
+    progress: float = 0.99  # a polish has stalled when a window leaves more of the loss
+    # Large networks below the first relative loss have the right neurons. What is left may be
+    # spread over directions that few rows tell about, where cheap steps crawl: on 10,000 MNIST
+    # images, 16 ``g`` neurons stall at 1e-15, and come to 1e-30 with nine dense steps. Others do
+    # not stall, and dense steps, of less precision, would hold them up: 8 tanh neurons come to
+    # 1e-26 with cheap ones. So the steps change when a window above the second relative loss leaves
+    # more than the given share of it.
+    final_loss: float = 1e-12
+    finished_loss: float = 1e-20
+    final_progress: float = 0.5
+    # Nearly exact matrix-free solves, where dense equations do not fit into memory.
+    final_residual: float = 0.01
+    max_final_iterations: int = 1000
+    max_refinements: int = 10  # Gauss-Newton steps without damping
+    # Large students lose weight in directions of less variance than this, apart from rows of high
+    # leverage.
+    shrinkage: float = 1e-3
+
+
+@dataclass(frozen=True)
+class Prune:
+    """Removal of neurons on data without noise, and what leads out of a corner."""
+
+    polish_steps: int = 1000  # after a removal
+    # Large networks that do not get there in a few steps do not in hundreds, which take minutes.
+    large_polish_steps: int = 100
+    large_progress: float = 0.9
+    # An exact network owes nothing to its spare neurons: one whose removal raises the relative loss
+    # by more than this is none, and its removal is not tried where steps take long.
+    spare_cost: float = 1e-4
+    cap_factor: float = 10.0  # a removal stands up to this factor above the lowest loss so far
+    cap_floor: float = 1e-24  # relative losses below this are rounding, equally good
+    single_tries: int = 3  # single removals tried before a width is accepted as the smallest
+    # A pruned deep network is grown again, by at least so many neurons per layer.
+    max_regrowths: int = 5
+    min_regrowth: int = 2  # neurons
+    regrowth_steps: int = 300
+    # Growing is given up when it leaves more than this share of the loss, or once the relative loss
+    # is this low.
+    regrowth_progress: float = 0.5
+    regrowth_goal: float = 1e-18
+    # Variances below which settling takes weight away, one attempt after the other.
+    settling: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
+    feature_rcond: float = 1e-14  # singular values of features below count as zero, relative
+
+
+@dataclass(frozen=True)
+class Imitators:
+    """Neurons that imitate one neuron together, and the one that takes their place."""
+
+    max_angle: float = 0.03  # between parallel outgoing weight vectors, in radians
+    # A group imitates another neuron where the strongest of it leaves more than this share of the
+    # variance of their joint contribution. Copies and traces of the right neuron are left to
+    # pruning, which needs less time: for networks of 8 tanh neurons on MNIST, 160 s less.
+    max_unexplained: float = 0.01
+    # The joint neuron is fitted from so many starts, the strongest neurons, until one leaves no
+    # more. A fit ends when a window leaves more than half of the error, or a relative loss of this.
+    n_starts: int = 3
+    fit_steps: int = 60
+    fit_progress: float = 0.5
+    fit_loss: float = 1e-5
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The smallest network that fits noisy data about as well."""
+
+    # Polishing goes on while a window leaves less than this share of the loss. Networks of the
+    # right neurons get to the minimum within a few dozen steps; those with spare neurons fit the
+    # noise better and better for thousands.
+    polish_steps: int = 200
+    progress: float = 0.999
+    final_progress: float = 0.99999  # of the network that is chosen
+    # Students at the noise floor have errors on held-out rows within this factor of each other.
+    floor_spread: float = 1.2
+    # Their errors on held-out rows are this many times those on training rows, at most, once these
+    # are corrected for the number of parameters.
+    max_optimism: float = 1.5
+    n_agreeing: int = 3  # students
+
+
+@dataclass(frozen=True)
+class Finish:
+    """From a student to a candidate."""
+
+    # Steps before the first removal, when steps are most expensive and do least.
+    first_polish_steps: int = 20
+    # Large networks are pruned once their relative loss is below this, and not polished before:
+    # steps cost less afterwards. While training goes on, large students above it are left alone.
+    first_polish_loss: float = 1e-6
+    worthwhile_loss: float = 1e-3  # students above this relative loss are not worth finishing
+    refinement_loss: float = 1e-18  # below this, a network is refined to the last digit
+    max_finished: int = 3  # students that are finished once training is over
+    max_denoised: int = 5
+    # Students of exact data get below this relative loss, or near their tolerance, on held-out
+    # rows, too.
+    max_held_out_loss: float = 1e-6
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a certificate demands."""
+
+    # Relative root mean squared error that counts as rounding, in units of the rounding of exact
+    # targets ...
+    rounding_factor: float = 1000.0
+    # ... and of the imitated rounding of coarser ones, which the true one is at most 1.4 times.
+    imitation_factor: float = 1.5
+    # That of decimals is known up to chance: in 324 networks the true one was at most this times
+    # it, and more by at most ``chance / sqrt(n_samples)`` where rows are few.
+    step_factor: float = 1.15
+    chance: float = 2.0
+    certainty: float = 4.0  # error along one singular direction, in units of the imitated one
+    # Share of the variance of residuals that may depend smoothly on the inputs. The rounding of
+    # float32 networks of a few neurons does so, up to a share of 0.33 in 576 of them (300 to 3000
+    # rows).
+    max_structure: float = 0.4
+    min_equations_per_parameter: float = 2.0
+    max_weight_error: float = 1e-3  # relative to a neuron's length
+    max_rounded_weight_error: float = 3e-2  # where targets are rounded more coarsely than float64
+    min_isolation: float = 10.0
+    # With the typical error, a quarter of the one that is assumed, it is four times as large, twice
+    # what the Newton-Kantorovich condition asks. A spare neuron has at most half of it.
+    min_rounded_isolation: float = 1.0
+    n_weak_directions: int = 10
+    # Least redundancy of the equations of networks with kinks: 0.3 or more in 117 true ones. Where
+    # targets are rounded, other kinks need to meet the targets only about.
+    min_redundancy: float = 1e-3
+    min_rounded_redundancy: float = 0.1
+    min_bend: float = 1e-9  # deviation of an activation from an affine function, per its spread
+    # Networks of more parameters are judged by their single neurons before their whole Jacobian.
+    max_dense_parameters: int = 1000
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Which neurons are compared, and which clusters are kept."""
+
+    min_voters: int = 3  # converged students; with fewer the better half of all students votes
+    # Neurons above the first layer take part where the neurons kept below explain their
+    # pre-activations up to this share of their standard deviation.
+    max_unexplained: float = 0.05
+    # Neurons of two networks agree up to this angle, in radians. Kinks of ReLU neurons may lie
+    # anywhere between two rows in students that hold several copies.
+    agreement_angle: float = 1e-2
+
+
+@dataclass(frozen=True)
+class Search:
+    """Shapes and activations that are probed, and how students are grouped."""
+
+    max_depth: int = 3  # hidden layers
+    # First assumed width of one, two, ... layers; halved while students would hold more parameters
+    # than equations.
+    start_widths: tuple[int, ...] = (8, 4, 4)
+    max_student_parameters: int = 5000
+    n_probes: int = 5  # students of a probe
+    probe_steps: int = 30
+    n_brief: int = 3  # students where there is no network to be found
+    improvement: float = 0.5  # the search moves on where this share of the held-out loss is left
+    # A probe is pruned at once where its loss is below this share of those of other shapes ...
+    stands_out: float = 0.1
+    # ... or below this, unless noise keeps it there: noise-free students of the right kind get
+    # there.
+    promising_loss: float = 1e-7
+    exact_loss: float = 1e-10  # training losses below this are those of exact data
+    n_finalists: int = 3  # activations after the first two shapes, and probes pruned per round
+    # Students trained together. CPU seconds of fits with up to 20 students in groups of 5, 10 and
+    # 20, 15 teachers each: activation g 175, 146, 151; tanh 64, 89, 115. All teachers were
+    # recovered each time.
+    group_size: int = 10
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of all steps."""
+
+    preparation: Preparation = field(default_factory=Preparation)
+    blocks: Blocks = field(default_factory=Blocks)
+    damping: Damping = field(default_factory=Damping)
+    conjugate_gradients: ConjugateGradients = field(default_factory=ConjugateGradients)
+    warm_up: WarmUp = field(default_factory=WarmUp)
+    training: Training = field(default_factory=Training)
+    pool: Pool = field(default_factory=Pool)
+    polish: Polish = field(default_factory=Polish)
+    prune: Prune = field(default_factory=Prune)
+    imitators: Imitators = field(default_factory=Imitators)
+    noise: Noise = field(default_factory=Noise)
+    finish: Finish = field(default_factory=Finish)
+    verdict: Verdict = field(default_factory=Verdict)
+    cluster: Cluster = field(default_factory=Cluster)
+    search: Search = field(default_factory=Search)
