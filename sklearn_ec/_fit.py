@@ -210,6 +210,7 @@ class Fit:
                 working_memory=estimator.working_memory,
                 solver=estimator.solver,
                 watch=self.watch,
+                settings=estimator._settings,
             )
             self._finishers[activation] = Finisher(
                 trainer,

@@ -26,6 +26,7 @@ from ._core.canonical import canonical_form
 from ._core.coordinates import prepare
 from ._core.hints import activation_hint, angle_hint
 from ._core.precision import FLOATS, Precision, find_input_precision, find_precision
+from ._core.settings import Settings
 from ._core.threads import threads_for
 from ._core.watch import OutOfTime
 from ._fit import MAX_SEED, Fit, Recovery
@@ -279,6 +280,7 @@ class ExpandClusterRegressor(
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
+    _settings = Settings()
     # Where the HTML representation links to.
     _doc_link_module = "sklearn_ec"
     _doc_link_template = page_template(published_url())

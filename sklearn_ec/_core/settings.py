@@ -1,9 +1,9 @@
 """Every tuning constant of the method, with its unit and the measurement behind it.
 
-One frozen record for each step; :class:`Settings` holds them all and is passed to whatever computes.
-``replace(settings, prune=replace(settings.prune, polish_steps=60))`` changes one of them. They are
-part of the keys under which results are stored. *Relative loss* means the mean squared error in units of the
-targets' variance; *steps* are steps of Levenberg.
+One frozen record for each step. :class:`Settings` holds them all and is passed to what computes,
+so that ``replace(settings, prune=replace(settings.prune, polish_steps=60))`` changes one of them.
+They are part of the keys under which results are stored. *Relative loss* means the mean squared
+error in units of the targets' variance; *steps* are steps of Levenberg.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ class WarmUp:
     learning_rate: float = 1e-2  # at the start; a cosine down to a hundredth
     least_rate_share: float = 0.01
     steps_per_epoch: int = 100  # of Adam: callbacks and history of skorch then cost nothing
-    # A start of so many steps, about two seconds, raises the share of students that Levenberg brings
-    # to zero: with it, 18 of 20 (4 neurons of g, rho 4).
+    # A start of so many steps, about two seconds, raises the share of students that Levenberg
+    # brings to zero: with it, 18 of 20 (4 neurons of g, rho 4).
     steps: int = 1000
     large_steps: int = 16_000  # of students for which dense Levenberg steps cost too much
 

@@ -14,6 +14,7 @@ from sklearn_ec._core.activations import get_activation
 from sklearn_ec._core.coordinates import HIGH_LEVERAGE, leverages
 from sklearn_ec._core.forward import solve_readout
 from sklearn_ec._core.records import Network, Samples
+from sklearn_ec._core.settings import Settings
 from sklearn_ec._core.watch import Watch
 from sklearn_ec._solvers.derivatives import Layers
 from sklearn_ec._solvers.jacobian import Linearization, stacked
@@ -65,8 +66,10 @@ class Polisher:
         working_memory: float | None = None,
         solver: str = "auto",
         watch: Watch | None = None,
+        settings: Settings | None = None,
     ):
         self.watch = watch or Watch()
+        self.settings = settings or Settings()
         self._arguments = (
             train,
             held_out,
@@ -76,6 +79,7 @@ class Polisher:
             working_memory,
             solver,
             self.watch,
+            self.settings,
         )
         self.samples = train
         self.activation_name = activation
@@ -96,13 +100,14 @@ class Polisher:
 
     def identity(self) -> dict[str, Any]:
         """What results depend on; device and memory matter up to rounding only."""
-        train, held_out, activation, _, has_skip, _, solver, _ = self._arguments
+        train, held_out, activation, _, has_skip, _, solver, _, settings = self._arguments
         return {
             "train": train,
             "held_out": held_out,
             "activation": activation,
             "has_skip": has_skip,
             "solver": solver,
+            "settings": settings,
         }
 
     def polish(
