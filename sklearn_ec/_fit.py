@@ -19,8 +19,8 @@ from ._core.activations import DISTINCT_ACTIVATIONS, get_activation
 from ._core.coordinates import Problem
 from ._core.records import Dendrogram, Students
 from ._core.watch import Watch
+from ._expand.polishing import Polisher
 from ._expand.students import has_skip_terms, layer_shapes
-from ._expand.training import Trainer
 from ._finish.finisher import Candidate, Finisher
 from ._io.cache import open_store
 from ._report.reporting import Heartbeat, Stage
@@ -179,7 +179,8 @@ class Fit:
         )
         activation = finisher.trainer.activation_name
         title = f"hidden layers {widths}, {activation}"
-        stage = Stage(estimator, self.heartbeat, title, len(seeds), recipe.max_epochs)
+        max_epochs = recipe.max_epochs(estimator._settings.training)
+        stage = Stage(estimator, self.heartbeat, title, len(seeds), max_epochs)
         trainer = GroupTrainer(finisher, recipe, stage, n_jobs=estimator.n_jobs, known=known)
         try:
             ensemble = trainer.train(seeds)
@@ -201,12 +202,16 @@ class Fit:
     def finisher(self, activation: str) -> Finisher:
         if activation not in self._finishers:
             estimator, problem = self.estimator, self.problem
-            trainer = Trainer(
+            trainer = Polisher(
                 problem.train,
                 problem.held_out,
                 activation,
                 estimator.device,
-                has_skip=has_skip_terms(get_activation(activation), problem.train),
+                has_skip=has_skip_terms(
+                    get_activation(activation),
+                    problem.train,
+                    estimator._settings.training.max_skip_inputs,
+                ),
                 working_memory=estimator.working_memory,
                 solver=estimator.solver,
                 watch=self.watch,

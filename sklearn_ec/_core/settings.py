@@ -44,6 +44,7 @@ class Blocks:
 class Damping:
     """The damping of Levenberg steps, and when rounding ends a descent."""
 
+    start: float = 1e-2
     floor: float = 1e-16
     ceiling: float = 1e8
     # The gain ratio compares the decrease with what the quadratic model promised (Nocedal and
@@ -75,7 +76,6 @@ class ConjugateGradients:
     # a training that is continued between two epochs goes on as if it had not been interrupted.
     block_steps: int = 5
     block_rcond: float = 1e-15  # least damping of a block, relative to its largest diagonal element
-    max_start_damping: float = 1e-2
     # Products lose less than JᵀJ itself: less damping, and a lower relative loss, before rounding
     # counts.
     damping_floor: float = 1e-24

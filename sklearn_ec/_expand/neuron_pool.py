@@ -16,19 +16,9 @@ import numpy as np
 from sklearn_ec._core.activations import Activation
 from sklearn_ec._core.forward import network_outputs, read_features, solve_readout
 from sklearn_ec._core.records import Network, Samples
+from sklearn_ec._core.settings import Pool
 
 from .students import initial_weights
-
-# In up to so many rounds, the best neurons so far, half of a student, are trained with fresh ones.
-# Each student leaves out the share LEFT_OUT of them, which may only stand in for better ones.
-MAX_ROUNDS = 8
-LEFT_OUT = 0.4
-# A compact network may have this many times the loss of the one that its neurons are taken from, or
-# a loss that is as good as rounding next to those of short training.
-COMPACT_FACTOR = 3.0
-COMPACT_FLOOR = 1e-16
-# Ridge on the Gram matrix of the normalized features, for neurons that several students hold.
-RIDGE = 1e-10
 
 TrainBriefly = Callable[[list[Network]], list[Network]]
 
@@ -39,6 +29,7 @@ def pool_neurons(
     samples: Samples,
     activation: Activation,
     rng: np.random.Generator,
+    pool: Pool,
 ) -> Network:
     """A network of the best neurons of several, found in rounds with fresh neurons.
 
@@ -46,16 +37,17 @@ def pool_neurons(
     such networks for a short time. The rounds end early once half of the neurons do nearly as well.
     """
     (width,), n_networks = networks[0].widths, len(networks)
-    for _ in range(MAX_ROUNDS):
-        best = pooled_network(networks, width, samples, activation)
-        core = pooled_network(networks, max(1, width // 2), samples, activation)
-        if _loss(core, samples, activation) <= _loss_of_compact(best, samples, activation):
+    for _ in range(pool.max_rounds):
+        best = pooled_network(networks, width, samples, activation, pool)
+        core = pooled_network(networks, max(1, width // 2), samples, activation, pool)
+        if _loss(core, samples, activation) <= _loss_of_compact(best, samples, activation, pool):
             return best
         mixed = [
-            _with_fresh_neurons(core, width, samples, activation, rng) for _ in range(n_networks)
+            _with_fresh_neurons(core, width, samples, activation, rng, pool.left_out)
+            for _ in range(n_networks)
         ]
         networks = [best, *train(mixed)]
-    return pooled_network(networks, width, samples, activation)
+    return pooled_network(networks, width, samples, activation, pool)
 
 
 def _with_fresh_neurons(
@@ -64,32 +56,35 @@ def _with_fresh_neurons(
     samples: Samples,
     activation: Activation,
     rng: np.random.Generator,
+    left_out: float,
 ) -> Network:
     """Most neurons of a network and random ones beside them."""
     hidden = core.layers[0]
-    kept = rng.permutation(len(hidden))[int(LEFT_OUT * len(hidden)) :]
+    kept = rng.permutation(len(hidden))[int(left_out * len(hidden)) :]
     n_inputs, seeds = samples.X.shape[1], rng.integers(2**31, size=1)
     fresh, _ = initial_weights(seeds, n_inputs, (width - len(kept),), 1, False)
     return solve_readout([np.vstack([hidden[kept], fresh[0]])], samples, activation, core.has_skip)
 
 
 def pooled_network(
-    networks: Sequence[Network], width: int, samples: Samples, activation: Activation
+    networks: Sequence[Network], width: int, samples: Samples, activation: Activation, pool: Pool
 ) -> Network:
     """A network of those neurons of networks with one hidden layer that explain y best together."""
     has_skip = networks[0].has_skip
-    pool = np.vstack([network.layers[0] for network in networks])
-    features = read_features([pool], samples.X, activation, has_skip)
+    neurons = np.vstack([network.layers[0] for network in networks])
+    features = read_features([neurons], samples.X, activation, has_skip)
     root = np.sqrt(samples.sample_weight)[:, None]
-    kept = best_subset(features * root, samples.y * root, len(pool), width)
-    return solve_readout([pool[kept]], samples, activation, has_skip)
+    kept = best_subset(features * root, samples.y * root, len(neurons), width, pool.ridge)
+    return solve_readout([neurons[kept]], samples, activation, has_skip)
 
 
-def compact_network(network: Network, samples: Samples, activation: Activation) -> Network:
+def compact_network(
+    network: Network, samples: Samples, activation: Activation, pool: Pool
+) -> Network:
     """The smallest network of neurons of a network of one hidden layer that is hardly worse."""
-    allowed = _loss_of_compact(network, samples, activation)
+    allowed = _loss_of_compact(network, samples, activation, pool)
     for width in range(network.widths[0] - 1, 0, -1):
-        smaller = pooled_network([network], width, samples, activation)
+        smaller = pooled_network([network], width, samples, activation, pool)
         if _loss(smaller, samples, activation) > allowed:
             break
         network = smaller
@@ -101,20 +96,22 @@ def _loss(network: Network, samples: Samples, activation: Activation) -> float:
     return float(np.average(squares.mean(axis=1), weights=samples.sample_weight))
 
 
-def _loss_of_compact(network: Network, samples: Samples, activation: Activation) -> float:
+def _loss_of_compact(
+    network: Network, samples: Samples, activation: Activation, pool: Pool
+) -> float:
     """Up to which loss a part of a network is hardly worse."""
-    return max(COMPACT_FACTOR * _loss(network, samples, activation), COMPACT_FLOOR)
+    return max(pool.compact_factor * _loss(network, samples, activation), pool.compact_floor)
 
 
 def best_subset(
-    features: np.ndarray, targets: np.ndarray, n_candidates: int, n_kept: int
+    features: np.ndarray, targets: np.ndarray, n_candidates: int, n_kept: int, ridge: float
 ) -> np.ndarray:
     """Which of the first ``n_candidates`` features to keep for a least-squares problem, as indices.
 
     Backward elimination chooses them, one after the other; then the one outside that would help
     most takes the place of the one that is missed least, as long as this explains more.
     """
-    problem = _NormalEquations(features, targets)
+    problem = _NormalEquations(features, targets, ridge)
     others = np.arange(n_candidates, features.shape[1])
     kept = problem.eliminate(np.arange(n_candidates), others, n_kept)
     while n_kept < n_candidates:
@@ -131,10 +128,11 @@ def best_subset(
 class _NormalEquations:
     """The normal equations of a least-squares problem, for subsets of its features."""
 
-    def __init__(self, features: np.ndarray, targets: np.ndarray):
+    def __init__(self, features: np.ndarray, targets: np.ndarray, ridge: float):
         scale = np.linalg.norm(features, axis=0)
         features = features / np.where(scale > 0, scale, 1.0)
-        self.gram = features.T @ features + RIDGE * np.eye(len(scale))
+        self.ridge = ridge
+        self.gram = features.T @ features + ridge * np.eye(len(scale))
         self.moments = features.T @ targets
 
     def eliminate(self, candidates: np.ndarray, others: np.ndarray, n_kept: int) -> np.ndarray:
@@ -161,7 +159,7 @@ class _NormalEquations:
         explained = np.linalg.solve(self.gram[np.ix_(present, present)], cross)
         unexplained = self.moments[candidates] - explained.T @ self.moments[present]
         size = self.gram[candidates, candidates] - (cross * explained).sum(axis=0)
-        return (unexplained**2).sum(axis=1) / np.maximum(size, RIDGE)
+        return (unexplained**2).sum(axis=1) / np.maximum(size, self.ridge)
 
     def explained(self, present: np.ndarray) -> float:
         """By how much features lower the squared error from that of zero."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -11,42 +12,18 @@ import torch
 from sklearn import get_config
 
 from sklearn_ec._core.activations import get_activation
-from sklearn_ec._core.coordinates import HIGH_LEVERAGE, leverages
+from sklearn_ec._core.coordinates import leverages
 from sklearn_ec._core.forward import solve_readout
 from sklearn_ec._core.records import Network, Samples
 from sklearn_ec._core.settings import Settings
 from sklearn_ec._core.watch import Watch
 from sklearn_ec._solvers.derivatives import Layers
 from sklearn_ec._solvers.jacobian import Linearization, stacked
-from sklearn_ec._solvers.levenberg import BatchedLevenberg
-from sklearn_ec._solvers.matrix_free import (
-    FinalMatrixFreeLevenberg,
-    MatrixFreeLevenberg,
-    suited_solver,
-)
+from sklearn_ec._solvers.levenberg import Dense, Levenberg, LinearSolver
+from sklearn_ec._solvers.matrix_free import MatrixFree, suited_solver
 from sklearn_ec._solvers.task import resolve_device, task_of
 
 from .students import network_at
-
-# Large students lose weight in directions of less variance than this, apart from rows of high
-# leverage.
-SHRINKAGE = 1e-3
-POLISH_DAMPING = 1e-3
-POLISH_WINDOW = 20
-# A polish has stalled when a window leaves more than this share of the loss.
-POLISH_PROGRESS = 0.99
-# Large networks below FINAL_LOSS have the right neurons. What is left may be spread over directions
-# that few rows tell about, where cheap steps crawl: on 10,000 MNIST images, 16 ``g`` neurons stall
-# at 1e-15, and come to 1e-30 with nine dense steps. Others do not stall, and dense steps, of less
-# precision, would hold them up: 8 tanh neurons come to 1e-26 with cheap ones. So the steps change
-# when a window above FINISHED_LOSS leaves more than the share STALLED of the loss.
-FINAL_LOSS = 1e-12
-FINISHED_LOSS = 1e-20
-STALLED = 0.5
-MAX_REFINEMENTS = 10
-SOLVERS = {"levenberg": BatchedLevenberg, "matrix_free": MatrixFreeLevenberg}
-# Share of a device's free memory that training may take.
-FREE_MEMORY_SHARE = 0.8
 
 
 class Polisher:
@@ -88,8 +65,10 @@ class Polisher:
         self.has_skip = has_skip
         self.working_memory = working_memory
         self.solver = solver
-        self.task = task_of(train, self.activation, self.device, self.watch)
-        self.held_out_task = task_of(held_out, self.activation, self.device, self.watch)
+        self.task, self.held_out_task = (
+            task_of(rows, self.activation, self.device, self.watch, self.settings.blocks)
+            for rows in (train, held_out)
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self._arguments
@@ -116,24 +95,28 @@ class Polisher:
         max_iter: int,
         target: float = math.inf,
         enough: float = 0.0,
-        progress: float = POLISH_PROGRESS,
+        progress: float | None = None,
     ) -> tuple[Network, float]:
         """Levenberg on a single network, down to rounding or to a loss that is ``enough``.
 
-        The descent is given up where 20 steps leave more than the share ``progress`` of the loss,
-        or where twice the present rate would not reach the ``target`` loss. Large networks that
-        stall near zero get nearly exact steps, from dense equations if there is memory for them.
+        The descent is given up where a window of steps leaves more than the share ``progress`` of
+        the loss, or where twice the present rate would not reach the ``target`` loss. Large
+        networks that stall near zero get nearly exact steps, from dense equations if there is
+        memory for them.
         """
-        layers = stacked(network, self.device)
-        solver = self.levenberg(layers)(self.task, layers, tol=enough, damping=POLISH_DAMPING)
-        for n_windows in range(math.ceil(max_iter / POLISH_WINDOW) - 1, -1, -1):
+        settings, layers = self.settings.polish, stacked(network, self.device)
+        progress = settings.progress if progress is None else progress
+        solver = self._levenberg(layers, self.suited(layers), enough, settings.start_damping)
+        is_cheap = solver.linear.is_matrix_free
+        for n_windows in range(math.ceil(max_iter / settings.window) - 1, -1, -1):
             before = float(solver.losses[0])
-            solver.run(POLISH_WINDOW)
+            solver.run(settings.window)
             loss = float(solver.losses[0])
             if solver.finished.all():
                 break
-            if _has_stalled_near_zero(solver, before):
-                solver = self._with_exact_steps(solver)
+            if is_cheap and self._has_stalled_near_zero(loss, before):
+                is_cheap = False
+                solver = self._levenberg(solver.layers, self._exact(solver.layers), enough, loss)
                 continue
             if loss > progress * before:
                 break
@@ -149,7 +132,7 @@ class Polisher:
         """
         if self.is_matrix_free(network):
             return network, loss
-        for _ in range(MAX_REFINEMENTS):
+        for _ in range(self.settings.polish.max_refinements):
             linearization = Linearization(self.task, network)
             steps = linearization.newton_step()
             layers = tuple(a + b for a, b in zip(linearization.layers, steps, strict=True))
@@ -162,7 +145,7 @@ class Polisher:
                 break
         return network, loss
 
-    def settled(self, network: Network, shrinkage: float = SHRINKAGE) -> Network:
+    def settled(self, network: Network, shrinkage: float | None = None) -> Network:
         """A network with less weight along directions that few rows tell about.
 
         Adam walks at random there: its steps have the same length however small the gradient. A
@@ -172,6 +155,7 @@ class Polisher:
         first, *others = network.layers[:-1]
         own = network.columns(0, 0)
         covariance = self._common_covariance
+        shrinkage = self.settings.polish.shrinkage if shrinkage is None else shrinkage
         damped = covariance + shrinkage * np.eye(len(covariance))
         weights = np.linalg.solve(damped, covariance @ first[:, own].T).T
         hidden = [np.column_stack([weights, first[:, -1]]), *others]
@@ -181,24 +165,56 @@ class Polisher:
     def _common_covariance(self) -> np.ndarray:
         """Second moments of the inputs over the rows of low leverage."""
         X = self.samples.X
-        common = X[leverages(X) <= HIGH_LEVERAGE]
+        common = X[leverages(X) <= self.settings.preparation.high_leverage]
         return common.T @ common / max(len(common), 1)
 
-    def levenberg(self, layers: Layers) -> type[BatchedLevenberg]:
-        """The solver for networks of this size: the chosen one, else the one that suits them."""
-        suited = suited_solver(self.task, layers, self.working_bytes)
-        return SOLVERS.get(self.solver, suited)
+    def suited(self, layers: Layers) -> LinearSolver:
+        """How networks of this size solve their equations: as chosen, else as suits them."""
+        if self.solver == "levenberg":
+            return Dense()
+        if self.solver == "matrix_free":
+            return MatrixFree(self.settings.conjugate_gradients)
+        return self.cheapest(layers)
 
-    def _with_exact_steps(self, solver: BatchedLevenberg) -> BatchedLevenberg:
-        """The same state with nearly exact steps, dense ones where there is memory for them."""
-        n_bytes = BatchedLevenberg.step_bytes(self.task, solver.layers)
-        is_dense = self.solver == "auto" and n_bytes <= self.working_bytes
-        kind = BatchedLevenberg if is_dense else FinalMatrixFreeLevenberg
-        return kind(self.task, solver.layers, tol=solver.tol, damping=float(solver.losses[0]))
+    def cheapest(self, layers: Layers) -> LinearSolver:
+        """How networks of this size solve their equations fastest."""
+        settings = self.settings
+        return suited_solver(
+            self.task,
+            layers,
+            self.working_bytes,
+            settings.training.dense_flops,
+            settings.conjugate_gradients,
+        )
 
     def is_matrix_free(self, network: Network) -> bool:
         """Whether a network is polished without forming its normal equations."""
-        return self.levenberg(stacked(network, self.device)) is MatrixFreeLevenberg
+        return self.suited(stacked(network, self.device)).is_matrix_free
+
+    def _levenberg(
+        self, layers: Layers, linear: LinearSolver, tol: float, damping: float
+    ) -> Levenberg:
+        rule = self.settings.damping
+        return Levenberg(self.task, layers, linear, rule=rule, tol=tol, damping=damping)
+
+    def _exact(self, layers: Layers) -> LinearSolver:
+        """Nearly exact solves, dense ones where there is memory for them."""
+        if self.solver == "auto" and Dense().step_bytes(self.task, layers) <= self.working_bytes:
+            return Dense()
+        settings = self.settings.polish
+        return MatrixFree(
+            replace(
+                self.settings.conjugate_gradients,
+                relative_residual=settings.final_residual,
+                max_iterations=settings.max_final_iterations,
+            )
+        )
+
+    def _has_stalled_near_zero(self, loss: float, before: float) -> bool:
+        """Whether cheap steps crawl where exact ones may not, from the loss a window before."""
+        settings = self.settings.polish
+        is_near_zero = settings.finished_loss < loss < settings.final_loss
+        return is_near_zero and loss > settings.final_progress * before
 
     @property
     def working_bytes(self) -> float:
@@ -209,12 +225,5 @@ class Polisher:
             free, _ = torch.cuda.mem_get_info(self.device)
             cached = torch.cuda.memory_reserved(self.device)
             cached -= torch.cuda.memory_allocated(self.device)
-            return FREE_MEMORY_SHARE * (free + cached)
+            return self.settings.training.free_memory_share * (free + cached)
         return get_config()["working_memory"] * 2**20
-
-
-def _has_stalled_near_zero(solver: BatchedLevenberg, before: float) -> bool:
-    """Whether cheap steps crawl where exact ones may not, from the loss a window before."""
-    loss = float(solver.losses[0])
-    is_near_zero = FINISHED_LOSS < loss < FINAL_LOSS
-    return type(solver) is MatrixFreeLevenberg and is_near_zero and loss > STALLED * before

@@ -18,26 +18,14 @@ from skorch.callbacks import Callback
 from torch import Tensor, nn
 
 from sklearn_ec._core.records import Network
+from sklearn_ec._core.settings import Settings, Training, WarmUp
 from sklearn_ec._core.threads import threads_for
 from sklearn_ec._solvers.derivatives import Layers
-from sklearn_ec._solvers.levenberg import BatchedLevenberg
-from sklearn_ec._solvers.matrix_free import MatrixFreeLevenberg
+from sklearn_ec._solvers.levenberg import Levenberg, LinearSolver
 from sklearn_ec._solvers.task import LeastSquaresTask
 
 from .students import network_at
 from .training_state import BatchState, Checkpoint, OnEpoch
-
-MINIBATCH = 256
-LEARNING_RATE = 1e-2
-ADAM_STEPS_PER_EPOCH = 100
-LEVENBERG_STEPS_PER_EPOCH = 10
-# Training has stalled when no student improved on the held-out rows for so many epochs.
-PATIENCE_EPOCHS = 5
-CONVERGED_SHARE = 0.6
-# The best student is pruned after so many epochs of Levenberg, then after more by a factor each
-# time. Epochs of large students cost more than pruning them.
-FIRST_QUESTION_EPOCH = {BatchedLevenberg: 3, MatrixFreeLevenberg: 1}
-QUESTION_FACTOR = {BatchedLevenberg: 4, MatrixFreeLevenberg: 2}
 
 # Judges a student by its index, network and loss.
 IsRecovered = Callable[[int, Network, float], bool]
@@ -95,11 +83,19 @@ class AdamNet(_StudentNet):
     """Minibatch Adam with a cosine learning rate, all students at once."""
 
     def __init__(
-        self, module: nn.Module, *, seed: int = 0, start: AdamState | None = None, **kwargs: Any
+        self,
+        module: nn.Module,
+        *,
+        schedule: WarmUp,
+        seed: int = 0,
+        start: AdamState | None = None,
+        **kwargs: Any,
     ):
+        self.schedule = schedule
         self.seed = seed
         self.start = start
-        super().__init__(module, optimizer=torch.optim.Adam, lr=LEARNING_RATE, **kwargs)
+        rate = schedule.learning_rate
+        super().__init__(module, optimizer=torch.optim.Adam, lr=rate, **kwargs)
 
     def initialize(self) -> AdamNet:
         super().initialize()
@@ -114,19 +110,21 @@ class AdamNet(_StudentNet):
 
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         data, targets = batch
-        n_steps = self.max_epochs * ADAM_STEPS_PER_EPOCH
-        first = (self.n_epochs - 1) * ADAM_STEPS_PER_EPOCH
-        flops = adam_flops(self.module_.weights)
-        for step in range(first, first + ADAM_STEPS_PER_EPOCH):
+        per_epoch = self.schedule.steps_per_epoch
+        n_steps = self.max_epochs * per_epoch
+        first = (self.n_epochs - 1) * per_epoch
+        flops = adam_flops(self.module_.weights, self.schedule.minibatch)
+        for step in range(first, first + per_epoch):
             rate = 0.5 * (1.0 + math.cos(math.pi * step / n_steps))
-            self.optimizer_.param_groups[0]["lr"] = self.lr * max(rate, 0.01)
+            rate = max(rate, self.schedule.least_rate_share)
+            self.optimizer_.param_groups[0]["lr"] = self.lr * rate
             with threads_for(flops):
                 loss = self._minibatch_step(data, targets)
         return {"loss": loss, "y_pred": None}
 
     def _minibatch_step(self, data: dict[str, Tensor], targets: Tensor) -> Tensor:
         n_samples = len(targets)
-        size = min(MINIBATCH, n_samples)
+        size = min(self.schedule.minibatch, n_samples)
         rows = torch.from_numpy(self.rng_.choice(n_samples, size, replace=False, shuffle=False))
         rows = rows.to(targets.device)
         self.optimizer_.zero_grad(set_to_none=True)
@@ -147,29 +145,36 @@ class LevenbergNet(_StudentNet):
         *,
         task: LeastSquaresTask,
         tol: float,
-        solver: type[BatchedLevenberg] = BatchedLevenberg,
+        settings: Settings,
+        linear: LinearSolver | None = None,
         working_bytes: float = math.inf,
         start: BatchState | None = None,
         **kwargs: Any,
     ):
         self.task = task
         self.tol = tol
-        self.solver = solver
+        self.settings = settings
+        self.linear = linear
         self.working_bytes = working_bytes
         self.start = start
         super().__init__(module, **kwargs)
 
     def initialize(self) -> LevenbergNet:
         super().initialize()
-        self.solver_ = self.solver(
-            self.task, self.module_.weights, tol=self.tol, working_bytes=self.working_bytes
+        self.solver_ = Levenberg(
+            self.task,
+            self.module_.weights,
+            self.linear,
+            rule=self.settings.damping,
+            tol=self.tol,
+            working_bytes=self.working_bytes,
         )
         if self.start is not None:
             self.solver_.restore(map(torch.from_numpy, self.start.solver))
         return self
 
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
-        self.solver_.run(LEVENBERG_STEPS_PER_EPOCH)
+        self.solver_.run(self.settings.training.steps_per_epoch)
         for parameter, layer in zip(self.module_.layers, self.solver_.layers, strict=True):
             parameter.data.copy_(layer)
         return {"loss": self.solver_.losses.nanmean(), "y_pred": None}
@@ -205,18 +210,20 @@ class TrainingMonitor(Callback):
         held_out: LeastSquaresTask,
         students: np.ndarray,
         tol: float,
-        is_recovered: IsRecovered | None,
+        training: Training,
+        is_recovered: IsRecovered | None = None,
     ):
         self.held_out = held_out
         self.students = students
         self.tol = tol
+        self.training = training
         self.is_recovered = is_recovered
 
     def on_train_begin(self, net: Any, **kwargs: Any) -> None:
         self.stopped_ = self.succeeded_ = False
         self.n_epochs_ = 0
         if net.start is None:
-            self.next_question_ = FIRST_QUESTION_EPOCH[type(net.solver_)]
+            self.next_question_ = self._question_epochs(net.solver_)[0]
             self.best_losses_ = torch.full_like(net.solver_.losses, math.inf)
             self.best_network_ = network_at(net.solver_.layers, 0)
             self.last_progress_ = 0
@@ -233,28 +240,35 @@ class TrainingMonitor(Callback):
         self._remember(solver, epoch)
         converged = solver.losses <= self.tol
         self.succeeded_ = bool(
-            converged.double().mean() >= CONVERGED_SHARE
+            converged.double().mean() >= self.training.converged_share
         ) or self._best_is_recovered(solver, epoch)
-        stalled = epoch - self.last_progress_ >= PATIENCE_EPOCHS
+        stalled = epoch - self.last_progress_ >= self.training.patience_epochs
         self.n_epochs_ = epoch
         if self.succeeded_ or stalled or solver.finished.all():
             self.stopped_ = True
             raise KeyboardInterrupt  # skorch's way to end a fit, as its EarlyStopping does
 
-    def _remember(self, solver: BatchedLevenberg, epoch: int) -> None:
+    def _remember(self, solver: Levenberg, epoch: int) -> None:
         losses = self.held_out.losses(solver.layers)
         losses = torch.where(losses.isfinite(), losses, math.inf)
-        if (losses < 0.99 * self.best_losses_).any():
+        if (losses < (1.0 - self.training.least_improvement) * self.best_losses_).any():
             self.last_progress_ = epoch
         if losses.min() < self.best_losses_.min():
             best = int(losses.argmin())
             self.best_network_ = network_at(solver.layers, best)
         self.best_losses_ = torch.minimum(self.best_losses_, losses)
 
-    def _best_is_recovered(self, solver: BatchedLevenberg, epoch: int) -> bool:
+    def _question_epochs(self, solver: Levenberg) -> tuple[int, int]:
+        """The first epoch with a question, and the factor to the next."""
+        training = self.training
+        if solver.linear.is_matrix_free:
+            return training.large_first_question_epoch, training.large_question_factor
+        return training.first_question_epoch, training.question_factor
+
+    def _best_is_recovered(self, solver: Levenberg, epoch: int) -> bool:
         if self.is_recovered is None or epoch < self.next_question_:
             return False
-        self.next_question_ *= QUESTION_FACTOR[type(solver)]
+        self.next_question_ *= self._question_epochs(solver)[1]
         best = int(torch.where(solver.losses.isfinite(), solver.losses, math.inf).argmin())
         network = network_at(solver.layers, best)
         return self.is_recovered(int(self.students[best]), network, float(solver.losses[best]))
@@ -280,18 +294,15 @@ class EpochReporter(Callback):
             raise KeyboardInterrupt
 
 
-def adam_flops(layers: Layers) -> int:
+def fit_net(net: NeuralNet, task: LeastSquaresTask) -> None:
+    """Fit a net; skorch ends it quietly where it is interrupted."""
+    net.fit({"inputs": task.inputs, "sqrt_weight": task.sqrt_weight}, task.targets)
+
+
+def adam_flops(layers: Layers, n_rows: int) -> int:
     """Floating-point operations of a minibatch step of all students."""
-    return 6 * MINIBATCH * sum(layer.numel() for layer in layers)
+    return 6 * n_rows * sum(layer.numel() for layer in layers)
 
 
-def n_adam_epochs(n_steps: int) -> int:
-    return n_steps // ADAM_STEPS_PER_EPOCH
-
-
-def n_levenberg_epochs(max_iter: int) -> int:
-    return max(1, math.ceil(max_iter / LEVENBERG_STEPS_PER_EPOCH))
-
-
-def n_levenberg_steps(n_epochs: int) -> int:
-    return n_epochs * LEVENBERG_STEPS_PER_EPOCH
+def n_levenberg_epochs(max_iter: int, training: Training) -> int:
+    return max(1, math.ceil(max_iter / training.steps_per_epoch))

@@ -9,17 +9,14 @@ from sklearn_ec._core.activations import Activation
 from sklearn_ec._core.records import Network, Samples
 from sklearn_ec._solvers.derivatives import Layers, forward
 
-# Networks of more inputs have no skip terms.
-MAX_SKIP_INPUTS = 100
 
-
-def has_skip_terms(activation: Activation, samples: Samples) -> bool:
+def has_skip_terms(activation: Activation, samples: Samples, max_inputs: int) -> bool:
     """Whether students read the inputs linearly, too, to leave the signs of neurons open.
 
     With many inputs it is the linear map that tells the neurons apart which are active nearly
     everywhere: skip terms would absorb it.
     """
-    return activation.has_linear_flip and samples.X.shape[1] <= MAX_SKIP_INPUTS
+    return activation.has_linear_flip and samples.X.shape[1] <= max_inputs
 
 
 class StackedStudents(nn.Module):

@@ -41,7 +41,7 @@ class BatchState:
 
 
 @dataclass
-class Course:
+class TrainingState:
     """The training of students with Levenberg after their warm-up, batch by batch."""
 
     layers: tuple[np.ndarray, ...]  # (n_students, fan_out, n_features) each

@@ -14,7 +14,7 @@ from sklearn_ec._core.coordinates import Coordinates
 from sklearn_ec._core.forward import solve_readout
 from sklearn_ec._core.records import Network, Samples
 from sklearn_ec._core.signs import linear_pairs, resolve_signs, with_skip
-from sklearn_ec._expand.training import Trainer
+from sklearn_ec._expand.polishing import Polisher
 from sklearn_ec._io.cache import CACHE_VERSION, Store, digest
 
 from .noisy import one_standard_error_bound, smallest_network, squared_errors
@@ -56,7 +56,7 @@ class Finisher:
 
     def __init__(
         self,
-        trainer: Trainer,
+        trainer: Polisher,
         held_out: Samples,
         coordinates: Coordinates,
         prune: bool,

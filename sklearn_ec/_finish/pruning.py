@@ -20,7 +20,7 @@ import numpy as np
 from sklearn_ec._core.activations import Activation
 from sklearn_ec._core.forward import read_features, solve_layer, solve_readout
 from sklearn_ec._core.records import Network, Samples
-from sklearn_ec._expand.polishing import POLISH_PROGRESS, Polisher
+from sklearn_ec._expand.polishing import Polisher
 from sklearn_ec._solvers.jacobian import stacked
 
 from .imitators import merged_network
@@ -73,7 +73,7 @@ class ExactCap:
     """
 
     n_steps = POLISH_STEPS
-    progress = POLISH_PROGRESS
+    progress = 0.99
     margin = CAP_FACTOR  # groups need not be polished further than this below what is allowed
 
     def __init__(self, loss: float, rounding_loss: float):

@@ -13,7 +13,9 @@ import numpy as np
 from sklearn_ec._cluster.common_basis import count_agreeing
 from sklearn_ec._core.activations import Activation
 from sklearn_ec._core.records import MIN_VOTERS, Network, Samples, Students
+from sklearn_ec._core.settings import Training
 from sklearn_ec._expand.skorch_nets import n_levenberg_epochs
+from sklearn_ec._expand.training import StudentTrainer
 from sklearn_ec._expand.training_state import Checkpoint, OnEpoch
 from sklearn_ec._finish.finisher import FINISHING_LOSS, FIRST_POLISH_LOSS, Candidate, Finisher
 from sklearn_ec._finish.noisy import reached_noise_floor
@@ -161,10 +163,10 @@ class Recipe:
     tol: float
     asks_finisher: bool = True  # whether training ends once the best student, pruned, is certified
 
-    @property
-    def max_epochs(self) -> int:
+    def max_epochs(self, training: Training) -> int:
         """Largest number of epochs of a batch of students."""
-        return self.max_iter if self.solver == "adam" else n_levenberg_epochs(self.max_iter)
+        is_adam = self.solver == "adam"
+        return self.max_iter if is_adam else n_levenberg_epochs(self.max_iter, training)
 
 
 def train_group(
@@ -175,7 +177,8 @@ def train_group(
     on_epoch: OnEpoch | None = None,
 ) -> Ensemble:
     """Train students until enough converged or pruning one of them gives the network."""
-    trainer = finisher.trainer
+    polisher = finisher.trainer
+    trainer = StudentTrainer(polisher)
     if recipe.solver == "adam":
         students = trainer.train_with_adam(
             seeds,
@@ -190,14 +193,14 @@ def train_group(
 
     def is_recovered(student: int, network: Network, loss: float) -> bool:
         # Large students take minutes, the few neurons of a pool do not.
-        is_costly = trainer.is_matrix_free(network) and network.widths == recipe.widths
+        is_costly = polisher.is_matrix_free(network) and network.widths == recipe.widths
         if loss < (FIRST_POLISH_LOSS if is_costly else FINISHING_LOSS):
             candidate = finisher.finish(network)
             if candidate.certificate.function_certified:
                 certified[student] = candidate
             elif candidate.certificate.is_conclusive:
                 finished[student] = candidate
-            trainer.watch.say("training")
+            polisher.watch.say("training")
         return bool(certified or finished)
 
     students = trainer.train(

@@ -27,27 +27,72 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from sklearn.exceptions import EfficiencyWarning
 from torch import Tensor
 
+from sklearn_ec._core.settings import Damping
 from sklearn_ec._core.threads import threads_for
 
 from .derivatives import Layers
 from .equations import NormalEquations
 from .task import LeastSquaresTask
 
-DAMPING_FLOOR = 1e-16
-DAMPING_CEILING = 1e8
-MAX_RETRIES = 4
-# A step is rejected where the second-order correction is longer than this share of it: there the
-# expansion along the step has broken down.
-MAX_CORRECTION = 0.375
-# Below this relative mean squared error a rejected step, or an almost undamped one that does not
-# halve the loss, means that rounding stops the descent.
-ROUNDING_LOSS = 1e-24
-ROUNDING_DAMPING = 1e-10
+
+class LinearSolver(Protocol):
+    """How the damped normal equations are formed and solved."""
+
+    is_matrix_free: bool
+
+    def fresh(self) -> LinearSolver:
+        """The same, without anything of earlier steps."""
+
+    def rule(self, damping: Damping) -> Damping:
+        """The rule of the damping at the precision of these solves."""
+
+    def start_damping(self, losses: Tensor, damping: float) -> Tensor:
+        """Damping of the first step, shape (batch,)."""
+
+    def step_bytes(self, task: LeastSquaresTask, layers: Layers) -> int:
+        """Predicted peak memory of a step, for each network that it advances."""
+
+    def flops(self, task: LeastSquaresTask, layers: Layers) -> int:
+        """Floating-point operations of a step, for each network that it advances."""
+
+    def equations(
+        self, task: LeastSquaresTask, layers: Layers, index: Tensor, n_steps: int
+    ) -> NormalEquations:
+        """Those of some networks, whose layers are given, after so many steps."""
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Normal equations that are formed, and factorized."""
+
+    is_matrix_free = False
+
+    def fresh(self) -> Dense:
+        return self
+
+    def rule(self, damping: Damping) -> Damping:
+        return damping
+
+    def start_damping(self, losses: Tensor, damping: float) -> Tensor:
+        return torch.full_like(losses, damping)
+
+    def step_bytes(self, task: LeastSquaresTask, layers: Layers) -> int:
+        return task.step_bytes(layers)
+
+    def flops(self, task: LeastSquaresTask, layers: Layers) -> int:
+        return task.flops(layers)
+
+    def equations(
+        self, task: LeastSquaresTask, layers: Layers, index: Tensor, n_steps: int
+    ) -> NormalEquations:
+        return task.normal_equations(layers)
 
 
 def _dot(a: Layers, b: Layers) -> Tensor:
@@ -66,7 +111,7 @@ def networks_at_a_time(n_networks: int, n_bytes: int, working_bytes: float) -> i
     return max(1, int(min(n_networks, working_bytes / n_bytes)))
 
 
-class BatchedLevenberg:
+class Levenberg:
     """Advance a batch of networks, each with its own damping, until each is finished.
 
     A network is finished when its loss is at most ``tol``, when rounding stops its descent, or when
@@ -77,36 +122,29 @@ class BatchedLevenberg:
     each time that the device runs out of memory. The result is the same up to rounding.
     """
 
-    damping_floor = DAMPING_FLOOR
-    rounding_loss = ROUNDING_LOSS
-
     def __init__(
         self,
         task: LeastSquaresTask,
         layers: Layers,
+        linear: LinearSolver | None = None,
         *,
+        rule: Damping | None = None,
         tol: float = 0.0,
-        damping: float = 1e-2,
+        damping: float | None = None,
         working_bytes: float = math.inf,
     ):
         self.task = task
         self.layers = tuple(layer.clone() for layer in layers)
+        self.linear = (linear or Dense()).fresh()
+        self.rule = self.linear.rule(rule or Damping())
         self.tol = tol
         self.losses = task.losses(self.layers)
-        self.damping = torch.full_like(self.losses, damping)
+        start = self.rule.start if damping is None else damping
+        self.damping = self.linear.start_damping(self.losses, start)
         self.finished = ~self.losses.isfinite() | (self.losses <= tol)
-        n_bytes = self.step_bytes(task, layers)
+        n_bytes = self.linear.step_bytes(task, layers)
         self.batch_size = networks_at_a_time(len(layers[0]), n_bytes, working_bytes)
-
-    @staticmethod
-    def step_bytes(task: LeastSquaresTask, layers: Layers) -> int:
-        """Predicted peak memory of a step, for each network that it advances."""
-        return task.step_bytes(layers)
-
-    @staticmethod
-    def flops(task: LeastSquaresTask, layers: Layers) -> int:
-        """Floating-point operations of a step, for each network that it advances."""
-        return task.flops(layers)
+        self._n_steps = 0
 
     @property
     def state(self) -> tuple[Tensor, ...]:
@@ -138,12 +176,13 @@ class BatchedLevenberg:
         active = torch.nonzero(~self.finished).squeeze(1)
         while len(active):
             batch = active[: self.batch_size]
-            with threads_for(len(batch) * self.flops(self.task, self.layers)):
+            with threads_for(len(batch) * self.linear.flops(self.task, self.layers)):
                 has_memory = self._has_memory_for_step(batch)
             if has_memory:
                 active = active[len(batch) :]
             else:
                 self._halve_batches(len(batch))
+        self._n_steps += 1
 
     def _has_memory_for_step(self, index: Tensor) -> bool:
         before = [tensor[index] for tensor in self.state]
@@ -161,7 +200,7 @@ class BatchedLevenberg:
         return completed
 
     def _halve_batches(self, size: int) -> None:
-        n_bytes = self.step_bytes(self.task, self.layers)
+        n_bytes = self.linear.step_bytes(self.task, self.layers)
         device = self.task.inputs.device
         if size == 1:
             raise torch.cuda.OutOfMemoryError(
@@ -180,7 +219,7 @@ class BatchedLevenberg:
         before = self.losses[active]
         equations = self._equations(active)
         pending = torch.arange(len(active), device=active.device)
-        for _ in range(MAX_RETRIES):
+        for _ in range(self.rule.max_retries):
             accepted = self._try(equations.take(pending), active[pending])
             pending = pending[~accepted]
             if len(pending) == 0:
@@ -188,7 +227,7 @@ class BatchedLevenberg:
         self._mark_finished(active, before)
 
     def _equations(self, index: Tensor) -> NormalEquations:
-        return self.task.normal_equations(self.take(index))
+        return self.linear.equations(self.task, self.take(index), index, self._n_steps)
 
     def _try(self, equations: NormalEquations, index: Tensor) -> Tensor:
         damping = self.damping[index]
@@ -202,10 +241,11 @@ class BatchedLevenberg:
         )
         losses = self.task.losses(moved)
         accepted = system.succeeded & (losses < self.losses[index])
-        accepted &= 0.25 * _dot(corrections, corrections) <= MAX_CORRECTION**2 * _dot(steps, steps)
+        longest = self.rule.max_correction**2 * _dot(steps, steps)
+        accepted &= 0.25 * _dot(corrections, corrections) <= longest
         predicted = predicted_decrease(equations, steps, damping)
         gain = (self.losses[index] - losses) / predicted.clamp_min(torch.finfo(losses.dtype).tiny)
-        self.damping[index] = _next_damping(damping, gain, accepted, self.damping_floor)
+        self.damping[index] = next_damping(damping, gain, accepted, self.rule)
         for layer, new in zip(self.layers, moved, strict=True):
             layer[index[accepted]] = new[accepted]
         self.losses[index[accepted]] = losses[accepted]
@@ -213,14 +253,15 @@ class BatchedLevenberg:
 
     def _mark_finished(self, active: Tensor, before: Tensor) -> None:
         losses, damping = self.losses[active], self.damping[active]
-        slow = (losses > 0.5 * before) & (damping < ROUNDING_DAMPING)
-        at_rounding = (losses < self.rounding_loss) & (slow | (losses == before))
-        stuck = damping > DAMPING_CEILING
+        slow = (losses > 0.5 * before) & (damping < self.rule.rounding_damping)
+        at_rounding = (losses < self.rule.rounding_loss) & (slow | (losses == before))
+        stuck = damping > self.rule.ceiling
         self.finished[active] = (losses <= self.tol) | at_rounding | stuck
 
 
-def _next_damping(damping: Tensor, gain: Tensor, accepted: Tensor, floor: float) -> Tensor:
-    bold = accepted & (gain > 0.5)
-    timid = ~accepted | (gain < 0.25)
-    damping = torch.where(bold, damping / 3.0, torch.where(timid, damping * 4.0, damping))
-    return damping.clamp_min(floor)
+def next_damping(damping: Tensor, gain: Tensor, accepted: Tensor, rule: Damping) -> Tensor:
+    """The damping after steps that gained a share of what the model promised."""
+    bold = accepted & (gain > rule.bold_gain)
+    timid = ~accepted | (gain < rule.timid_gain)
+    raised = torch.where(timid, damping * rule.increase, damping)
+    return torch.where(bold, damping / rule.decrease, raised).clamp_min(rule.floor)

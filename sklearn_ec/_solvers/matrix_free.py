@@ -13,37 +13,21 @@ on 9,000 MNIST images (rank 664, 10,810 parameters) need 5 to 30 products per so
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from sklearn_ec._core.settings import ConjugateGradients, Damping
+
 from .derivatives import ForwardPass, Layers, forward, pull_back, sensitivities, tangent
 from .equations import split_parameters
-from .levenberg import BatchedLevenberg
-from .task import LeastSquaresTask, gram_block_size
+from .levenberg import Dense
+from .task import LeastSquaresTask
 
-# A solve ends once the residual, as the preconditioner measures it, is below this share of the
-# gradient, or after so many iterations.
-RELATIVE_RESIDUAL = 0.1
-MAX_ITERATIONS = 100
-# The same of solves that are nearly exact.
-FINAL_RESIDUAL = 0.01
-MAX_FINAL_ITERATIONS = 1000
-# Steps that the blocks of the preconditioner serve; a divisor of the steps of an epoch, so that a
-# training that is continued between two epochs goes on as if it had not been interrupted.
-BLOCK_STEPS = 5
-# Least damping of a block, relative to its largest diagonal element.
-BLOCK_RCOND = 1e-15
-MAX_START_DAMPING = 1e-2
 # Arrays as large as the blocks that a step holds at a time.
 BLOCK_COPIES = 4
 VECTOR_COPIES = 12
-# Products with JᵀJ in a step, for the prediction of its cost.
-TYPICAL_PRODUCTS = 40
-# Floating-point operations of a dense step up to which it is taken.
-DENSE_FLOPS = 1e11
 
 
 @dataclass(frozen=True)
@@ -59,18 +43,18 @@ class MatrixFreeEquations:
     gradient: Layers
     readout_gram: Tensor  # (batch, n_features, n_features), the same for every output
     blocks: Layers  # of the hidden layers, as of :func:`diagonal_blocks`
-    is_final: bool = False  # whether solves are nearly exact
+    solves: ConjugateGradients
 
     @classmethod
     def assemble(
-        cls, task: LeastSquaresTask, layers: Layers, blocks: Layers, is_final: bool = False
+        cls, task: LeastSquaresTask, layers: Layers, blocks: Layers, solves: ConjugateGradients
     ) -> MatrixFreeEquations:
         run = forward(layers, task.inputs, task.activation)
         residuals = (run.outputs - task.targets) * task.sqrt_weight.square()
         gradient = pull_back(layers, run, task.activation, residuals / task.n_equations)
         features = run.features[-1] * task.sqrt_weight
         readout_gram = features.mT @ features / task.n_equations
-        return cls(task, layers, run, gradient, readout_gram, blocks, is_final)
+        return cls(task, layers, run, gradient, readout_gram, blocks, solves)
 
     def take(self, index: Tensor) -> MatrixFreeEquations:
         if len(index) == len(self.layers[0]):
@@ -82,15 +66,16 @@ class MatrixFreeEquations:
             tuple(part[index] for part in self.gradient),
             self.readout_gram[index],
             tuple(block[index] for block in self.blocks),
-            self.is_final,
+            self.solves,
         )
 
     def damped(self, damping: Tensor) -> DampedMatrixFreeSystem:
         """Invert the blocks of ``JᵀJ + λI`` and factorize that of the readout."""
-        readout_factor, succeeded = _damped_factor(self.readout_gram[:, None], damping)
+        rcond = self.solves.block_rcond
+        readout_factor, succeeded = _damped_factor(self.readout_gram[:, None], damping, rcond)
         inverses = []
         for block in self.blocks:
-            factor, is_positive = _damped_factor(block, damping)
+            factor, is_positive = _damped_factor(block, damping, rcond)
             inverses.append(torch.cholesky_inverse(factor))
             succeeded = succeeded & is_positive
         return DampedMatrixFreeSystem(
@@ -120,11 +105,11 @@ class MatrixFreeEquations:
         return self.task.sqrt_weight.square() / self.task.n_equations
 
 
-def _damped_factor(blocks: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
+def _damped_factor(blocks: Tensor, damping: Tensor, rcond: float) -> tuple[Tensor, Tensor]:
     """Cholesky factors of damped blocks (lower triangles), and whether those of a network exist."""
     matrix = blocks.clone()
     diagonal = matrix.diagonal(dim1=2, dim2=3)
-    least = BLOCK_RCOND * diagonal.amax(dim=2, keepdim=True)
+    least = rcond * diagonal.amax(dim=2, keepdim=True)
     diagonal.add_(torch.maximum(damping[:, None, None], least))
     factor, info = torch.linalg.cholesky_ex(matrix)
     return factor, (info == 0).all(dim=1)
@@ -160,10 +145,10 @@ class DampedMatrixFreeSystem:
         step = torch.zeros_like(residual)
         direction = preconditioned = self._precondition(residual)
         size = (residual * preconditioned).sum(dim=1)
-        is_final = self.equations.is_final
-        goal = (FINAL_RESIDUAL if is_final else RELATIVE_RESIDUAL) ** 2 * size
+        solves = self.equations.solves
+        goal = solves.relative_residual**2 * size
         active = self.succeeded & (size > 0)
-        for _ in range(MAX_FINAL_ITERATIONS if is_final else MAX_ITERATIONS):
+        for _ in range(solves.max_iterations):
             if not active.any():
                 break
             product = self._product(direction)
@@ -213,14 +198,14 @@ def diagonal_blocks(task: LeastSquaresTask, layers: Layers) -> Layers:
         *found, _ = sensitivities(layers, run, task.activation)
         for block, sensitivity, features in zip(blocks, found, run.features[:-1], strict=True):
             scales = sensitivity * task.sqrt_weight[rows]
-            _add_grams(block, scales, features.expand(len(block), -1, -1))
+            size = task.gram_columns(features.shape[-1])
+            _add_grams(block, scales, features.expand(len(block), -1, -1), size)
     return tuple(block.div_(task.n_equations) for block in blocks)
 
 
-def _add_grams(blocks: Tensor, scales: Tensor, features: Tensor) -> None:
+def _add_grams(blocks: Tensor, scales: Tensor, features: Tensor, size: int) -> None:
     """Add the Gram matrices (lower triangles) of every neuron's features, scaled row by row."""
     n_features = features.shape[2]
-    size = gram_block_size(n_features)
     for network, grams in enumerate(blocks):
         for neuron, gram in enumerate(grams):
             scaled = features[network] * scales[network, :, neuron, None]
@@ -229,30 +214,27 @@ def _add_grams(blocks: Tensor, scales: Tensor, features: Tensor) -> None:
                 gram[start:, columns].addmm_(scaled[:, start:].mT, scaled[:, columns])
 
 
-class MatrixFreeLevenberg(BatchedLevenberg):
-    """Levenberg without ``JᵀJ``: inexact steps by conjugate gradients."""
+class MatrixFree:
+    """Inexact solves by conjugate gradients, without ``JᵀJ``."""
 
-    # Products lose less than JᵀJ itself.
-    damping_floor = 1e-24
-    rounding_loss = 1e-26
-    is_final = False
+    is_matrix_free = True
 
-    def __init__(
-        self,
-        task: LeastSquaresTask,
-        layers: Layers,
-        *,
-        damping: float = MAX_START_DAMPING,
-        **options: Any,
-    ):
-        super().__init__(task, layers, **options)
-        self.damping = self.losses.clamp(max=damping)
+    def __init__(self, solves: ConjugateGradients | None = None):
+        self.solves = solves or ConjugateGradients()
         self._blocks: Layers = ()
-        self._owners = torch.arange(0, device=task.inputs.device)  # networks that the blocks are of
-        self._n_steps = 0
+        self._owners = torch.arange(0)  # networks that the blocks are of
 
-    @staticmethod
-    def step_bytes(task: LeastSquaresTask, layers: Layers) -> int:
+    def fresh(self) -> MatrixFree:
+        return MatrixFree(self.solves)
+
+    def rule(self, damping: Damping) -> Damping:
+        floor, rounding_loss = self.solves.damping_floor, self.solves.rounding_loss
+        return replace(damping, floor=floor, rounding_loss=rounding_loss)
+
+    def start_damping(self, losses: Tensor, damping: float) -> Tensor:
+        return losses.clamp(max=damping)
+
+    def step_bytes(self, task: LeastSquaresTask, layers: Layers) -> int:
         n_parameters = sum(layer[0].numel() for layer in layers)
         n_blocks = sum(layer[0].numel() * layer.shape[2] for layer in layers[:-1])
         n_blocks += layers[-1].shape[2] ** 2
@@ -263,42 +245,36 @@ class MatrixFreeLevenberg(BatchedLevenberg):
         n_elements += len(task.inputs) * n_features
         return task.targets.element_size() * n_elements
 
-    @staticmethod
-    def flops(task: LeastSquaresTask, layers: Layers) -> int:
+    def flops(self, task: LeastSquaresTask, layers: Layers) -> int:
         n_parameters = sum(layer[0].numel() for layer in layers)
         n_blocks = sum(layer[0].numel() * layer.shape[2] for layer in layers)
-        n_rows = len(task.inputs)
-        return 4 * n_rows * (TYPICAL_PRODUCTS * n_parameters + n_blocks // BLOCK_STEPS)
+        n_products = self.solves.typical_products * n_parameters
+        return 4 * len(task.inputs) * (n_products + n_blocks // self.solves.block_steps)
 
-    def step(self) -> None:
-        super().step()
-        self._n_steps += 1
-
-    def _equations(self, index: Tensor) -> MatrixFreeEquations:
-        layers = self.take(index)
-        is_stale = self._n_steps % BLOCK_STEPS == 0
+    def equations(
+        self, task: LeastSquaresTask, layers: Layers, index: Tensor, n_steps: int
+    ) -> MatrixFreeEquations:
+        is_stale = n_steps % self.solves.block_steps == 0
         if is_stale or not torch.isin(index, self._owners).all():
-            self._blocks, self._owners = diagonal_blocks(self.task, layers), index
+            self._blocks, self._owners = diagonal_blocks(task, layers), index
         at = torch.searchsorted(self._owners, index)
         blocks = tuple(block if len(at) == len(block) else block[at] for block in self._blocks)
-        return MatrixFreeEquations.assemble(self.task, layers, blocks, self.is_final)
-
-
-class FinalMatrixFreeLevenberg(MatrixFreeLevenberg):
-    """Matrix-free Levenberg with nearly exact steps, for networks at which cheap ones stall."""
-
-    is_final = True
+        return MatrixFreeEquations.assemble(task, layers, blocks, self.solves)
 
 
 def suited_solver(
-    task: LeastSquaresTask, layers: Layers, working_bytes: float
-) -> type[BatchedLevenberg]:
+    task: LeastSquaresTask,
+    layers: Layers,
+    working_bytes: float,
+    dense_flops: float,
+    solves: ConjugateGradients | None = None,
+) -> Dense | MatrixFree:
     """The solver that advances a network fastest within the memory.
 
-    Where neither fits, the one that takes less.
+    Dense up to so many floating-point operations. Where neither fits, the one that takes less.
     """
-    dense, matrix_free = BatchedLevenberg, MatrixFreeLevenberg
+    dense, matrix_free = Dense(), MatrixFree(solves)
     enough = max(working_bytes, matrix_free.step_bytes(task, layers))
     fits = dense.step_bytes(task, layers) <= enough
-    is_fast = dense.flops(task, layers) <= DENSE_FLOPS
+    is_fast = dense.flops(task, layers) <= dense_flops
     return dense if fits and is_fast else matrix_free

@@ -14,17 +14,13 @@ from torch import Tensor
 
 from sklearn_ec._core.activations import Activation
 from sklearn_ec._core.records import Samples
+from sklearn_ec._core.settings import Blocks
 from sklearn_ec._core.threads import notice_crowd
 from sklearn_ec._core.watch import Watch
 
 from .derivatives import Layers, curvature, forward, gradients, jacobian, sensitivities
 from .equations import DenseEquations, NormalEquations, ShallowEquations, split_parameters
 
-# Blocks of the Gram matrix narrower than this cost more overhead than symmetry saves.
-MIN_GRAM_BLOCK = 64
-# Elements of the largest temporary array; on a CPU it should stay near the caches.
-CHUNK_ELEMENTS = {"cpu": 3_000_000, "cuda": 128_000_000}
-MIN_CHUNK_ROWS = 256
 # Matrices as large as the normal equations that a step holds at a time, for each network.
 STEP_MATRICES = 4
 
@@ -38,6 +34,7 @@ class LeastSquaresTask:
     sqrt_weight: Tensor  # (n_samples, 1)
     activation: Activation
     watch: Watch = field(default_factory=Watch)  # told of every pass over the rows
+    blocks: Blocks = field(default_factory=Blocks)
 
     @property
     def n_equations(self) -> int:
@@ -49,8 +46,12 @@ class LeastSquaresTask:
 
     def float(self) -> LeastSquaresTask:
         """The same rows in single precision."""
-        return LeastSquaresTask(
-            self.inputs.float(), self.targets.float(), self.sqrt_weight.float(), self.activation
+        return replace(
+            self,
+            inputs=self.inputs.float(),
+            targets=self.targets.float(),
+            sqrt_weight=self.sqrt_weight.float(),
+            watch=Watch(),
         )
 
     def residuals(self, layers: Layers) -> Tensor:
@@ -102,7 +103,7 @@ class LeastSquaresTask:
                 out=columns[:, :, :n_hidden].view(batch, len(inputs), width, fan_in),
             )
             torch.mul(run.features[1], sqrt_weight, out=columns[:, :, n_hidden:])
-            _add_gram(gram, columns)
+            _add_gram(gram, columns, self.gram_columns(columns.shape[2]))
             readout_gradient += residuals.mT @ columns[:, :, n_hidden:]
             hidden_gradient += ((residuals @ outgoing) * slopes).mT @ inputs
         n = self.n_equations
@@ -119,7 +120,7 @@ class LeastSquaresTask:
             residuals = (run.outputs - self.targets[rows]) * self.sqrt_weight[rows]
             columns = jacobian(layers, run, self.activation).mul_(self.sqrt_weight[rows])
             columns = columns.flatten(start_dim=1, end_dim=2)
-            _add_gram(gram, columns)
+            _add_gram(gram, columns, self.gram_columns(columns.shape[2]))
             gradient += columns.mT @ residuals.mT.reshape(batch, -1, 1)
         n = self.n_equations
         parts = split_parameters(gradient[..., 0] / n, layers)
@@ -167,7 +168,7 @@ class LeastSquaresTask:
     def step_bytes(self, layers: Layers) -> int:
         """Predicted peak memory of a Levenberg step, for each network that it advances."""
         n_rows, n_columns = self._gram_shape(layers)
-        n_chunk_rows = min(n_rows, MIN_CHUNK_ROWS * (n_rows // len(self.inputs)))
+        n_chunk_rows = min(n_rows, self.blocks.min_rows * (n_rows // len(self.inputs)))
         n_elements = STEP_MATRICES * n_columns**2 + 3 * n_chunk_rows * n_columns
         return self.targets.element_size() * n_elements
 
@@ -177,26 +178,24 @@ class LeastSquaresTask:
             return len(self.inputs), layers[0][0].numel() + layers[1].shape[2]
         return self.n_equations, sum(layer[0].numel() for layer in layers)
 
-    def chunks(self, row_elements: int, min_rows: int = MIN_CHUNK_ROWS) -> Iterator[slice]:
+    def chunks(self, row_elements: int, min_rows: int = 0) -> Iterator[slice]:
         """Blocks of rows of which each has a temporary array of limited size."""
-        limit = CHUNK_ELEMENTS[self.inputs.device.type]
-        size = max(MIN_CHUNK_ROWS, min_rows, limit // row_elements)
+        is_cpu = self.inputs.device.type == "cpu"
+        limit = self.blocks.elements_on_cpu if is_cpu else self.blocks.elements_on_cuda
+        size = max(self.blocks.min_rows, min_rows, limit // row_elements)
         for start in range(0, len(self.inputs), size):
             notice_crowd()
             self.watch.tick()
             yield slice(start, start + size)
 
+    def gram_columns(self, n_columns: int) -> int:
+        """Width of the block columns of a symmetric product."""
+        return max(self.blocks.min_gram_columns, -(-n_columns // 3))
 
-def gram_block_size(n_columns: int) -> int:
-    """Width of the block columns of a symmetric product."""
-    return max(MIN_GRAM_BLOCK, -(-n_columns // 3))
 
-
-def _add_gram(gram: Tensor, columns: Tensor) -> None:
-    """Add ``columnsᵀ columns`` to the upper triangle of ``gram``, block by block."""
-    n_columns = columns.shape[2]
-    size = gram_block_size(n_columns)
-    for start in range(0, n_columns, size):
+def _add_gram(gram: Tensor, columns: Tensor, size: int) -> None:
+    """Add ``columnsᵀ columns`` to the upper triangle of ``gram``, so many columns at a time."""
+    for start in range(0, columns.shape[2], size):
         block = columns[:, :, start : start + size]
         gram[:, start : start + size, start:].baddbmm_(block.mT, columns[:, :, start:])
 
@@ -208,7 +207,11 @@ def _mirrored(gram: Tensor) -> Tensor:
 
 
 def task_of(
-    samples: Samples, activation: Activation, device: str, watch: Watch | None = None
+    samples: Samples,
+    activation: Activation,
+    device: str,
+    watch: Watch | None = None,
+    blocks: Blocks | None = None,
 ) -> LeastSquaresTask:
     """The rows as tensors on a device."""
     ones = np.ones((len(samples.X), 1))
@@ -218,6 +221,7 @@ def task_of(
         sqrt_weight=torch.from_numpy(np.sqrt(samples.sample_weight)[:, None]).to(device),
         activation=activation,
         watch=watch or Watch(),
+        blocks=blocks or Blocks(),
     )
 
 

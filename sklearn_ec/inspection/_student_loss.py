@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from sklearn_ec._expand.skorch_nets import LEVENBERG_STEPS_PER_EPOCH
 from sklearn_ec._folding import unwrap
 
 from ._common import NEUTRAL, Display
@@ -91,11 +90,11 @@ class StudentLossDisplay(Display):
             If there is no ExpandClusterRegressor in it.
         """
         estimator = unwrap(estimator)
-        is_levenberg = estimator.solver != "adam"
+        steps = estimator._settings.training.steps_per_epoch
         display = cls(
             estimator.student_loss_curves_,
             tol=estimator.tol,
-            iterations_per_epoch=LEVENBERG_STEPS_PER_EPOCH if is_levenberg else 1,
+            iterations_per_epoch=1 if estimator.solver == "adam" else steps,
             certified=estimator.recovered_,
         )
         return display.plot(ax)

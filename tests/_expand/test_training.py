@@ -12,17 +12,19 @@ from sklearn_ec._core.activations import get_activation
 from sklearn_ec._core.coordinates import split_rows, standardize
 from sklearn_ec._core.forward import network_outputs
 from sklearn_ec._core.records import Network, Samples
-from sklearn_ec._expand import polishing, skorch_nets, training
-from sklearn_ec._expand.skorch_nets import AdamNet, LevenbergNet, TrainingMonitor
+from sklearn_ec._core.settings import Damping, Pool, Settings, Training, WarmUp
+from sklearn_ec._expand import warm_up
+from sklearn_ec._expand.polishing import Polisher
+from sklearn_ec._expand.skorch_nets import AdamNet, LevenbergNet, TrainingMonitor, fit_net
 from sklearn_ec._expand.students import (
     StackedStudents,
     has_skip_terms,
     initial_weights,
     layer_shapes,
 )
-from sklearn_ec._expand.training import Trainer
+from sklearn_ec._expand.training import StudentTrainer
 from sklearn_ec._finish.pruning import unstick
-from sklearn_ec._solvers.levenberg import ROUNDING_LOSS
+from sklearn_ec._solvers.levenberg import Levenberg
 
 SEEDS = np.arange(6)
 
@@ -35,8 +37,13 @@ def rows(tanh_problem):
 
 
 @pytest.fixture(scope="module")
-def trainer(rows):
-    return Trainer(*rows, "tanh", "cpu", has_skip=False)
+def polisher(rows):
+    return Polisher(*rows, "tanh", "cpu", has_skip=False)
+
+
+@pytest.fixture(scope="module")
+def trainer(polisher):
+    return StudentTrainer(polisher)
 
 
 def loss_of(network, samples, activation):
@@ -73,10 +80,10 @@ def test_each_student_has_a_seed_of_its_own(has_skip):
 def test_students_reach_the_loss_they_report(trainer, rows, widths, shapes):
     students = trainer.train(SEEDS, widths, max_iter=40, tol=1e-20)
     assert [layer.shape for layer in students.layers] == [(6, *shape) for shape in shapes]
-    losses = [loss_of(students.network(i), rows[0], trainer.activation) for i in range(6)]
+    losses = [loss_of(students.network(i), rows[0], trainer.polisher.activation) for i in range(6)]
     assert_allclose(students.losses, losses, rtol=1e-4)
     assert students.losses.min() < 1e-6
-    best = loss_of(students.best, rows[1], trainer.activation)
+    best = loss_of(students.best, rows[1], trainer.polisher.activation)
     assert_allclose(students.best_held_out_loss, best, rtol=1e-3)
     assert students.n_iter <= 40
 
@@ -102,9 +109,9 @@ def test_joined_students_keep_their_loss_curves(trainer):
 
 
 def test_deep_students_of_even_linear_activations_reach_the_loss_they_report(rows):
-    trainer = Trainer(*rows, "softplus", "cpu", has_skip=True)
+    trainer = StudentTrainer(Polisher(*rows, "softplus", "cpu", has_skip=True))
     students = trainer.train(SEEDS, (8, 6), max_iter=40, tol=1e-20)
-    losses = [loss_of(students.network(i), rows[0], trainer.activation) for i in range(6)]
+    losses = [loss_of(students.network(i), rows[0], trainer.polisher.activation) for i in range(6)]
     assert_allclose(students.losses, losses, rtol=1e-4)
     assert students.losses.min() < 1e-4
 
@@ -114,12 +121,12 @@ def test_deep_students_of_even_linear_activations_reach_the_loss_they_report(row
 def test_students_compute_what_their_networks_do(rows, widths, has_skip):
     rng = np.random.default_rng(0)
     layers = [rng.normal(size=(6, *shape)) for shape in layer_shapes(3, widths, 2, has_skip)]
-    trainer = Trainer(*rows, "softplus", "cpu", has_skip)
-    students = StackedStudents(tuple(map(torch.from_numpy, layers)), trainer.activation)
+    polisher = Polisher(*rows, "softplus", "cpu", has_skip)
+    students = StackedStudents(tuple(map(torch.from_numpy, layers)), polisher.activation)
     networks = [Network(tuple(layer[i] for layer in layers)) for i in range(6)]
     assert all(network.has_skip == has_skip for network in networks)
-    expected = [network_outputs(network, rows[0].X, trainer.activation) for network in networks]
-    outputs = students(trainer.task.inputs).detach()
+    expected = [network_outputs(network, rows[0].X, polisher.activation) for network in networks]
+    outputs = students(polisher.task.inputs).detach()
     assert_allclose(outputs, np.stack(expected, axis=1), rtol=1e-12, atol=1e-12)
 
 
@@ -134,13 +141,13 @@ def test_training_is_deterministic_and_seeded_per_student(trainer):
 
 def test_training_stops_when_most_students_converged(trainer):
     students = trainer.train(SEEDS, (16,), max_iter=1000, tol=1e-4)
-    assert np.mean(students.losses <= 1e-4) >= skorch_nets.CONVERGED_SHARE
+    assert np.mean(students.losses <= 1e-4) >= Training().converged_share
     assert students.n_iter <= 20
 
 
 @pytest.mark.parametrize("solver", ["levenberg", "matrix_free"])
 def test_training_stops_when_the_best_student_is_recovered(rows, solver):
-    trainer = Trainer(*rows, "tanh", "cpu", has_skip=False, solver=solver)
+    trainer = StudentTrainer(Polisher(*rows, "tanh", "cpu", has_skip=False, solver=solver))
     asked = []
 
     def is_recovered(student, network, loss):
@@ -149,11 +156,11 @@ def test_training_stops_when_the_best_student_is_recovered(rows, solver):
 
     students = trainer.train(SEEDS, (4,), max_iter=1000, tol=0.0, is_recovered=is_recovered)
     assert len(asked) == 2
-    first, factor = (
-        table[polishing.SOLVERS[solver]]
-        for table in (skorch_nets.FIRST_QUESTION_EPOCH, skorch_nets.QUESTION_FACTOR)
-    )
-    assert students.n_iter == first * factor * skorch_nets.LEVENBERG_STEPS_PER_EPOCH
+    settings = Training()
+    n_epochs = settings.first_question_epoch * settings.question_factor
+    if solver == "matrix_free":
+        n_epochs = settings.large_first_question_epoch * settings.large_question_factor
+    assert students.n_iter == n_epochs * settings.steps_per_epoch
     assert asked[1] == (np.nanargmin(students.losses), np.nanmin(students.losses))
 
 
@@ -161,9 +168,8 @@ def test_training_stops_when_held_out_rows_no_longer_gain(rows):
     train, held_out = rows
     noise = np.random.default_rng(1).normal(size=train.y.shape)
     noisy = type(train)(train.X, train.y + noise, train.sample_weight)
-    students = Trainer(noisy, held_out, "tanh", "cpu", has_skip=False).train(
-        SEEDS, (8,), max_iter=3000, tol=0.0
-    )
+    trainer = StudentTrainer(Polisher(noisy, held_out, "tanh", "cpu", has_skip=False))
+    students = trainer.train(SEEDS, (8,), max_iter=3000, tol=0.0)
     assert students.n_iter < 3000
 
 
@@ -173,7 +179,7 @@ def with_one_failing_student(monkeypatch):
         layers[0][1] = np.nan
         return layers
 
-    monkeypatch.setattr(training, "initial_weights", broken)
+    monkeypatch.setattr(warm_up, "initial_weights", broken)
 
 
 def test_a_failing_student_harms_no_other(trainer, monkeypatch):
@@ -183,7 +189,9 @@ def test_a_failing_student_harms_no_other(trainer, monkeypatch):
     assert np.isnan(students.losses[1])
     assert 1 not in students.by_loss()
     others = np.delete(np.arange(6), 1)
-    assert_allclose(students.losses[others], healthy.losses[others], rtol=1e-3, atol=ROUNDING_LOSS)
+    assert_allclose(
+        students.losses[others], healthy.losses[others], rtol=1e-3, atol=Damping().rounding_loss
+    )
 
 
 def test_a_failing_student_is_dropped_with_a_warning(tanh_problem, monkeypatch):
@@ -204,15 +212,15 @@ def test_all_students_failing_is_an_error(tanh_problem, monkeypatch):
     def broken(*args):
         return [np.full_like(layer, np.nan) for layer in initial_weights(*args)]
 
-    monkeypatch.setattr(training, "initial_weights", broken)
+    monkeypatch.setattr(warm_up, "initial_weights", broken)
     model = ExpandClusterRegressor(hidden_layer_sizes=4, activation="tanh", n_students=2)
     with pytest.raises(ValueError, match="all 2 students diverged"):
         model.fit(X, y)
 
 
-def test_large_students_are_trained_in_groups_best_first(trainer, monkeypatch):
-    monkeypatch.setattr(training, "BATCH_FLOPS", {"cpu": 0.0, "cuda": 0.0})
-    monkeypatch.setitem(training.MIN_BATCH, training.BatchedLevenberg, 2)
+def test_large_students_are_trained_in_groups_best_first(rows):
+    settings = Settings(training=Training(batch_flops_on_cpu=0.0, min_batch=2))
+    trainer = StudentTrainer(Polisher(*rows, "tanh", "cpu", has_skip=False, settings=settings))
     students = trainer.train(SEEDS, (16,), max_iter=100, tol=1e-4)
     assert students.trained.sum() == 2
     assert students.losses[students.trained].max() < students.losses[~students.trained].min()
@@ -222,31 +230,32 @@ def test_large_students_are_trained_in_groups_best_first(trainer, monkeypatch):
 
 
 def test_nets_keep_skorch_history(trainer):
-    module, completed = trainer._warm_up(SEEDS, (4,))
+    module, completed = trainer.warm_up.train(SEEDS, (4,))
     assert completed
     net = LevenbergNet(
         module,
-        task=trainer.task,
+        task=trainer.polisher.task,
         tol=0.0,
+        settings=Settings(),
         device="cpu",
         max_epochs=3,
-        callbacks=[TrainingMonitor(trainer.held_out_task, np.arange(6), 0.0, None)],
+        callbacks=[TrainingMonitor(trainer.polisher.held_out_task, np.arange(6), 0.0, Training())],
     )
-    trainer._fit(net, trainer.task)
+    fit_net(net, trainer.polisher.task)
     losses = net.history[:, "train_loss"]
     assert len(losses) == 3
     assert losses == sorted(losses, reverse=True)
     assert issubclass(AdamNet, type(net).__mro__[1])
-    outputs = net.module_(trainer.task.inputs)
-    assert outputs.shape == (len(trainer.task.inputs), 6, 1)
+    outputs = net.module_(trainer.polisher.task.inputs)
+    assert outputs.shape == (len(trainer.polisher.task.inputs), 6, 1)
 
 
 @pytest.mark.parametrize("widths", [(2,), (3, 2)])
 def test_polish_reaches_rounding_from_nearby(rows, widths):
     exact = random_network(widths, 0)
-    trainer = Trainer(*planted(rows, exact), "tanh", "cpu", has_skip=False)
+    polisher = Polisher(*planted(rows, exact), "tanh", "cpu", has_skip=False)
     start = moved(exact, 1e-2)
-    network, loss = trainer.polish(start, 200)
+    network, loss = polisher.polish(start, 200)
     assert loss < 1e-29
     assert_same_layers(network, exact)
 
@@ -268,17 +277,17 @@ def assert_same_layers(network, expected):
         assert_allclose(layer, same, rtol=0, atol=1e-12)
 
 
-def test_polish_gives_up_on_a_target_out_of_reach(trainer):
+def test_polish_gives_up_on_a_target_out_of_reach(polisher):
     hidden = np.random.default_rng(0).normal(size=(1, 4))
     start = Network((hidden, np.array([[1.0, 0.0]])))
-    with_target = count_steps(trainer, start, target=1e-20)
-    without_target = count_steps(trainer, start, target=np.inf)
+    with_target = count_steps(polisher, start, target=1e-20)
+    without_target = count_steps(polisher, start, target=np.inf)
     assert with_target < without_target
 
 
-def count_steps(trainer, network, target):
+def count_steps(polisher, network, target):
     steps = 0
-    original = training.BatchedLevenberg.step
+    original = Levenberg.step
 
     def counting(solver):
         nonlocal steps
@@ -286,8 +295,8 @@ def count_steps(trainer, network, target):
         original(solver)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.BatchedLevenberg, "step", counting)
-        trainer.polish(network, 200, target)
+        patch.setattr(Levenberg, "step", counting)
+        polisher.polish(network, 200, target)
     return steps
 
 
@@ -317,7 +326,7 @@ def test_adam_alone_trains_students(trainer, widths):
 @pytest.mark.parametrize("widths", [(4,), (4, 3)])
 def test_refinement_reaches_rounding_and_ends_there(rows, widths):
     start = random_network(widths, 0)
-    exact = Trainer(*planted(rows, start), "tanh", "cpu", has_skip=False)
+    exact = Polisher(*planted(rows, start), "tanh", "cpu", has_skip=False)
     nearby = moved(start, 1e-6)
     loss = float(loss_of(nearby, exact.samples, exact.activation))
     refined, refined_loss = exact.refine(nearby, loss)
@@ -335,15 +344,15 @@ def test_nothing_is_written_to_the_working_directory(trainer, tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
-def test_polish_ends_where_it_stalls(trainer):
+def test_polish_ends_where_it_stalls(polisher):
     """Three neurons in a local minimum of a problem with four."""
     start = random_network((3,), 0)
     start.layers[-1][0, -1] = 0.0
-    assert polishing.POLISH_WINDOW < count_steps(trainer, start, target=np.inf) < 200
-    polished, loss = trainer.polish(start, 200)
+    assert polisher.settings.polish.window < count_steps(polisher, start, target=np.inf) < 200
+    polished, loss = polisher.polish(start, 200)
     assert loss > 1e-6
-    _, further_loss = trainer.polish(polished, 100)
-    assert further_loss > polishing.POLISH_PROGRESS * loss
+    _, further_loss = polisher.polish(polished, 100)
+    assert further_loss > polisher.settings.polish.progress * loss
 
 
 # Settled networks
@@ -360,38 +369,41 @@ def rare_column():
     teacher = Network((incoming, readout))
     y = network_outputs(teacher, X, get_activation("relu"))
     samples = Samples(X, y, np.ones(300))
-    return Trainer(samples, samples, "relu", "cpu", has_skip=False), teacher
+    return Polisher(samples, samples, "relu", "cpu", has_skip=False), teacher
 
 
 def test_settling_takes_weight_away_where_few_rows_tell(rare_column):
-    trainer, teacher = rare_column
-    settled = trainer.settled(teacher)
+    polisher, teacher = rare_column
+    settled = polisher.settled(teacher)
     assert_allclose(settled.layers[0][:, 2], 0.0, atol=1e-12)
     assert_allclose(settled.layers[0][:, [0, 1, 3]], teacher.layers[0][:, [0, 1, 3]], rtol=2e-3)
-    strongly = trainer.settled(teacher, shrinkage=1.0)
+    strongly = polisher.settled(teacher, shrinkage=1.0)
     assert np.linalg.norm(strongly.layers[0]) < 0.9 * np.linalg.norm(teacher.layers[0])
 
 
 def test_settling_frees_neurons_that_are_switched_off_in_a_single_row(rare_column):
     """No gradient tells that they should be on."""
-    trainer, teacher = rare_column
+    polisher, teacher = rare_column
     layers = [layer.copy() for layer in teacher.layers]
     layers[0][:, 2] = -2.0
-    stuck, loss = trainer.polish(Network(tuple(layers)), 100)
+    stuck, loss = polisher.polish(Network(tuple(layers)), 100)
     assert loss > 1e-6
-    freed, loss = unstick(stuck, loss, trainer)
+    freed, loss = unstick(stuck, loss, polisher)
     assert loss < 1e-25
     assert_allclose(np.abs(freed.layers[0][:, 2] / freed.layers[0][:, 0]), [0.3, 1.0], rtol=1e-6)
 
 
-def test_large_students_are_settled_after_a_longer_warm_up(rare_column, monkeypatch):
-    trainer, _ = rare_column
-    monkeypatch.setattr("sklearn_ec._solvers.matrix_free.DENSE_FLOPS", 0.0)
-    monkeypatch.setattr(training, "LARGE_WARM_UP_STEPS", 200)
-    monkeypatch.setattr(training, "POOLING_STEPS", 100)
-    course = trainer._warmed_up(SEEDS[:2], (4,))
-    assert_allclose(course.layers[0][:, :, 2], 0.0, atol=1e-12)
-    assert (course.losses < 1.0).all()
+def test_large_students_are_settled_after_a_longer_warm_up(rare_column):
+    samples = rare_column[0].samples
+    settings = Settings(
+        warm_up=WarmUp(large_steps=200),
+        pool=Pool(warm_up_steps=100),
+        training=Training(dense_flops=0.0),
+    )
+    polisher = Polisher(samples, samples, "relu", "cpu", has_skip=False, settings=settings)
+    state = StudentTrainer(polisher).warmed_up(SEEDS[:2], (4,))
+    assert_allclose(state.layers[0][:, :, 2], 0.0, atol=1e-12)
+    assert (state.losses < 1.0).all()
 
 
 @pytest.mark.parametrize(
@@ -400,4 +412,5 @@ def test_large_students_are_settled_after_a_longer_warm_up(rare_column, monkeypa
 )
 def test_students_of_many_inputs_have_no_skip_terms(activation, n_inputs, expected):
     samples = Samples(np.zeros((5, n_inputs)), np.zeros((5, 1)), np.ones(5))
-    assert has_skip_terms(get_activation(activation), samples) == expected
+    max_inputs = Training().max_skip_inputs
+    assert has_skip_terms(get_activation(activation), samples, max_inputs) == expected

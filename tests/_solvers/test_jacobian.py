@@ -9,8 +9,8 @@ from sklearn_ec._certify.uncertainty import layer_errors
 from sklearn_ec._core.activations import ACTIVATIONS
 from sklearn_ec._core.canonical import canonical_network
 from sklearn_ec._core.records import Network, Samples
+from sklearn_ec._expand.polishing import Polisher
 from sklearn_ec._expand.students import layer_shapes
-from sklearn_ec._expand.training import Trainer
 from sklearn_ec._solvers.jacobian import Linearization, least_neuron_singular_value
 
 # Widths and seeds of ReLU networks in which every neuron has a kink that the outputs show.
@@ -26,7 +26,7 @@ def rows():
 
 @pytest.fixture
 def trainer(rows):
-    return Trainer(rows, rows, "tanh", "cpu", has_skip=False)
+    return Polisher(rows, rows, "tanh", "cpu", has_skip=False)
 
 
 def random_network(widths=(3,), n_outputs=1, seed=0):
@@ -61,7 +61,7 @@ def numerical_jacobian(task, network, step=1e-6):
 
 def trainer_of(rows, activation, n_outputs):
     rows = Samples(rows.X, np.tile(rows.y, n_outputs), rows.sample_weight)
-    return Trainer(rows, rows, activation, "cpu", has_skip=False)
+    return Polisher(rows, rows, activation, "cpu", has_skip=False)
 
 
 def use_chunks(monkeypatch, task, n_chunks):
@@ -99,7 +99,7 @@ def test_singular_values(rows, monkeypatch, n_chunks, widths, n_outputs):
 
 @pytest.mark.parametrize(("widths", "seed"), KINKED)
 def test_scale_of_homogeneous_neurons_is_pinned(rows, widths, seed):
-    trainer = Trainer(rows, rows, "relu", "cpu", has_skip=False)
+    trainer = Polisher(rows, rows, "relu", "cpu", has_skip=False)
     network = random_network(widths, seed=seed)
     unpinned = numerical_jacobian(trainer.task, network) * incoming_lengths(network)
     values = np.linalg.svd(unpinned / np.sqrt(len(unpinned)), compute_uv=False)
@@ -171,7 +171,7 @@ def with_double(network, layer):
 @pytest.mark.parametrize("name", ["tanh", "relu"])
 @pytest.mark.parametrize("widths", [(3,), (3, 2), (3, 2, 2)])
 def test_newton_step_solves_the_linearized_problem(rows, name, widths):
-    trainer = Trainer(rows, rows, name, "cpu", has_skip=False)
+    trainer = Polisher(rows, rows, name, "cpu", has_skip=False)
     network = random_network(widths)
     jacobian = numerical_jacobian(trainer.task, network)
     residuals = residuals_of(trainer.task, network.layers)

@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,20 +7,13 @@ import torch
 from scipy.optimize import least_squares
 
 from sklearn_ec._core.activations import ACTIVATIONS
+from sklearn_ec._core.settings import Blocks, Damping
 from sklearn_ec._expand.students import layer_shapes
 from sklearn_ec._solvers.equations import DenseEquations, ShallowEquations
-from sklearn_ec._solvers.levenberg import (
-    DAMPING_CEILING,
-    DAMPING_FLOOR,
-    MAX_RETRIES,
-    ROUNDING_DAMPING,
-    ROUNDING_LOSS,
-    BatchedLevenberg,
-    _next_damping,
-    predicted_decrease,
-)
-from sklearn_ec._solvers.task import CHUNK_ELEMENTS, LeastSquaresTask
+from sklearn_ec._solvers.levenberg import Levenberg, next_damping, predicted_decrease
+from sklearn_ec._solvers.task import LeastSquaresTask
 
+RULE = Damping()
 NAMES = sorted(ACTIVATIONS)
 SHAPES = [(1, False), (2, False), (1, True), (3, True)]  # n_outputs, has_skip
 DEEP = list(itertools.product(["tanh", "relu", "gelu", "g"], [(3, 2), (3, 2, 4)]))
@@ -55,6 +49,13 @@ def direct_outputs(task, layers):
 
 def direct_residuals(task, layers):
     return (direct_outputs(task, layers) - task.targets.numpy()) * task.sqrt_weight.numpy()
+
+
+def in_chunks(task, n_elements):
+    """The same task with temporary arrays of so many elements at most."""
+    if n_elements is None:
+        return task
+    return replace(task, blocks=Blocks(elements_on_cpu=n_elements))
 
 
 def task_of_teacher(rng, name, layers, n_samples=200, noise=0.0):
@@ -150,13 +151,9 @@ def test_jacobian_matches_finite_differences(name, widths, n_outputs, has_skip):
 @pytest.mark.parametrize("chunk_elements", [None, 1])
 @pytest.mark.parametrize(("n_outputs", "has_skip"), SHAPES)
 @pytest.mark.parametrize(("name", "widths"), NETWORKS)
-def test_curvature_matches_finite_differences(
-    name, widths, n_outputs, has_skip, chunk_elements, monkeypatch
-):
-    if chunk_elements is not None:
-        monkeypatch.setitem(CHUNK_ELEMENTS, "cpu", chunk_elements)
+def test_curvature_matches_finite_differences(name, widths, n_outputs, has_skip, chunk_elements):
     rng = np.random.default_rng(1)
-    task = random_task(rng, name, n_samples=600, n_outputs=n_outputs)
+    task = in_chunks(random_task(rng, name, n_samples=600, n_outputs=n_outputs), chunk_elements)
     point = random_batch(rng, 2, widths, n_outputs=n_outputs, has_skip=has_skip)
     step = random_batch(rng, 2, widths, n_outputs=n_outputs, has_skip=has_skip)
     size = 1e-4
@@ -192,7 +189,7 @@ def test_second_order_correction_speeds_up_curved_valleys():
     start = random_batch(rng, 4, (16,))
     losses = []
     for kind in (LeastSquaresTask, UncorrectedTask):
-        solver = BatchedLevenberg(kind(**vars(task)), start)
+        solver = Levenberg(kind(**vars(task)), start)
         solver.run(150)
         losses.append(solver.losses.median().item())
     assert losses[0] < 0.1 * losses[1]
@@ -203,11 +200,9 @@ def test_second_order_correction_speeds_up_curved_valleys():
 @pytest.mark.parametrize(("n_outputs", "has_skip"), SHAPES)
 @pytest.mark.parametrize("widths", [(3,), (40,), (3, 2), (3, 2, 4), (30, 3)])
 @pytest.mark.parametrize("name", ["tanh", "relu", "gelu", "g"])
-def test_steps_match_a_dense_solver(name, widths, n_outputs, has_skip, chunk_elements, monkeypatch):
+def test_steps_match_a_dense_solver(name, widths, n_outputs, has_skip, chunk_elements):
     rng = np.random.default_rng(2)
-    task = random_task(rng, name, n_samples=600, n_outputs=n_outputs)
-    if chunk_elements is not None:
-        monkeypatch.setitem(CHUNK_ELEMENTS, "cpu", chunk_elements)
+    task = in_chunks(random_task(rng, name, n_samples=600, n_outputs=n_outputs), chunk_elements)
     assert len(list(task.chunks(100))) == (1 if chunk_elements is None else 3)
     layers = random_batch(rng, 4, widths, n_outputs=n_outputs, has_skip=has_skip)
     damping = torch.tensor([1e-4, 1e-2, 1.0, 100.0], dtype=torch.float64)
@@ -235,12 +230,10 @@ def test_steps_match_a_dense_solver(name, widths, n_outputs, has_skip, chunk_ele
 @pytest.mark.parametrize(("n_outputs", "has_skip"), SHAPES)
 @pytest.mark.parametrize("name", ["tanh", "relu", "gelu", "g"])
 def test_both_kinds_of_equations_agree_on_one_hidden_layer(
-    name, n_outputs, has_skip, chunk_elements, monkeypatch
+    name, n_outputs, has_skip, chunk_elements
 ):
-    if chunk_elements is not None:
-        monkeypatch.setitem(CHUNK_ELEMENTS, "cpu", chunk_elements)
     rng = np.random.default_rng(12)
-    task = random_task(rng, name, n_samples=600, n_outputs=n_outputs)
+    task = in_chunks(random_task(rng, name, n_samples=600, n_outputs=n_outputs), chunk_elements)
     layers = random_batch(rng, 3, (7,), n_outputs=n_outputs, has_skip=has_skip)
     damping = torch.tensor([1e-3, 1e-1, 10.0], dtype=torch.float64)
     right = random_batch(rng, 3, (7,), n_outputs=n_outputs, has_skip=has_skip)
@@ -293,10 +286,10 @@ def test_a_batch_advances_like_each_network_alone(n_outputs, has_skip, widths):
     rng = np.random.default_rng(4)
     task = random_task(rng, "softplus", n_samples=100, n_outputs=n_outputs)
     layers = random_batch(rng, 3, widths, n_outputs=n_outputs, has_skip=has_skip)
-    together = BatchedLevenberg(task, layers)
+    together = Levenberg(task, layers)
     assert together.run(8) == 8
     for i in range(3):
-        single = BatchedLevenberg(task, alone(layers, i))
+        single = Levenberg(task, alone(layers, i))
         single.run(8)
         assert_close_layers(pick(single.layers, 0), pick(together.layers, i), rtol=1e-8, atol=1e-8)
         torch.testing.assert_close(single.losses[0], together.losses[i], rtol=1e-10, atol=0)
@@ -310,11 +303,11 @@ def test_a_broken_network_is_finished_and_never_alters_the_others(broken, widths
     task = random_task(rng, "g", n_samples=100)
     layers = random_batch(rng, 3, widths)
     layers[0][1] = broken
-    batch = BatchedLevenberg(task, layers)
+    batch = Levenberg(task, layers)
     assert batch.finished.tolist() == [False, True, False]
     batch.run(8)
     others = torch.tensor([0, 2])
-    clean = BatchedLevenberg(task, pick(layers, others))
+    clean = Levenberg(task, pick(layers, others))
     clean.run(8)
     assert_close_layers(pick(batch.layers, others), clean.layers, rtol=1e-12, atol=1e-14)
     for name in ("losses", "damping"):
@@ -336,11 +329,11 @@ def test_final_loss_of_a_noisy_problem_agrees_with_scipy(name, widths):
     layers = random_batch(rng, 1, widths)
     task = task_of_teacher(rng, name, pick(layers, 0), n_samples=100, noise=0.05)
     start = layers[0] + 0.02 * torch.tensor(rng.normal(size=layers[0].shape)), *layers[1:]
-    solver = BatchedLevenberg(task, start)
+    solver = Levenberg(task, start)
     assert solver.run(500) < 500
     assert solver.finished.all()
     # No step lowers the loss any more: rejections have raised the damping over its ceiling.
-    assert DAMPING_CEILING < solver.damping[0] <= DAMPING_CEILING * 4.0**MAX_RETRIES
+    assert RULE.ceiling < solver.damping[0] <= RULE.ceiling * RULE.increase**RULE.max_retries
 
     def residuals(parameters):
         return direct_residuals(task, unflatten(parameters, pick(layers, 0))).ravel()
@@ -358,11 +351,11 @@ def test_noise_free_problem_is_solved_to_rounding(name, widths):
     task = task_of_teacher(rng, name, pick(layers, 0))
     first, *others = alone(layers, 0)
     start = first + 0.02 * torch.tensor(rng.normal(size=(3, *first.shape[1:])))
-    solver = BatchedLevenberg(task, (start, *(layer.expand(3, -1, -1) for layer in others)))
+    solver = Levenberg(task, (start, *(layer.expand(3, -1, -1) for layer in others)))
     assert solver.run(300) < 300
     assert solver.finished.all()
     # The normal equations of deep networks lose more digits.
-    assert solver.losses.max() < (1e-26 if len(widths) == 1 else ROUNDING_LOSS)
+    assert solver.losses.max() < (1e-26 if len(widths) == 1 else RULE.rounding_loss)
 
 
 @pytest.mark.parametrize(("name", "widths"), [(name, (6,)) for name in NAMES] + DEEP)
@@ -371,7 +364,7 @@ def test_losses_never_increase_and_belong_to_the_weights(name, widths):
     task = random_task(rng, name, n_samples=60, n_outputs=2)
     layers = random_batch(rng, 5, widths, n_outputs=2)
     before = [layer.clone() for layer in layers]
-    solver = BatchedLevenberg(task, layers)
+    solver = Levenberg(task, layers)
     first = losses = solver.losses.clone()
     for _ in range(40):
         solver.step()
@@ -387,27 +380,27 @@ def test_run_counts_its_steps_and_stops_when_all_are_finished(monkeypatch):
     task = random_task(rng, "tanh", n_samples=60)
     layers = random_batch(rng, 2)
     steps = []
-    step = BatchedLevenberg.step
-    monkeypatch.setattr(BatchedLevenberg, "step", lambda self: (steps.append(1), step(self)))
-    solver = BatchedLevenberg(task, layers)
+    step = Levenberg.step
+    monkeypatch.setattr(Levenberg, "step", lambda self: (steps.append(1), step(self)))
+    solver = Levenberg(task, layers)
     assert solver.run(0) == 0
     assert solver.run(4) == len(steps) == 4
     target = solver.losses.max().item()
 
-    solver = BatchedLevenberg(task, layers, tol=target)
+    solver = Levenberg(task, layers, tol=target)
     steps.clear()
     taken = solver.run(50)
     assert 0 < taken == len(steps) <= 4
     assert (solver.losses <= target).all()
     assert solver.run(50) == 0
-    assert BatchedLevenberg(task, layers, tol=1e9).finished.all()
+    assert Levenberg(task, layers, tol=1e9).finished.all()
 
 
 def test_finished_networks_are_left_alone():
     rng = np.random.default_rng(10)
     task = random_task(rng, "tanh", n_samples=60)
     layers = random_batch(rng, 3)
-    solver = BatchedLevenberg(task, layers)
+    solver = Levenberg(task, layers)
     solver.finished[1] = True
     solver.run(5)
     assert all(map(torch.equal, pick(solver.layers, 1), pick(layers, 1)))
@@ -417,10 +410,10 @@ def test_finished_networks_are_left_alone():
 def test_slow_progress_far_from_rounding_finishes_nothing():
     rng = np.random.default_rng(11)
     task = random_task(rng, "tanh", n_samples=60)
-    solver = BatchedLevenberg(task, random_batch(rng, 1))
+    solver = Levenberg(task, random_batch(rng, 1))
     solver.run(30)
     before = solver.losses.clone()
-    solver.damping[:] = 0.1 * ROUNDING_DAMPING
+    solver.damping[:] = 0.1 * RULE.rounding_damping
     solver.step()
     assert 0.5 * before < solver.losses <= before
     assert not solver.finished.any()
@@ -428,11 +421,11 @@ def test_slow_progress_far_from_rounding_finishes_nothing():
 
 def test_damping_follows_the_gain_ratio():
     damping = torch.full((6,), 0.6, dtype=torch.float64)
-    damping[5] = DAMPING_FLOOR
+    damping[5] = RULE.floor
     gain = torch.tensor([0.9, 0.4, 0.1, 0.9, np.nan, 0.9], dtype=torch.float64)
     accepted = torch.tensor([True, True, True, False, False, True])
-    expected = torch.tensor([0.2, 0.6, 2.4, 2.4, 2.4, DAMPING_FLOOR], dtype=torch.float64)
-    found = _next_damping(damping, gain, accepted, DAMPING_FLOOR)
+    expected = torch.tensor([0.2, 0.6, 2.4, 2.4, 2.4, RULE.floor], dtype=torch.float64)
+    found = next_damping(damping, gain, accepted, RULE)
     torch.testing.assert_close(found, expected)
-    lower = _next_damping(damping, gain, accepted, 1e-24)
+    lower = next_damping(damping, gain, accepted, replace(RULE, floor=1e-24))
     torch.testing.assert_close(lower[5], damping[5] / 3.0, rtol=1e-12, atol=0)

@@ -13,6 +13,7 @@ from test_levenberg import (
     dense_system,
     direct_residuals,
     flat,
+    in_chunks,
     output_by_output,
     pick,
     random_batch,
@@ -25,23 +26,27 @@ from sklearn_ec._core.activations import ACTIVATIONS
 from sklearn_ec._core.coordinates import split_rows, standardize
 from sklearn_ec._core.forward import network_outputs
 from sklearn_ec._core.records import Network, Samples
-from sklearn_ec._expand import polishing
-from sklearn_ec._expand.skorch_nets import LEVENBERG_STEPS_PER_EPOCH
-from sklearn_ec._expand.training import Trainer
+from sklearn_ec._core.settings import (
+    ConjugateGradients,
+    Damping,
+    Polish,
+    Settings,
+    Training,
+    WarmUp,
+)
+from sklearn_ec._expand.polishing import Polisher
+from sklearn_ec._expand.training import StudentTrainer
 from sklearn_ec._solvers import matrix_free
 from sklearn_ec._solvers.derivatives import forward, gradients, pull_back, tangent
 from sklearn_ec._solvers.jacobian import stacked
-from sklearn_ec._solvers.levenberg import ROUNDING_LOSS, BatchedLevenberg, predicted_decrease
+from sklearn_ec._solvers.levenberg import Dense, Levenberg, predicted_decrease
 from sklearn_ec._solvers.matrix_free import (
-    BLOCK_STEPS,
-    DENSE_FLOPS,
-    FinalMatrixFreeLevenberg,
+    MatrixFree,
     MatrixFreeEquations,
-    MatrixFreeLevenberg,
     diagonal_blocks,
     suited_solver,
 )
-from sklearn_ec._solvers.task import CHUNK_ELEMENTS, LeastSquaresTask
+from sklearn_ec._solvers.task import LeastSquaresTask
 from sklearn_ec.datasets import make_teacher
 from sklearn_ec.metrics import max_cosine_distance
 
@@ -49,12 +54,15 @@ SHAPES = [(1, False), (3, False), (1, True), (2, True)]  # n_outputs, has_skip
 WIDTHS = [(3,), (3, 2), (3, 2, 4)]
 NAMES = ["tanh", "relu", "gelu", "g"]
 
-
-@pytest.fixture
-def exact_solves(monkeypatch):
-    """Conjugate gradients down to rounding."""
-    monkeypatch.setattr(matrix_free, "RELATIVE_RESIDUAL", 1e-12)
-    monkeypatch.setattr(matrix_free, "MAX_ITERATIONS", 2000)
+SOLVES = ConjugateGradients()
+# Conjugate gradients down to rounding, and nearly so.
+EXACT_SOLVES = replace(SOLVES, relative_residual=1e-12, max_iterations=2000)
+FINAL_SOLVES = replace(
+    SOLVES,
+    relative_residual=Polish().final_residual,
+    max_iterations=Polish().max_final_iterations,
+)
+DENSE_FLOPS = Training().dense_flops
 
 
 def rowwise(vectors):
@@ -62,8 +70,12 @@ def rowwise(vectors):
     return torch.cat([part.flatten(start_dim=1) for part in vectors], dim=1).numpy()
 
 
-def equations_of(task, layers):
-    return MatrixFreeEquations.assemble(task, layers, diagonal_blocks(task, layers))
+def equations_of(task, layers, solves=SOLVES):
+    return MatrixFreeEquations.assemble(task, layers, diagonal_blocks(task, layers), solves)
+
+
+def matrix_free_levenberg(task, layers, solves=SOLVES, **options):
+    return Levenberg(task, layers, MatrixFree(solves), **options)
 
 
 def assert_close(actual, expected, rtol):
@@ -140,16 +152,14 @@ def test_products_and_gradients_are_those_of_the_normal_equations(
 @pytest.mark.parametrize(("n_inputs", "widths"), [(2, (3,)), (70, (3,)), (2, (3, 2)), (2, (70, 2))])
 @pytest.mark.parametrize("name", NAMES)
 def test_blocks_are_the_diagonal_blocks_of_the_normal_equations(
-    name, n_inputs, widths, n_outputs, has_skip, chunk_elements, monkeypatch
+    name, n_inputs, widths, n_outputs, has_skip, chunk_elements
 ):
-    if chunk_elements is not None:
-        monkeypatch.setitem(CHUNK_ELEMENTS, "cpu", chunk_elements)
     rng = np.random.default_rng(2)
-    task = random_task(rng, name, 600, n_inputs, n_outputs)
+    task = in_chunks(random_task(rng, name, 600, n_inputs, n_outputs), chunk_elements)
     assert len(list(task.chunks(10))) == (1 if chunk_elements is None else 3)
     layers = random_batch(rng, 2, widths, n_inputs, n_outputs, has_skip)
     blocks = diagonal_blocks(task, layers)
-    readout = MatrixFreeEquations.assemble(task, layers, blocks).readout_gram[:, None]
+    readout = MatrixFreeEquations.assemble(task, layers, blocks, SOLVES).readout_gram[:, None]
     for i in range(2):
         matrix, start = dense_system(task, alone(layers, i))[0], 0
         for layer, block in zip(layers, (*blocks, readout), strict=True):
@@ -170,13 +180,13 @@ def test_blocks_are_the_diagonal_blocks_of_the_normal_equations(
 @pytest.mark.parametrize(("n_outputs", "has_skip"), SHAPES)
 @pytest.mark.parametrize("widths", WIDTHS)
 @pytest.mark.parametrize("name", NAMES)
-def test_exact_solves_match_a_dense_solver(name, widths, n_outputs, has_skip, exact_solves):
+def test_exact_solves_match_a_dense_solver(name, widths, n_outputs, has_skip):
     rng = np.random.default_rng(3)
     task = random_task(rng, name, n_samples=60, n_outputs=n_outputs)
     layers = random_batch(rng, 3, widths, n_outputs=n_outputs, has_skip=has_skip)
     right = random_batch(rng, 3, widths, n_outputs=n_outputs, has_skip=has_skip)
     damping = torch.tensor([1e-3, 1e-1, 10.0], dtype=torch.float64)
-    equations = equations_of(task, layers)
+    equations = equations_of(task, layers, EXACT_SOLVES)
     system = equations.damped(damping)
     assert system.succeeded.all()
     for vector in (equations.gradient, right):
@@ -189,16 +199,16 @@ def test_exact_solves_match_a_dense_solver(name, widths, n_outputs, has_skip, ex
 
 @pytest.mark.parametrize("n_iterations", [1, 2, 5, None])
 @pytest.mark.parametrize("widths", WIDTHS)
-def test_inexact_solves_decrease_the_model_as_predicted(widths, n_iterations, monkeypatch):
+def test_inexact_solves_decrease_the_model_as_predicted(widths, n_iterations):
     """Wherever the conjugate gradients stop."""
+    solves = SOLVES
     if n_iterations is not None:
-        monkeypatch.setattr(matrix_free, "RELATIVE_RESIDUAL", 0.0)
-        monkeypatch.setattr(matrix_free, "MAX_ITERATIONS", n_iterations)
+        solves = replace(SOLVES, relative_residual=0.0, max_iterations=n_iterations)
     rng = np.random.default_rng(4)
     task = random_task(rng, "gelu", n_samples=60, n_outputs=2)
     layers = random_batch(rng, 3, widths, n_outputs=2)
     damping = torch.tensor([1e-3, 1e-1, 10.0], dtype=torch.float64)
-    equations = equations_of(task, layers)
+    equations = equations_of(task, layers, solves)
     steps = equations.damped(damping).step(equations.gradient)
     decrease = predicted_decrease(equations, steps, damping).numpy()
     losses = task.losses(layers).numpy()
@@ -216,12 +226,11 @@ def test_inexact_solves_decrease_the_model_as_predicted(widths, n_iterations, mo
             assert descent > 0.9 * best
 
 
-@pytest.mark.parametrize("is_final", [False, True])
-def test_solves_end_at_the_relative_residual(is_final):
-    goal = matrix_free.FINAL_RESIDUAL if is_final else matrix_free.RELATIVE_RESIDUAL
+@pytest.mark.parametrize("solves", [SOLVES, FINAL_SOLVES])
+def test_solves_end_at_the_relative_residual(solves):
     rng = np.random.default_rng(5)
     task, layers = random_task(rng, "tanh", n_samples=60), random_batch(rng, 3, (3, 2))
-    equations = replace(equations_of(task, layers), is_final=is_final)
+    equations = equations_of(task, layers, solves)
     damping = torch.full((3,), 1e-4, dtype=torch.float64)
     system = equations.damped(damping)
     *hidden_step, _ = system.step(equations.gradient)
@@ -231,7 +240,7 @@ def test_solves_end_at_the_relative_residual(is_final):
     gradient = torch.from_numpy(rowwise(hidden_gradient) - rowwise(carried))
     residual = gradient + system._product(torch.from_numpy(rowwise(hidden_step)))
     sizes = [(r * system._precondition(r)).sum(dim=1) for r in (residual, gradient)]
-    assert (sizes[0] <= goal**2 * sizes[1]).all()
+    assert (sizes[0] <= solves.relative_residual**2 * sizes[1]).all()
 
 
 @pytest.mark.parametrize("widths", WIDTHS)
@@ -270,7 +279,7 @@ def test_failed_blocks_are_reported_and_leave_the_others_alone(widths):
     layers[0][2, 0, 0] = np.nan
     blocks = diagonal_blocks(task, layers)
     blocks[-1][1, 0] = -torch.eye(blocks[-1].shape[2], dtype=torch.float64)
-    equations = MatrixFreeEquations.assemble(task, layers, blocks)
+    equations = MatrixFreeEquations.assemble(task, layers, blocks, SOLVES)
     damping = torch.tensor([1e-2, 1e-2, 1e-2, 1e-3], dtype=torch.float64)
     system = equations.damped(damping)
     assert system.succeeded.tolist() == [True, False, False, True]
@@ -304,8 +313,8 @@ def test_a_network_of_idle_neurons_advances_beside_another_one():
     rng = np.random.default_rng(9)
     task, layers = random_task(rng, "relu", n_samples=60), random_batch(rng, 2, (4,))
     layers[0][0, :, -1] = -100.0
-    together = MatrixFreeLevenberg(task, layers)
-    single = MatrixFreeLevenberg(task, alone(layers, 0))
+    together = matrix_free_levenberg(task, layers)
+    single = matrix_free_levenberg(task, alone(layers, 0))
     for solver in (together, single):
         solver.run(30)
     mean = (task.targets * task.sqrt_weight**2).sum() / (task.sqrt_weight**2).sum()
@@ -352,12 +361,12 @@ def at_unit_lengths(layers, activation):
 @pytest.mark.parametrize("number", range(N_PROBLEMS))
 def test_both_solvers_find_the_same_minimum(number):
     task, start = mid_size_problem(number)
-    solvers = [kind(task, start) for kind in (BatchedLevenberg, MatrixFreeLevenberg)]
+    solvers = [Levenberg(task, start, linear) for linear in (Dense(), MatrixFree())]
     for solver in solvers:
         assert solver.run(200) < 200
         assert solver.finished.all()
     dense, matrix_free = (solver.losses[0].item() for solver in solvers)
-    assert dense > ROUNDING_LOSS  # a minimum, not an exact fit
+    assert dense > Damping().rounding_loss  # a minimum, not an exact fit
     assert dense < 0.1 * task.losses(start)[0].item()
     assert abs(matrix_free - dense) <= 1e-10 * dense
     networks = [flat(at_unit_lengths(solver.layers, task.activation)) for solver in solvers]
@@ -371,7 +380,7 @@ def test_exact_problems_are_solved_to_rounding(name, widths):
     layers = random_batch(rng, 1, widths, n_inputs=6, n_outputs=2)
     task = task_of_teacher(rng, name, pick(layers, 0), n_samples=300)
     start = tuple(a + 1e-2 * torch.tensor(rng.normal(size=a.shape)) for a in layers)
-    solver = MatrixFreeLevenberg(task, start)
+    solver = matrix_free_levenberg(task, start)
     solver.run(300)
     assert solver.losses[0] < 1e-26
 
@@ -380,9 +389,9 @@ def test_exact_problems_are_solved_to_rounding(name, widths):
 def test_losses_never_increase_and_belong_to_the_weights(widths):
     rng = np.random.default_rng(10)
     task = random_task(rng, "softplus", n_samples=60, n_outputs=2)
-    solver = MatrixFreeLevenberg(task, random_batch(rng, 4, widths, n_outputs=2))
+    solver = matrix_free_levenberg(task, random_batch(rng, 4, widths, n_outputs=2))
     losses = solver.losses.clone()
-    for _ in range(2 * BLOCK_STEPS + 1):
+    for _ in range(2 * SOLVES.block_steps + 1):
         solver.step()
         assert (solver.losses < losses).all()
         losses = solver.losses.clone()
@@ -394,11 +403,11 @@ def test_a_broken_network_never_alters_the_others(broken):
     rng = np.random.default_rng(11)
     task, layers = random_task(rng, "g", n_samples=100), random_batch(rng, 3)
     layers[0][1] = broken
-    batch = MatrixFreeLevenberg(task, layers)
+    batch = matrix_free_levenberg(task, layers)
     assert batch.finished.tolist() == [False, True, False]
     batch.run(8)
     others = torch.tensor([0, 2])
-    clean = MatrixFreeLevenberg(task, pick(layers, others))
+    clean = matrix_free_levenberg(task, pick(layers, others))
     clean.run(8)
     assert_close_layers(pick(batch.layers, others), clean.layers, rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(batch.layers[0][1], layers[0][1], equal_nan=True)
@@ -414,8 +423,8 @@ def test_blocks_serve_several_steps_and_are_computed_anew_for_other_networks(mon
     monkeypatch.setattr(matrix_free, "diagonal_blocks", spy)
     rng = np.random.default_rng(12)
     task = random_task(rng, "tanh", n_samples=60)
-    solver = MatrixFreeLevenberg(task, random_batch(rng, 3))
-    solver.run(BLOCK_STEPS)
+    solver = matrix_free_levenberg(task, random_batch(rng, 3))
+    solver.run(SOLVES.block_steps)
     assert calls == [3]
     solver.run(1)
     assert calls == [3, 3]
@@ -425,21 +434,22 @@ def test_blocks_serve_several_steps_and_are_computed_anew_for_other_networks(mon
     solver.finished[:] = torch.tensor([True, False, False])
     solver.run(1)
     assert calls == [3, 3]
-    assert LEVENBERG_STEPS_PER_EPOCH % BLOCK_STEPS == 0
+    assert Training().steps_per_epoch % SOLVES.block_steps == 0
 
 
 def test_blocks_of_the_right_networks_are_used():
     """Networks that finish leave the others' blocks in their places."""
     rng = np.random.default_rng(13)
     task, layers = random_task(rng, "tanh", n_samples=60), random_batch(rng, 4)
-    solver = MatrixFreeLevenberg(task, layers)
+    solver = matrix_free_levenberg(task, layers)
     solver.finished[:] = torch.tensor([True, False, True, False])
     solver._n_steps = 1
-    solver._blocks, solver._owners = diagonal_blocks(task, layers), torch.arange(4)
+    linear = solver.linear
+    linear._blocks, linear._owners = diagonal_blocks(task, layers), torch.arange(4)
     index = torch.tensor([1, 3])
     found = solver._equations(index).blocks
     assert_close_layers(found, diagonal_blocks(task, pick(layers, index)), rtol=1e-13, atol=1e-14)
-    solver._blocks, solver._owners = diagonal_blocks(task, pick(layers, index)), index
+    linear._blocks, linear._owners = diagonal_blocks(task, pick(layers, index)), index
     others = torch.tensor([0, 1])  # of another batch
     found = solver._equations(others).blocks
     assert_close_layers(found, diagonal_blocks(task, pick(layers, others)), rtol=1e-13, atol=1e-14)
@@ -449,17 +459,19 @@ def test_blocks_of_the_right_networks_are_used():
 
 
 def bytes_for(task, layers, n_networks):
-    return n_networks * MatrixFreeLevenberg.step_bytes(task, layers)
+    return n_networks * MatrixFree().step_bytes(task, layers)
 
 
 @pytest.mark.parametrize("widths", [(5,), (4, 3)])
-def test_smaller_batches_take_the_same_steps(widths, exact_solves):
+def test_smaller_batches_take_the_same_steps(widths):
     """Five networks at most two at a time, with solves that do not depend on the preconditioner."""
     rng = np.random.default_rng(14)
     task = random_task(rng, "softplus", n_samples=60, n_outputs=2)
     layers = random_batch(rng, 5, widths, n_outputs=2)
-    whole = MatrixFreeLevenberg(task, layers)
-    split = MatrixFreeLevenberg(task, layers, working_bytes=bytes_for(task, layers, 2))
+    whole, split = (
+        matrix_free_levenberg(task, layers, EXACT_SOLVES, working_bytes=working_bytes)
+        for working_bytes in (np.inf, bytes_for(task, layers, 2))
+    )
     assert (whole.batch_size, split.batch_size) == (5, 2)
     for solver in (whole, split):
         solver.run(6)
@@ -477,7 +489,7 @@ def test_smaller_batches_find_the_same_minimum():
     )
     losses = []
     for working_bytes in (np.inf, bytes_for(task, start, 2), 0.0):
-        solver = MatrixFreeLevenberg(task, start, working_bytes=working_bytes)
+        solver = matrix_free_levenberg(task, start, working_bytes=working_bytes)
         assert solver.run(200) < 200
         losses.append(solver.losses.numpy())
     assert solver.batch_size == 1
@@ -503,36 +515,32 @@ def size_only(n_rows, n_inputs, n_outputs, widths):
 
 def test_dense_equations_are_taken_where_they_fit_and_are_cheap():
     task, layers = size_only(1000, 10, 1, (8,))
-    dense, matrix_free = (
-        kind.step_bytes(task, layers) for kind in (BatchedLevenberg, MatrixFreeLevenberg)
-    )
-    assert suited_solver(task, layers, np.inf) is BatchedLevenberg
-    assert suited_solver(task, layers, dense) is BatchedLevenberg
+    dense = Dense().step_bytes(task, layers)
+    assert not suited_solver(task, layers, np.inf, DENSE_FLOPS).is_matrix_free
+    assert not suited_solver(task, layers, dense, DENSE_FLOPS).is_matrix_free
     wide = size_only(1000, 100, 1, (40,))
-    dense, matrix_free = (
-        kind.step_bytes(*wide) for kind in (BatchedLevenberg, MatrixFreeLevenberg)
-    )
+    dense, matrix_free = (linear.step_bytes(*wide) for linear in (Dense(), MatrixFree()))
     assert matrix_free < dense
-    assert suited_solver(*wide, dense) is BatchedLevenberg
-    assert suited_solver(*wide, dense - 1) is MatrixFreeLevenberg
+    assert not suited_solver(*wide, dense, DENSE_FLOPS).is_matrix_free
+    assert suited_solver(*wide, dense - 1, DENSE_FLOPS).is_matrix_free
 
 
 def test_dense_equations_are_kept_where_they_are_the_smaller_ones():
     """Many rows and few parameters: the activations outweigh the normal equations."""
     task, layers = size_only(100_000, 2, 1, (4,))
-    assert BatchedLevenberg.step_bytes(task, layers) < MatrixFreeLevenberg.step_bytes(task, layers)
-    assert suited_solver(task, layers, 1.0) is BatchedLevenberg
+    assert Dense().step_bytes(task, layers) < MatrixFree().step_bytes(task, layers)
+    assert not suited_solver(task, layers, 1.0, DENSE_FLOPS).is_matrix_free
 
 
 def test_dense_equations_are_not_taken_where_they_are_expensive():
     n_columns = 100 * 101 + 101
     rows = int(DENSE_FLOPS / (2 * n_columns**2))
-    for n_rows, expected in ((rows, BatchedLevenberg), (rows + 1, MatrixFreeLevenberg)):
-        task, layers = size_only(n_rows, 100, 1, (100,))
-        assert suited_solver(task, layers, np.inf) is expected
+    for n_rows, is_matrix_free in ((rows, False), (rows + 1, True)):
+        sizes = size_only(n_rows, 100, 1, (100,))
+        assert suited_solver(*sizes, np.inf, DENSE_FLOPS).is_matrix_free == is_matrix_free
     mnist = size_only(60_000, 784, 10, (64,))
-    assert suited_solver(*mnist, np.inf) is MatrixFreeLevenberg
-    assert MatrixFreeLevenberg.flops(*mnist) < BatchedLevenberg.flops(*mnist)
+    assert suited_solver(*mnist, np.inf, DENSE_FLOPS).is_matrix_free
+    assert MatrixFree().flops(*mnist) < Dense().flops(*mnist)
 
 
 @pytest.fixture(scope="module")
@@ -546,84 +554,88 @@ def rows():
 
 
 def levenberg_kinds(monkeypatch):
-    """The solvers that are really used, in order."""
+    """How the solvers that are really used solve, in order."""
     kinds = []
-    original = BatchedLevenberg.run
+    original = Levenberg.run
 
     def spy(self, max_iter):
-        kinds.append(type(self))
+        is_final = self.linear.is_matrix_free and self.linear.solves == FINAL_SOLVES
+        kinds.append("final" if is_final else type(self.linear))
         return original(self, max_iter)
 
-    monkeypatch.setattr(BatchedLevenberg, "run", spy)
+    monkeypatch.setattr(Levenberg, "run", spy)
     return kinds
 
 
 @pytest.mark.parametrize(
     ("solver", "working_memory", "expected"),
     [
-        ("auto", None, BatchedLevenberg),
-        ("auto", 4.0, MatrixFreeLevenberg),
-        ("levenberg", None, BatchedLevenberg),
-        ("matrix_free", None, MatrixFreeLevenberg),
+        ("auto", None, Dense),
+        ("auto", 4.0, MatrixFree),
+        ("levenberg", None, Dense),
+        ("matrix_free", None, MatrixFree),
     ],
 )
 def test_the_trainer_uses_the_chosen_or_the_suited_solver(
-    rows, monkeypatch, short_warm_up, solver, working_memory, expected
+    rows, monkeypatch, solver, working_memory, expected
 ):
-    trainer = Trainer(*rows, "tanh", "cpu", False, working_memory, solver)
+    polisher = Polisher(*rows, "tanh", "cpu", False, working_memory, solver, settings=SHORT_WARM_UP)
     kinds = levenberg_kinds(monkeypatch)
+    trainer = StudentTrainer(polisher)
     students = trainer.train(np.arange(2), (8,), max_iter=20, tol=0.0)
     assert set(kinds) == {expected}
     assert students.losses.max() < 1e-2 * students.loss_curves[:, 0].min()
     kinds.clear()
     network = students.network(0)
-    _, loss = trainer.polish(network, 5)
+    _, loss = polisher.polish(network, 5)
     assert kinds == [expected]
     assert loss < students.losses[0]
-    assert trainer.is_matrix_free(network) == (expected is MatrixFreeLevenberg)
+    assert polisher.is_matrix_free(network) == (expected is MatrixFree)
 
 
-def spread_out(solver="auto", working_memory=None):
-    """A network near an exact fit, and its trainer: 6 MiB with normal equations, 1 MiB without."""
+SHORT_WARM_UP = Settings(warm_up=WarmUp(steps=100))
+ALL_MATRIX_FREE = Settings(training=Training(dense_flops=0.0))
+
+
+def spread_out(solver="auto", working_memory=None, settings=ALL_MATRIX_FREE):
+    """A network near an exact fit, and its polisher: 6 MiB with normal equations, 1 MiB without."""
     rng = np.random.default_rng(0)
     X = rng.normal(size=(330, 40))
     true = Network((rng.normal(size=(8, 41)) / 6, rng.normal(size=(1, 9))))
     samples = Samples(X, network_outputs(true, X, ACTIVATIONS["tanh"]), np.ones(len(X)))
     network = Network(tuple(a + 0.01 * rng.normal(size=a.shape) for a in true.layers))
-    return network, Trainer(samples, samples, "tanh", "cpu", False, working_memory, solver)
+    options = {"working_memory": working_memory, "solver": solver, "settings": settings}
+    return network, Polisher(samples, samples, "tanh", "cpu", False, **options)
 
 
 @pytest.mark.parametrize(
     ("solver", "working_memory", "expected"),
     [
-        ("auto", 10.0, BatchedLevenberg),
-        ("auto", 4.0, FinalMatrixFreeLevenberg),
-        ("matrix_free", 10.0, FinalMatrixFreeLevenberg),
+        ("auto", 10.0, Dense),
+        ("auto", 4.0, "final"),
+        ("matrix_free", 10.0, "final"),
     ],
 )
 def test_large_networks_that_stall_near_zero_get_exact_steps(
     monkeypatch, solver, working_memory, expected
 ):
-    monkeypatch.setattr(matrix_free, "DENSE_FLOPS", 0.0)
-    monkeypatch.setattr(polishing, "POLISH_WINDOW", 1)
-    monkeypatch.setattr(polishing, "STALLED", 0.0)
-    network, trainer = spread_out(solver, working_memory)
+    settings = replace(ALL_MATRIX_FREE, polish=Polish(window=1, final_progress=0.0))
+    network, trainer = spread_out(solver, working_memory, settings)
     kinds = levenberg_kinds(monkeypatch)
     _, loss = trainer.polish(network, 100, enough=1e-9)
-    assert set(kinds) == {MatrixFreeLevenberg}
-    assert polishing.FINAL_LOSS < loss <= 1e-9
+    assert set(kinds) == {MatrixFree}
+    assert Polish().final_loss < loss <= 1e-9
     kinds.clear()
     _, loss = trainer.polish(network, 100)
-    assert list(dict.fromkeys(kinds)) == [MatrixFreeLevenberg, expected]
+    assert list(dict.fromkeys(kinds)) == [MatrixFree, expected]
     assert loss < 1e-26
 
 
 def test_large_networks_that_do_not_stall_keep_cheap_steps(monkeypatch):
-    monkeypatch.setattr(matrix_free, "DENSE_FLOPS", 0.0)
     network, trainer = spread_out()
     kinds = levenberg_kinds(monkeypatch)
     _, loss = trainer.polish(network, 100)
-    assert set(kinds) == {MatrixFreeLevenberg}
+    assert set(kinds) == {MatrixFree}
     assert loss < 1e-26
 
 
@@ -634,16 +646,17 @@ def test_steps_of_the_final_solver_are_nearly_exact():
     matrix, gradient, _ = dense_system(trainer.task, layers)
     possible = gradient @ np.linalg.solve(matrix + 1e-5 * np.eye(len(matrix)), gradient)
     missed = []
-    for kind in (MatrixFreeLevenberg, FinalMatrixFreeLevenberg):
-        equations = kind(trainer.task, layers)._equations(torch.tensor([0]))
+    for solves in (SOLVES, FINAL_SOLVES):
+        equations = equations_of(trainer.task, layers, solves)
         step = rowwise(equations.damped(damping).step(equations.gradient))[0]
         missed.append(1.0 + gradient @ step / possible)
     assert 0.0 < missed[1] < 0.01
     assert missed[1] < 0.1 * missed[0]
 
 
-def test_too_little_memory_is_told_by_the_solver_that_trains(rows, short_warm_up):
-    trainer = Trainer(*rows, "tanh", "cpu", has_skip=False, working_memory=1.0)
+def test_too_little_memory_is_told_by_the_solver_that_trains(rows):
+    options = {"working_memory": 1.0, "settings": SHORT_WARM_UP}
+    trainer = StudentTrainer(Polisher(*rows, "tanh", "cpu", has_skip=False, **options))
     with pytest.warns(EfficiencyWarning, match="3 students take about 2 MiB .* 1 at a time"):
         trainer.train(np.arange(3), (8,), max_iter=10, tol=0.0)
 

@@ -1,0 +1,137 @@
+"""The start of students: random weights, a short training with Adam, pooled neurons."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from skorch.callbacks import Callback
+from torch import Tensor
+
+from sklearn_ec._core.records import Network
+from sklearn_ec._solvers.derivatives import Layers
+from sklearn_ec._solvers.task import LeastSquaresTask
+
+from .neuron_pool import pool_neurons
+from .polishing import Polisher
+from .skorch_nets import AdamNet, AdamState, EpochReporter, fit_net
+from .students import StackedStudents, initial_weights, network_at
+
+
+class WarmUpTrainer:
+    """Makes students and trains them with Adam, in single precision."""
+
+    def __init__(self, polisher: Polisher):
+        self.polisher = polisher
+        self.settings = polisher.settings
+
+    def initial_students(self, seeds: np.ndarray, widths: tuple[int, ...]) -> StackedStudents:
+        samples = self.polisher.samples
+        n_inputs, n_outputs = samples.X.shape[1], samples.y.shape[1]
+        # Deep students train better without skip terms: relu 8-6-5-1 to 4e-7 instead of 1e-5.
+        has_skip = self.polisher.has_skip and len(widths) == 1
+        return self.stack(initial_weights(seeds, n_inputs, widths, n_outputs, has_skip))
+
+    def train(self, seeds: np.ndarray, widths: tuple[int, ...]) -> tuple[StackedStudents, bool]:
+        """Initial students after a short training, and whether that was completed."""
+        module, steps = self.initial_students(seeds, widths), self.settings.warm_up
+        if not self._are_large(module.weights):
+            return self._train_briefly(module, steps.steps, int(seeds[0]))
+        module, completed = self._train_briefly(module, steps.large_steps, int(seeds[0]))
+        return self._stack_networks(self._settled_networks(module)), completed
+
+    def can_pool(self, layers: Layers) -> bool:
+        """Whether neurons of several students are to be pooled: large ones of one hidden layer.
+
+        Smooth activations need no pool. Levenberg moves their neurons from afar, and what students
+        lack after the warm-up no subset of short-trained neurons has either.
+        """
+        n_students, width, _ = layers[0].shape
+        is_shallow = len(layers) == 2 and min(n_students, width) > 1
+        return is_shallow and self.polisher.activation.homogeneous and self._are_large(layers)
+
+    def pool(self, module: StackedStudents, seeds: np.ndarray, worst: Tensor) -> bool:
+        """Let the worst student start from the best neurons of all; tell whether that was done."""
+        polisher, pool = self.polisher, self.settings.pool
+        rng = np.random.default_rng(seeds)
+
+        def train(networks: list[Network]) -> list[Network]:
+            seed = int(rng.integers(2**31))
+            module = self._stack_networks(networks)
+            trained, completed = self._train_briefly(module, pool.warm_up_steps, seed)
+            if not completed:
+                raise KeyboardInterrupt
+            return _finite(self._settled_networks(trained))
+
+        networks = _finite(_to_networks(module.weights))
+        if not networks:
+            return True
+        try:
+            samples, activation = polisher.samples, polisher.activation
+            pooled = pool_neurons(networks, train, samples, activation, rng, pool)
+        except KeyboardInterrupt:
+            return False
+        for layer, start in zip(module.layers, pooled.layers, strict=True):
+            layer.data[worst] = torch.from_numpy(start).to(polisher.device)
+        return True
+
+    def adam(
+        self,
+        module: StackedStudents,
+        task: LeastSquaresTask,
+        seed: int,
+        n_epochs: int,
+        start: AdamState | None = None,
+        callbacks: list[Callback] | None = None,
+    ) -> bool:
+        """Train a module in place with Adam; tell whether that was completed."""
+        ticker = EpochReporter(on_epoch=self._tick)
+        net = AdamNet(
+            module,
+            schedule=self.settings.warm_up,
+            seed=seed,
+            start=start,
+            device=self.polisher.device,
+            max_epochs=n_epochs,
+            callbacks=[*(callbacks or []), ticker],
+        )
+        fit_net(net, task)
+        n_before = start.n_epochs if start else 0
+        return n_before + sum("train_loss" in epoch for epoch in net.history) == n_epochs
+
+    def stack(self, layers: list[np.ndarray] | tuple[np.ndarray, ...]) -> StackedStudents:
+        tensors = tuple(torch.from_numpy(layer).to(self.polisher.device) for layer in layers)
+        return StackedStudents(tensors, self.polisher.activation)
+
+    def _train_briefly(
+        self, module: StackedStudents, n_steps: int, seed: int
+    ) -> tuple[StackedStudents, bool]:
+        """Train with Adam in single precision; also tells whether that was completed."""
+        module = module.float()
+        n_epochs = n_steps // self.settings.warm_up.steps_per_epoch
+        completed = self.adam(module, self.polisher.task.float(), seed, n_epochs)
+        return module.double(), completed
+
+    def _are_large(self, layers: Layers) -> bool:
+        """Whether Levenberg steps cost so much that a long warm-up pays."""
+        return self.polisher.cheapest(layers).is_matrix_free
+
+    def _settled_networks(self, module: StackedStudents) -> list[Network]:
+        settled = self.polisher.settled
+        networks = _to_networks(module.weights)
+        return [settled(network) if network.is_finite else network for network in networks]
+
+    def _stack_networks(self, networks: list[Network]) -> StackedStudents:
+        layers = zip(*(network.layers for network in networks), strict=True)
+        return self.stack([np.stack(layer) for layer in layers])
+
+    def _tick(self) -> bool:
+        self.polisher.watch.tick()
+        return False
+
+
+def _to_networks(layers: Layers) -> list[Network]:
+    return [network_at(layers, index) for index in range(len(layers[0]))]
+
+
+def _finite(networks: list[Network]) -> list[Network]:
+    return [network for network in networks if network.is_finite]
