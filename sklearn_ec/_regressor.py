@@ -10,21 +10,20 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin, _fit_context, clone
-from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import (
     HasMethods,
     Interval,
-    InvalidParameterError,
     StrOptions,
 )
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from ._certify.uncertainty import noise_level, standard_errors
-from ._core.activations import ACTIVATIONS, get_activation, is_activation
+from ._certify.uncertainty import noise_level
+from ._core.activations import get_activation
 from ._core.canonical import canonical_form
 from ._core.coordinates import prepare
-from ._core.hints import activation_hint, angle_hint
+from ._core.parameters import assumed_widths, check_activation, check_angle
 from ._core.precision import FLOATS, Precision, find_input_precision, find_precision
 from ._core.settings import Settings
 from ._core.threads import threads_for
@@ -39,12 +38,12 @@ from ._report.advice import (
 )
 from ._report.doc_links import page_template, published_url
 from ._report.reporting import CallbackSupportMixin, begin_fit, end_fit, print_network
-from ._report.summary import summary_text
+from ._report.reports import ReportMixin
 from ._search.ensemble import Ensemble
 
 
 class ExpandClusterRegressor(
-    ExportMixin, CallbackSupportMixin, MultiOutputMixin, RegressorMixin, BaseEstimator
+    ReportMixin, ExportMixin, CallbackSupportMixin, MultiOutputMixin, RegressorMixin, BaseEstimator
 ):
     """Recover a neural network from samples of its input-output mapping.
 
@@ -68,12 +67,9 @@ class ExpandClusterRegressor(
         "g", the paper's ``sigmoid(4x) + softplus(x)``. ``"auto"`` decides between them, see Notes;
         "logistic" counts as "tanh" then, since networks of either compute the same functions.
     n_students : int, default=20
-        Largest number of students. They are trained in groups of 10, one group after the other,
-        until one of them, pruned, is certified or 60 % of a group have converged (without pruning,
-        all groups are trained). Searches probe each shape and activation with 5, and train further
-        ones only where these gave no certified network and noise does not set the limit. Where
-        fewer than 3 deep students of given widths converged and none gave the network, as many
-        again are trained.
+        Largest number of students. They are trained in groups of 10, until one of them, pruned, is
+        certified or most of a group have converged; searches probe with fewer, and deep networks
+        may take as many again. See :ref:`training`.
     gamma : float, default=0.5
         Least fraction of the voting students that must share a cluster, in (0, 1]. Students whose
         loss reached ``tol`` vote; if these are fewer than 3, the better half of the trained ones.
@@ -83,13 +79,11 @@ class ExpandClusterRegressor(
         How the dendrogram is cut: every branch where its clusters last longest, or all at the one
         height where the number of large clusters peaks, as in the paper.
     solver : {"auto", "levenberg", "matrix_free", "adam"}, default="auto"
-        How students are trained after a warm-up with Adam (1,000 steps; 16,000 steps for large
-        students; if these are of ReLU neurons, one starts from the best of all), and networks
-        polished:
-        ``"levenberg"`` factorizes the normal equations, ``"matrix_free"`` solves them by
-        preconditioned conjugate gradients, for networks of thousands of parameters and more;
-        ``"auto"`` takes the first where it fits into ``working_memory`` and is fast. ``"adam"``
-        trains with minibatches alone, with a cosine learning rate, as a control.
+        How students are trained after a warm-up with Adam, and networks polished: ``"levenberg"``
+        factorizes the normal equations, ``"matrix_free"`` solves them by preconditioned conjugate
+        gradients, for networks of thousands of parameters and more; ``"auto"`` takes the first
+        where it fits into ``working_memory`` and is fast. ``"adam"`` trains with minibatches alone,
+        as a control. See :doc:`/user_guide/cost`.
     max_iter : int, default=300
         Largest number of iterations per student: Levenberg steps, or epochs of 100 minibatches of
         Adam.
@@ -202,39 +196,20 @@ class ExpandClusterRegressor(
 
     Notes
     -----
-    ``recovered_`` needs no teacher. It is True only if
+    ``recovered_`` needs no teacher: the errors on training and held-out rows are rounding, there
+    are at least twice as many equations as parameters, the data determine the weights, and no other
+    network nearby fits as well. :doc:`/user_guide/certificate` has the six conditions.
 
-    1. the relative root mean squared error ``e`` is at rounding level on the training rows and on a
-       tenth of the rows (at most 1,000) that are kept out of training; where y is rounded more
-       coarsely than float64, ``e`` is explained by that rounding, in size and in being random;
-    2. the equations ``n_samples * n_outputs`` outnumber the reconstructed network's parameters at
-       least twofold;
-    3. no neuron is a linear function on the data, as those of a superfluous layer can be;
-    4. the data determine the weights: to first order, an error of ``e`` changes no ``[w; b]`` by
-       more than 0.1 % of its length (3 % where y is rounded more coarsely), in the units of
-       ``weights_``;
-    5. no other network nearby fits as well: ``e * c <= 0.1 * s**2`` for each of the 10 weakest
-       singular directions of the scaled Jacobian, with its singular value ``s`` and the curvature
-       ``c`` of the residuals along it (the Newton-Kantorovich condition). A network with a spare
-       neuron fails here.
+    ``hidden_layer_sizes="auto"`` and ``activation="auto"`` probe shapes and activations with few
+    students of few steps, cheapest first, up to the first certified network, see
+    :doc:`/user_guide/search`. Assumed widths only need to be large enough.
 
-    ``hidden_layer_sizes="auto"`` and ``activation="auto"`` probe shapes with 5 students of 30 steps
-    each, starting with one hidden layer of assumed width 8 (less where students would hold more
-    parameters than there are equations); from the best shape so far the search goes on to one layer
-    more and to twice the width, as long as this halves the loss on held-out rows. Promising probes
-    are pruned, and the first certified network ends the search. Without one, the shape of fewest
-    layers and parameters whose loss is within a factor of 2 of the lowest is trained to the end.
-    Assumed widths only need to be large enough. A search takes at most ``max_iter`` steps for
-    students of at most 5,000 parameters; lower ``max_iter`` or ``n_students`` to bound it further.
-
-    Where no network is exact, the data count as noisy: students are pruned as long as the Bayesian
-    information criterion falls, and the smallest network whose error on held-out rows is within one
-    standard error of the lowest is returned, with ``recovered_ = False``.
+    Where no network is exact, the data count as noisy, and the smallest network that fits about as
+    well as any is returned, with ``recovered_ = False``, see :doc:`/user_guide/noise`.
 
     X and y are standardized internally; the affine maps are folded back into the first and the
-    last layer exactly. Repeated rows are merged, their weights added up.
-
-    The fitted estimator keeps its training data, in standardized coordinates, for ``recluster``.
+    last layer exactly. Repeated rows are merged, their weights added up. The fitted estimator keeps
+    its training data, in standardized coordinates, for ``recluster``.
 
     References
     ----------
@@ -368,7 +343,7 @@ class ExpandClusterRegressor(
             If the working memory is too small for a group of students, or if more than 20,000
             different neurons are clustered.
         """
-        widths = self._assumed_widths()
+        widths = assumed_widths(self.hidden_layer_sizes, self.rho)
         with Fit(self) as run:
             X, y, sample_weight, precision = self._validate(X, y, sample_weight)
             progress = begin_fit(self, X, y)
@@ -408,46 +383,6 @@ class ExpandClusterRegressor(
             values = function(values @ weights + bias)
         outputs = values @ self.weights_[-1] + self.biases_[-1]
         return outputs[:, 0] if self._single_output else outputs
-
-    def standard_errors(self):
-        """Return the standard errors of the reconstructed network's weights.
-
-        To first order in noise of standard deviation ``noise_level_`` (Gauss-Newton matrix),
-        independent from row to row and from output to output. Homogeneous activations: at the unit
-        length of the incoming vectors.
-
-        Returns
-        -------
-        list of ndarray
-            Per layer an array of shape (fan_in + 1, fan_out) in the units of ``weights_``, the
-            standard errors of the biases in the last row.
-
-        Raises
-        ------
-        NotFittedError
-            If the estimator has no training rows: those of :meth:`load` and
-            :func:`~sklearn_ec.scaling.fold_scalers` have none.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> from sklearn_ec import ExpandClusterRegressor
-        >>> X = np.random.default_rng(0).uniform(-2, 2, size=(200, 2))
-        >>> model = ExpandClusterRegressor(
-        ...     hidden_layer_sizes=1, activation="tanh", n_students=3, random_state=0
-        ... ).fit(X, np.tanh(X @ [1.0, -0.5] + 0.3))
-        >>> [errors.shape for errors in model.standard_errors()]
-        [(3, 1), (2, 1)]
-        """
-        self._check_has_training_rows("standard_errors")
-        return standard_errors(
-            self.weights_,
-            self.biases_,
-            self.noise_level_,
-            self._problem,
-            self.activation_,
-            self.device,
-        )
 
     @threads_for()
     def recluster(self, gamma=None, beta=None, cut=None):
@@ -496,64 +431,11 @@ class ExpandClusterRegressor(
         self._set(recovery)
         return self
 
-    def summary(self):
-        """Print a short table: verdict, layers, clusters, students and what was measured.
-
-        Each hidden layer has its neurons in the reconstructed network and the clusters by status,
-        see ``cluster_report_``. Where the network is not certified, the second line says why.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> from sklearn_ec import ExpandClusterRegressor
-        >>> X = np.random.default_rng(0).uniform(-2, 2, size=(200, 2))
-        >>> model = ExpandClusterRegressor(
-        ...     hidden_layer_sizes=1, activation="tanh", n_students=3, random_state=0
-        ... ).fit(X, np.tanh(X @ [1.0, -0.5] + 0.3))
-        >>> model.summary()  # doctest: +ELLIPSIS
-        ExpandClusterRegressor, activation tanh
-        certified
-        ...
-        """
-        check_is_fitted(self)
-        print(summary_text(self))
-
     def _validate_params(self) -> None:
         """Validate as scikit-learn does, with hints where a name or an angle is mistaken."""
-        must_be = f"parameter of {type(self).__name__} must be"
-        if degrees := angle_hint(self.beta):
-            raise InvalidParameterError(
-                f"The 'beta' {must_be} at most pi. Got {self.beta!r} instead: {degrees}"
-            )
+        check_angle(self.beta)
         super()._validate_params()
-        if self.activation != "auto" and not is_activation(self.activation):
-            raise InvalidParameterError(
-                f"The 'activation' {must_be} 'auto' or the name of an activation. "
-                f"Got {self.activation!r} instead: {activation_hint(self.activation, ACTIVATIONS)}"
-            )
-
-    def _assumed_widths(self) -> tuple[int, ...] | None:
-        """The given widths, None for ``"auto"``."""
-        sizes = self.hidden_layer_sizes
-        rhos = np.atleast_1d(np.asarray(self.rho, dtype=float))
-        if rhos.ndim != 1 or not (rhos >= 1).all():
-            raise ValueError(
-                f"rho must be a number of at least 1 or a tuple of such numbers, got {self.rho!r}."
-            )
-        if not isinstance(sizes, str):
-            sizes = np.atleast_1d(np.asarray(sizes))
-            if sizes.ndim != 1 or not np.issubdtype(sizes.dtype, np.integer) or (sizes < 1).any():
-                raise ValueError(
-                    "hidden_layer_sizes must be a positive int, a tuple of positive ints or "
-                    f"'auto', got {self.hidden_layer_sizes!r}."
-                )
-        n_layers = 1 if isinstance(sizes, str) else len(sizes)
-        if np.ndim(self.rho) and len(rhos) != n_layers:
-            raise ValueError(
-                f"rho={self.rho!r} has {len(rhos)} factors for {n_layers} hidden layers: give one "
-                "per layer, or one number for all."
-            )
-        return None if isinstance(sizes, str) else tuple(sizes.tolist())
+        check_activation(self.activation)
 
     def _validate(
         self, X: Any, y: Any, sample_weight: Any
@@ -575,14 +457,6 @@ class ExpandClusterRegressor(
         y = np.asarray(y, dtype=np.float64).reshape(len(X), -1)
         self.n_outputs_ = y.shape[1]
         return X, y, sample_weight, precision
-
-    def _check_has_training_rows(self, purpose: str) -> None:
-        check_is_fitted(self)
-        if not hasattr(self, "_problem"):
-            raise NotFittedError(
-                f"{purpose} needs the training rows and students, which save and fold_scalers do "
-                "not keep: use the estimator that was fitted, or fit this one."
-            )
 
     def _draw_seed(self) -> int:
         """The seed of this fit; with ``warm_start`` that of the first one."""

@@ -1,6 +1,7 @@
 """Links to the documentation, and the HTML representation that has them."""
 
-from sklearn_ec import ExpandClusterRegressor, _regressor
+from sklearn_ec import ExpandClusterRegressor
+from sklearn_ec._report import reports
 from sklearn_ec._report.doc_links import documentation_among, page_template
 
 
@@ -22,7 +23,7 @@ def test_html_representation_of_a_fitted_estimator_computes_nothing(tanh_model, 
     def compute(*arguments):
         raise AssertionError("the representation computes standard errors")
 
-    monkeypatch.setattr(_regressor, "standard_errors", compute)
+    monkeypatch.setattr(reports, "standard_errors", compute)
     assert "ExpandClusterRegressor" in tanh_model._repr_html_()
     learned = {name for name in dir(tanh_model) if name.endswith("_") and name[0] != "_"}
     assert learned <= set(vars(tanh_model))  # no property among them
