@@ -1,16 +1,46 @@
-"""Networks, students and rows with known answers, for tests that train nothing."""
+"""Networks, students and rows with known answers, and settings, for quick tests."""
+
+from dataclasses import replace
 
 import numpy as np
 
+from sklearn_ec import ExpandClusterRegressor
 from sklearn_ec._core.activations import get_activation
 from sklearn_ec._core.coordinates import Coordinates
 from sklearn_ec._core.forward import network_outputs
 from sklearn_ec._core.records import Network, Samples
+from sklearn_ec._core.settings import DEFAULTS
 from sklearn_ec._expand.students import layer_shapes
 from sklearn_ec._expand.training import Trainer
 from sklearn_ec.datasets import make_teacher
 
 EPS = np.finfo(float).eps
+
+# A tenth of the warm-up, for tests that do not depend on good students, and few steps after each
+# removal, for tests that do not depend on good networks.
+SHORT_WARM_UP = {"warm_up": {"steps": 100}}
+SHORT_POLISH = {"prune": {"polish_steps": 60}, "noise": {"polish_steps": 60}}
+
+
+def settings_with(base=DEFAULTS, **parts):
+    """Settings that differ in some fields: ``settings_with(prune={"polish_steps": 60})``."""
+    changed = {name: replace(getattr(base, name), **fields) for name, fields in parts.items()}
+    return replace(base, **changed)
+
+
+def with_settings(estimator, **parts):
+    """The estimator with other settings; its clones have those of its class."""
+    estimator._settings = settings_with(estimator._settings, **parts)
+    return estimator
+
+
+class QuickRegressor(ExpandClusterRegressor):
+    """With a short warm-up, in its clones, too."""
+
+    _settings = settings_with(**SHORT_WARM_UP)
+
+
+ALL_LARGE = settings_with(training={"dense_flops": 0.0}, verdict={"max_dense_parameters": 0})
 
 
 def plain(samples):
@@ -26,13 +56,13 @@ def plain(samples):
     )
 
 
-def planted(activation, width=3, n_rows=400, n_inputs=3, seed=0):
+def planted(activation, width=3, n_rows=400, n_inputs=3, seed=0, settings=DEFAULTS):
     """A network, a trainer on rows of it, and rows kept out."""
     rng = np.random.default_rng(seed)
     network = Network(
         (rng.normal(size=(width, n_inputs + 1)), np.append(1.0 + rng.random(width), 0.3)[None])
     )
-    return network, *rows_of(network, activation, n_rows, rng)
+    return network, *rows_of(network, activation, n_rows, rng, settings)
 
 
 def planted_deep(activation, sizes=(3, 4, 3, 1), n_rows=1000):
@@ -45,12 +75,13 @@ def planted_deep(activation, sizes=(3, 4, 3, 1), n_rows=1000):
     return network, *rows_of(network, activation, n_rows, np.random.default_rng(0))
 
 
-def rows_of(network, name, n_rows, rng):
+def rows_of(network, name, n_rows, rng, settings=DEFAULTS):
     activation, parts = get_activation(name), []
     for n in (n_rows, 50):
         X = rng.normal(size=(n, network.levels[0]))
         parts.append(Samples(X, network_outputs(network, X, activation), np.ones(n)))
-    return Trainer(*parts, name, "cpu", activation.has_linear_flip), parts[1]
+    trainer = Trainer(*parts, name, "cpu", activation.has_linear_flip, settings=settings)
+    return trainer, parts[1]
 
 
 def with_spare_neurons(network, noise=0.0, seed=1):

@@ -191,7 +191,6 @@ class Prune:
     regrowth_goal: float = 1e-18
     # Variances below which settling takes weight away, one attempt after the other.
     settling: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
-    feature_rcond: float = 1e-14  # singular values of features below count as zero, relative
 
 
 @dataclass(frozen=True)
@@ -283,7 +282,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Cluster:
+class Clustering:
     """Which neurons are compared, and which clusters are kept."""
 
     min_voters: int = 3  # converged students; with fewer the better half of all students votes
@@ -299,9 +298,8 @@ class Cluster:
 class Search:
     """Shapes and activations that are probed, and how students are grouped."""
 
-    max_depth: int = 3  # hidden layers
-    # First assumed width of one, two, ... layers; halved while students would hold more parameters
-    # than equations.
+    # First assumed width of one, two, ... hidden layers, as many as are tried at most; halved while
+    # students would hold more parameters than equations.
     start_widths: tuple[int, ...] = (8, 4, 4)
     max_student_parameters: int = 5000
     n_probes: int = 5  # students of a probe
@@ -338,5 +336,8 @@ class Settings:
     noise: Noise = field(default_factory=Noise)
     finish: Finish = field(default_factory=Finish)
     verdict: Verdict = field(default_factory=Verdict)
-    cluster: Cluster = field(default_factory=Cluster)
+    cluster: Clustering = field(default_factory=Clustering)
     search: Search = field(default_factory=Search)
+
+
+DEFAULTS = Settings()
