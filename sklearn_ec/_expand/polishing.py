@@ -11,7 +11,7 @@ import torch
 from sklearn import get_config
 
 from sklearn_ec._core.activations import get_activation
-from sklearn_ec._core.coordinates import HIGH_LEVERAGE, leverages
+from sklearn_ec._core.coordinates import leverages
 from sklearn_ec._core.forward import solve_readout
 from sklearn_ec._core.records import Network, Samples
 from sklearn_ec._core.settings import Settings
@@ -181,7 +181,7 @@ class Polisher:
     def _common_covariance(self) -> np.ndarray:
         """Second moments of the inputs over the rows of low leverage."""
         X = self.samples.X
-        common = X[leverages(X) <= HIGH_LEVERAGE]
+        common = X[leverages(X) <= self.settings.preparation.high_leverage]
         return common.T @ common / max(len(common), 1)
 
     def levenberg(self, layers: Layers) -> type[BatchedLevenberg]:

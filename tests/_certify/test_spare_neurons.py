@@ -5,6 +5,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from builders import (
+    ALL_LARGE,
     open_in_one_neuron,
     plain,
     planted,
@@ -16,6 +17,7 @@ from sklearn_ec._core.activations import get_activation
 from sklearn_ec._core.coordinates import standardize
 from sklearn_ec._core.forward import network_outputs
 from sklearn_ec._core.records import Network, Samples
+from sklearn_ec._core.settings import Verdict
 from sklearn_ec._expand.training import Trainer
 from sklearn_ec.datasets import make_teacher
 
@@ -29,20 +31,22 @@ def test_certificate_accepts_the_planted_network():
     assert certificate.n_parameters == 16
 
 
-def test_large_networks_are_judged_by_single_neurons_first(monkeypatch):
+def test_large_networks_are_judged_by_single_neurons_first():
     network, trainer, held_out = planted("tanh")
-    whole = certify(network, trainer.task, trainer.samples, held_out, plain(held_out))
-    monkeypatch.setattr("sklearn_ec._certify.certificate.MAX_DENSE_PARAMETERS", 0)
-    assert certify(network, trainer.task, trainer.samples, held_out, plain(held_out)) == whole
+    rows = trainer.task, trainer.samples, held_out, plain(held_out)
+    whole = certify(network, *rows)
+    assert certify(network, *rows, ALL_LARGE.verdict) == whole
     assert whole.is_conclusive
     assert whole.fits_exactly
 
 
 @pytest.mark.parametrize("limit", [0, 1000])
-def test_weights_that_the_rows_leave_open_are_found_either_way(limit, monkeypatch):
-    monkeypatch.setattr("sklearn_ec._certify.certificate.MAX_DENSE_PARAMETERS", limit)
+def test_weights_that_the_rows_leave_open_are_found_either_way(limit):
     network, trainer, held_out = open_in_one_neuron()
-    certificate = certify(network, trainer.task, trainer.samples, held_out, plain(held_out))
+    verdict = Verdict(max_dense_parameters=limit)
+    certificate = certify(
+        network, trainer.task, trainer.samples, held_out, plain(held_out), verdict
+    )
     assert not certificate.passed
     assert certificate.fits_exactly
     assert certificate.weight_error > 1.0
@@ -51,11 +55,35 @@ def test_weights_that_the_rows_leave_open_are_found_either_way(limit, monkeypatc
     assert certificate.is_conclusive == (limit == 0)
 
 
-def test_other_students_may_help_where_a_network_is_refused_for_other_reasons(monkeypatch):
-    monkeypatch.setattr("sklearn_ec._certify.certificate.MAX_DENSE_PARAMETERS", 0)
+@pytest.mark.parametrize("limit", [0, 1000])
+def test_large_networks_without_why_are_refused_and_conclusive(limit):
+    """Whatever was measured, unless that ended with single neurons that the rows leave open."""
+    why = "rows were joined"
+    for is_open, (network, trainer, held_out) in (
+        (False, planted("tanh")),
+        (True, open_in_one_neuron()),
+    ):
+        certificate = certify(
+            network,
+            trainer.task,
+            trainer.samples,
+            held_out,
+            plain(held_out),
+            Verdict(max_dense_parameters=limit),
+            untested=why,
+        )
+        assert (certificate.obstacle, certificate.reason) == ("no rows left", why)
+        assert not certificate.passed
+        assert not certificate.function_certified
+        assert certificate.is_exact
+        assert certificate.is_conclusive == (limit == 0 and not is_open)
+
+
+def test_other_students_may_help_where_a_network_is_refused_for_other_reasons():
     network, trainer, held_out = planted("tanh")
+    rows = trainer.task, trainer.samples, held_out, plain(held_out)
     for refused in (with_spare_neurons(network), with_spare_neurons(network, noise=1e-3)):
-        certificate = certify(refused, trainer.task, trainer.samples, held_out, plain(held_out))
+        certificate = certify(refused, *rows, ALL_LARGE.verdict)
         assert not certificate.passed
         assert not certificate.is_conclusive
 
