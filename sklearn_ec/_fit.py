@@ -241,17 +241,23 @@ class Fit:
         self, trained: Trained, finisher: Finisher, interrupted_by: str = ""
     ) -> Recovery:
         """Everything that depends on the thresholds: cluster, collapse, finish."""
-        ensemble, trainer = trained.ensemble, finisher.trainer
+        ensemble, trainer, settings = trained.ensemble, finisher.trainer, finisher.settings.cluster
         check_students(ensemble.students)
         start = time.perf_counter()
         certified = next(iter(ensemble.certified.values()), None)
-        losses, samples, activation = ensemble.students.losses, trainer.samples, trainer.activation
-        voters = Voters(ensemble.voters(), losses, samples, activation, trainer.device)
+        voters = Voters(
+            ensemble.voters(settings.min_voters),
+            ensemble.students.losses,
+            trainer.samples,
+            trainer.activation,
+            trainer.device,
+        )
         layers = cluster_layers(
             voters,
             len(trained.widths),
             Thresholds(self.estimator.gamma, self.estimator.beta, self.estimator.cut),
             certified.network if certified else None,
+            settings,
         )
         if certified:
             candidate = certified
@@ -262,7 +268,7 @@ class Fit:
             trained,
             candidate,
             layers,
-            n_agreeing=ensemble.n_agreeing(candidate.network, samples, activation),
+            n_agreeing=ensemble.n_agreeing(candidate.network, finisher),
             search_report=with_verdict(
                 self.search_report,
                 trained.activation,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -13,34 +13,13 @@ from sklearn_ec._certify.certificate import Certificate, certify
 from sklearn_ec._core.coordinates import Coordinates
 from sklearn_ec._core.forward import solve_readout
 from sklearn_ec._core.records import Network, Samples
+from sklearn_ec._core.settings import Settings
 from sklearn_ec._core.signs import linear_pairs, resolve_signs, with_skip
 from sklearn_ec._expand.training import Trainer
 from sklearn_ec._io.cache import CACHE_VERSION, Store, digest
 
 from .noisy import one_standard_error_bound, smallest_network, squared_errors
-from .pruning import (
-    LARGE_POLISH_STEPS,
-    NOISE_POLISH_STEPS,
-    POLISH_STEPS,
-    Cap,
-    ExactCap,
-    NoiseCap,
-    prune,
-    regrow,
-    unstick,
-)
-
-# Steps before the first removal, when steps are most expensive and do least.
-FIRST_POLISH_STEPS = 20
-# Large networks are pruned once their loss is below this, and not polished before: steps cost less
-# afterwards. While training goes on, large students above it are left alone.
-FIRST_POLISH_LOSS = 1e-6
-# The network behind noisy data is polished while 20 steps leave less than this share of the loss.
-FINAL_PROGRESS = 0.99999
-# Networks above this relative mean squared error are not worth finishing.
-FINISHING_LOSS = 1e-3
-# Below this relative mean squared error a network is refined to the last digit.
-REFINEMENT_LOSS = 1e-18
+from .pruning import Cap, ExactCap, NoiseCap, prune, regrow, unstick
 
 
 @dataclass(frozen=True)
@@ -72,6 +51,10 @@ class Finisher:
         """What results depend on."""
         return {name: part for name, part in vars(self).items() if name not in ("store", "key")}
 
+    @property
+    def settings(self) -> Settings:
+        return self.trainer.settings
+
     @cached_property
     def key(self) -> str:
         """Digest of the problem and of how it is solved."""
@@ -90,22 +73,24 @@ class Finisher:
         return self._recall("finish", self._finish, network)
 
     def _finish(self, network: Network) -> Candidate:
+        settings = self.settings
         self.trainer.watch.say(f"polishing, widths {network.widths}")
         if self.prune and self.trainer.has_skip:
             network = with_skip(network)
         is_large = self.prune and self.trainer.is_matrix_free(network)
         network, loss = self._polished(network, is_large)
-        if self.prune and loss < FINISHING_LOSS:
+        if self.prune and loss < settings.finish.worthwhile_loss:
             network, loss = prune(network, loss, self.trainer)
             if len(network.widths) > 1:
                 network, loss = regrow(network, loss, self.trainer)
             elif is_large:
                 network, loss = unstick(network, loss, self.trainer)
         rounding_loss = self.trainer.samples.rounding_loss
-        network, loss = self._without_skip(network, loss, ExactCap(loss, rounding_loss))
+        cap = ExactCap(loss, rounding_loss, settings)
+        network, loss = self._without_skip(network, loss, cap)
         if rounding_loss:
-            network, loss = self.trainer.polish(network, POLISH_STEPS)
-        if loss < max(REFINEMENT_LOSS, rounding_loss):
+            network, loss = self.trainer.polish(network, settings.prune.polish_steps)
+        if loss < max(settings.finish.refinement_loss, rounding_loss):
             network, loss = self.trainer.refine(network, loss)
         candidate = self._judge(network)
         certificate = candidate.certificate
@@ -115,11 +100,11 @@ class Finisher:
 
     def _polished(self, network: Network, is_large: bool) -> tuple[Network, float]:
         """A network before its pruning: large ones only far enough for it, settled if need be."""
-        trainer = self.trainer
-        n_steps = FIRST_POLISH_STEPS if self.prune else POLISH_STEPS
-        enough = FIRST_POLISH_LOSS if is_large else 0.0
+        trainer, settings = self.trainer, self.settings.finish
+        n_steps = settings.first_polish_steps if self.prune else self.settings.prune.polish_steps
+        enough = settings.first_polish_loss if is_large else 0.0
         network, loss = trainer.polish(network, n_steps, enough=enough)
-        if is_large and loss > FIRST_POLISH_LOSS:
+        if is_large and loss > settings.first_polish_loss:
             network, loss = trainer.polish(trainer.settled(network), n_steps, enough=enough)
         return network, loss
 
@@ -132,26 +117,18 @@ class Finisher:
         """
         error = candidate.certificate.held_out_error
         trainer = self.trainer.with_samples(self.trainer.samples.joined(self.held_out))
-        network, _ = trainer.polish(candidate.network, LARGE_POLISH_STEPS)
+        network, _ = trainer.polish(candidate.network, self.settings.prune.large_polish_steps)
         certificate = certify(
-            network, trainer.task, trainer.samples, self.held_out, self.coordinates
-        )
-        if not certificate.is_exact:
-            return candidate
-        reason = (
-            f"the relative error on held-out rows was {error:.1e} before they joined the training, "
-            "and none are left to test the network"
-        )
-        return Candidate(
             network,
-            replace(
-                certificate,
-                function_certified=False,
-                passed=False,
-                obstacle="no rows left",
-                reason=reason,
-            ),
+            trainer.task,
+            trainer.samples,
+            self.held_out,
+            self.coordinates,
+            self.settings.verdict,
+            untested=f"the relative error on held-out rows was {error:.1e} before they joined the "
+            "training, and none are left to test the network",
         )
+        return Candidate(network, certificate) if certificate.is_exact else candidate
 
     def denoise(self, network: Network) -> Candidate:
         """The smallest network that fits noisy data about as well.
@@ -170,14 +147,17 @@ class Finisher:
         return self.store.recall(key, partial(compute, network))[0]
 
     def _denoise(self, network: Network) -> Candidate:
-        trainer = self.trainer
+        trainer, settings = self.trainer, self.settings
         if trainer.has_skip:
             network = with_skip(network)
-        network, loss = trainer.polish(network, NOISE_POLISH_STEPS)
+        network, loss = trainer.polish(network, settings.noise.polish_steps)
         network, loss = smallest_network(network, loss, trainer, self.held_out)
-        cap = NoiseCap(network, loss, trainer.samples.n_equations)
+        cap = NoiseCap(network, loss, trainer.samples.n_equations, settings.noise)
         network, loss = self._without_skip(network, loss, cap)
-        return self._judge(trainer.polish(network, POLISH_STEPS, progress=FINAL_PROGRESS)[0])
+        network, _ = trainer.polish(
+            network, settings.prune.polish_steps, progress=settings.noise.final_progress
+        )
+        return self._judge(network)
 
     def judge_as_is(self, network: Network) -> Candidate:
         """Certify a network without changing the function that it computes."""
@@ -194,15 +174,17 @@ class Finisher:
     def _judge(self, network: Network) -> Candidate:
         self.trainer.watch.say(f"certifying a network of widths {network.widths}")
         task, samples = self.trainer.task, self.trainer.samples
-        certificate = certify(network, task, samples, self.held_out, self.coordinates)
+        certificate = certify(
+            network, task, samples, self.held_out, self.coordinates, self.settings.verdict
+        )
         return Candidate(network, certificate)
 
     def _without_skip(self, network: Network, loss: float, cap: Cap) -> tuple[Network, float]:
         """Absorb the skip terms in the signs of the neurons, else in additional neurons."""
         if not network.has_skip:
             return network, loss
-        activation = self.trainer.activation
-        flipped = self.trainer.polish(resolve_signs(network, activation), POLISH_STEPS)
+        activation, n_steps = self.trainer.activation, self.settings.prune.polish_steps
+        flipped = self.trainer.polish(resolve_signs(network, activation), n_steps)
         if flipped[1] <= cap.allowed(flipped[0]):
             return flipped
-        return self.trainer.polish(linear_pairs(network, activation), POLISH_STEPS)
+        return self.trainer.polish(linear_pairs(network, activation), n_steps)

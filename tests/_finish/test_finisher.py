@@ -8,6 +8,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from builders import (
+    ALL_LARGE,
     open_in_one_neuron,
     plain,
     planted,
@@ -20,6 +21,7 @@ from sklearn_ec._certify.certificate import certify
 from sklearn_ec._core.activations import get_activation
 from sklearn_ec._core.forward import network_outputs
 from sklearn_ec._core.records import Network, Samples
+from sklearn_ec._core.settings import DEFAULTS
 from sklearn_ec._core.signs import with_skip
 from sklearn_ec._expand.training import Trainer
 from sklearn_ec._finish.finisher import Candidate, Finisher
@@ -165,7 +167,7 @@ def test_judge_as_is_changes_no_output():
     assert not candidate.certificate.passed
 
 
-def wrong_until_the_held_out_rows_join(contradiction=0.0):
+def wrong_until_the_held_out_rows_join(contradiction=0.0, settings=ALL_LARGE):
     """A network that is exact on training rows, but not on the held-out ones.
 
     Training rows leave the weight of the last input open, which varies in them only where the last
@@ -179,17 +181,11 @@ def wrong_until_the_held_out_rows_join(contradiction=0.0):
     held_out = Samples(X, y, held_out.sample_weight)
     wrong = Network((network.layers[0].copy(), network.layers[1]))
     wrong.layers[0][-1, 2] += 1e-6
-    trainer = Trainer(trainer.samples, held_out, "relu", "cpu", has_skip=False)
+    trainer = Trainer(trainer.samples, held_out, "relu", "cpu", has_skip=False, settings=settings)
     return network, wrong, trainer, held_out
 
 
-@pytest.fixture
-def all_networks_are_large(monkeypatch):
-    monkeypatch.setattr("sklearn_ec._solvers.matrix_free.DENSE_FLOPS", 0.0)
-    monkeypatch.setattr("sklearn_ec._certify.certificate.MAX_DENSE_PARAMETERS", 0)
-
-
-def test_held_out_rows_join_where_others_leave_large_networks_open(all_networks_are_large):
+def test_held_out_rows_join_where_others_leave_large_networks_open():
     network, wrong, trainer, held_out = wrong_until_the_held_out_rows_join()
     assert (
         1e-8
@@ -208,7 +204,7 @@ def test_held_out_rows_join_where_others_leave_large_networks_open(all_networks_
     assert "before they joined the training" in certificate.reason
 
 
-def test_held_out_rows_that_no_network_fits_do_not_join(all_networks_are_large):
+def test_held_out_rows_that_no_network_fits_do_not_join():
     _, wrong, trainer, held_out = wrong_until_the_held_out_rows_join(contradiction=0.1)
     candidate = Finisher(trainer, held_out, plain(held_out), prune=True).finish(wrong)
     certificate = candidate.certificate
@@ -219,24 +215,25 @@ def test_held_out_rows_that_no_network_fits_do_not_join(all_networks_are_large):
 
 
 def test_held_out_rows_never_join_the_training_of_small_networks():
-    _, wrong, trainer, held_out = wrong_until_the_held_out_rows_join()
+    _, wrong, trainer, held_out = wrong_until_the_held_out_rows_join(settings=DEFAULTS)
     certificate = Finisher(trainer, held_out, plain(held_out), prune=True).finish(wrong).certificate
     assert certificate.n_equations == 800
     assert certificate.held_out_error > 1e-8
 
 
-def test_no_neuron_that_an_exact_large_network_needs_is_tried(all_networks_are_large, monkeypatch):
-    network, trainer, _ = planted("tanh")
-    duplicated = with_duplicates(network)
-    *_, (pruned, loss) = pruning_path(duplicated, 0.0, trainer, ExactCap(0.0, 0.0))
+def test_no_neuron_that_an_exact_large_network_needs_is_tried(monkeypatch):
+    network, trainer, _ = planted("tanh", settings=ALL_LARGE)
+    duplicated, cap = with_duplicates(network), ExactCap(0.0, 0.0, ALL_LARGE)
+    *_, (pruned, loss) = pruning_path(duplicated, 0.0, trainer, cap)
     assert pruned.widths == network.widths
     monkeypatch.setattr(Trainer, "polish", lambda *_, **__: pytest.fail("polished"))
-    assert [n.widths for n, _ in pruning_path(pruned, loss, trainer, ExactCap(loss, 0.0))] == [(3,)]
+    cap = ExactCap(loss, 0.0, ALL_LARGE)
+    assert [n.widths for n, _ in pruning_path(pruned, loss, trainer, cap)] == [(3,)]
 
 
-def test_large_networks_are_polished_to_the_end(all_networks_are_large):
+def test_large_networks_are_polished_to_the_end():
     """The group of spare neurons that goes first is the last one; it is polished roughly."""
-    network, trainer, _ = planted("tanh", width=12)
+    network, trainer, _ = planted("tanh", width=12, settings=ALL_LARGE)
     spare = with_spare_neurons(network, noise=1e-4)
     loss = float(trainer.task.losses(stacked(spare, "cpu"))[0])
     pruned, pruned_loss = prune(spare, loss, trainer)

@@ -4,30 +4,28 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
+from builders import ALL_LARGE
 from sklearn_ec._core.activations import get_activation
 from sklearn_ec._core.forward import network_outputs, solve_readout
 from sklearn_ec._core.records import Network, Samples
+from sklearn_ec._core.settings import DEFAULTS
 from sklearn_ec._core.signs import with_skip
 from sklearn_ec._expand.training import Trainer
 from sklearn_ec._finish import pruning
-from sklearn_ec._finish.imitators import (
-    MAX_ANGLE,
-    merged_network,
-    parallel_groups,
-    unexplained_share,
-)
+from sklearn_ec._finish.imitators import merged_network, parallel_groups, unexplained_share
 from sklearn_ec._finish.pruning import prune
-from sklearn_ec._solvers import matrix_free
 from sklearn_ec._solvers.jacobian import stacked
 
 N_ROWS, N_INPUTS = 500, 4
+MAX_ANGLE = 0.03
 
 
-def trainer_of(network, name):
+def trainer_of(network, name, settings=DEFAULTS):
     rng, activation = np.random.default_rng(1), get_activation(name)
     X = rng.normal(size=(N_ROWS, N_INPUTS))
     samples = Samples(X, network_outputs(network, X, activation), rng.uniform(0.5, 1.5, N_ROWS))
-    return Trainer(samples, samples.take(np.arange(50)), name, "cpu", activation.has_linear_flip)
+    held_out, has_skip = samples.take(np.arange(50)), activation.has_linear_flip
+    return Trainer(samples, held_out, name, "cpu", has_skip, settings=settings)
 
 
 def random_network(width=3, n_outputs=3):
@@ -61,7 +59,8 @@ def test_parallel_and_opposite_vectors_are_grouped():
     a, b, nearly_b = np.eye(3)[0], np.eye(3)[1], np.array([0.5 * MAX_ANGLE, 1.0, 0.0])
     beyond_b = np.array([3 * MAX_ANGLE, 1.0, 0.0])
     zero = np.zeros(3)
-    groups = parallel_groups(np.column_stack([a, b, -2 * a, zero, 0.1 * nearly_b, beyond_b, zero]))
+    outgoing = np.column_stack([a, b, -2 * a, zero, 0.1 * nearly_b, beyond_b, zero])
+    groups = parallel_groups(outgoing, MAX_ANGLE)
     assert [list(group) for group in groups] == [[0, 2], [1, 4], [3], [5], [6]]
 
 
@@ -109,7 +108,8 @@ def test_copies_and_traces_are_left_to_pruning():
             np.hstack([split, readout[:, :3] - split, 1e-3 * readout[:, :3], readout[:, 3:]]),
         )
     )
-    assert [len(group) for group in parallel_groups(copied.layers[1][:, :9])] == [3, 3, 3]
+    groups = parallel_groups(copied.layers[1][:, :9], MAX_ANGLE)
+    assert [len(group) for group in groups] == [3, 3, 3]
     assert merged_network(copied, trainer_of(network, "tanh")) is None
 
 
@@ -131,9 +131,8 @@ def test_a_single_output_tells_no_neurons_apart():
 
 @pytest.mark.parametrize("name", ["tanh", "relu", "g"])
 def test_large_networks_are_merged_before_they_are_pruned(name, monkeypatch):
-    monkeypatch.setattr(matrix_free, "DENSE_FLOPS", 0.0)
     network = random_network()
-    trainer = trainer_of(network, name)
+    trainer = trainer_of(network, name, ALL_LARGE)
     imitation = with_imitators(network, trainer)
     merged, tried = [], []
     for target, calls in ((pruning.merged_network, merged), (pruning.without_neurons, tried)):
@@ -153,11 +152,10 @@ def recorded(function, calls):
     return record
 
 
-def test_different_neurons_with_parallel_outgoing_weights_survive(monkeypatch):
-    monkeypatch.setattr(matrix_free, "DENSE_FLOPS", 0.0)
+def test_different_neurons_with_parallel_outgoing_weights_survive():
     network = random_network()
     network.layers[1][:, 2] = -2.0 * network.layers[1][:, 1]
-    trainer = trainer_of(network, "tanh")
+    trainer = trainer_of(network, "tanh", ALL_LARGE)
     noise = 1e-6 * np.random.default_rng(3).normal(size=network.layers[0].shape)
     start = Network((network.layers[0] + noise, network.layers[1]))
     assert merged_network(start, trainer).widths == (2,)

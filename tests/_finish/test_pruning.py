@@ -9,6 +9,7 @@ from numpy.testing import assert_allclose
 from builders import planted, planted_deep, with_duplicates, with_noise, with_spare_neurons
 from sklearn_ec._core.forward import network_outputs, read_features
 from sklearn_ec._core.records import Network, Samples
+from sklearn_ec._core.settings import DEFAULTS
 from sklearn_ec._core.signs import with_skip
 from sklearn_ec._expand.training import Trainer
 from sklearn_ec._finish.pruning import (
@@ -145,7 +146,7 @@ def test_a_group_of_candidates_is_jointly_superfluous():
 
 def test_exact_cap_follows_the_lowest_loss():
     network, _, _ = planted("tanh")
-    cap = ExactCap(1e-8, 0.0)
+    cap = ExactCap(1e-8, 0.0, DEFAULTS)
     assert_allclose(cap.allowed(network), 1e-7)
     cap.update(network, 5e-8)  # above the lowest so far
     assert_allclose(cap.allowed(network), 1e-7)
@@ -159,20 +160,20 @@ def test_exact_cap_follows_the_lowest_loss():
 def test_exact_cap_allows_rounding(rounding_loss):
     """Of the targets, once it is reached, and of the arithmetic, even from a loss of zero."""
     network, _, _ = planted("tanh")
-    cap = ExactCap(1e-6, rounding_loss)
+    cap = ExactCap(1e-6, rounding_loss, DEFAULTS)
     assert_allclose(cap.allowed(network), 1e-5)
     cap.update(network, 0.5e-8)
     assert_allclose(cap.allowed(network), rounding_loss or 5e-8)
     cap.update(network, 0.0)
     assert cap.allowed(network) == (rounding_loss or 1e-24)
-    assert ExactCap(0.0, rounding_loss).allowed(network) == (rounding_loss or 1e-24)
+    assert ExactCap(0.0, rounding_loss, DEFAULTS).allowed(network) == (rounding_loss or 1e-24)
 
 
 def test_noise_cap_is_the_loss_of_equal_criterion():
     """``N ln(loss) + P ln(N)`` of the lowest so far: 16 parameters, and 11 with a neuron less."""
     network, _, _ = planted("tanh")
     smaller = Network((network.layers[0][1:], network.layers[1][:, 1:]))
-    cap = NoiseCap(network, 1e-4, n_equations=200)
+    cap = NoiseCap(network, 1e-4, 200, DEFAULTS.noise)
     assert_allclose(cap.allowed(network), 1e-4)
     allowed = 1e-4 * 200 ** (5 / 200)
     assert_allclose(cap.allowed(smaller), allowed)
@@ -191,7 +192,7 @@ def test_a_pruning_path_leads_down_below_the_cap(activation, noise):
     start = with_spare_neurons(network, noise=1e-3)
     start = with_skip(start) if trainer.has_skip else start
     start, loss = trainer.polish(start, 100)
-    cap = NoiseCap(start, loss, 400) if noise else ExactCap(loss, 0.0)
+    cap = NoiseCap(start, loss, 400, DEFAULTS.noise) if noise else ExactCap(loss, 0.0, DEFAULTS)
     path = list(pruning_path(start, loss, trainer, cap))
     assert path[0] == (start, loss)
     assert path[-1][0].widths == network.widths
@@ -199,7 +200,7 @@ def test_a_pruning_path_leads_down_below_the_cap(activation, noise):
     assert all(after < before for before, after in itertools.pairwise(neurons))
     for member, member_loss in path:
         assert_allclose(float(trainer.task.losses(stacked(member, "cpu"))[0]), member_loss)
-    again = NoiseCap(start, loss, 400) if noise else ExactCap(loss, 0.0)
+    again = NoiseCap(start, loss, 400, DEFAULTS.noise) if noise else ExactCap(loss, 0.0, DEFAULTS)
     for member, member_loss in path[1:]:
         assert member_loss <= again.allowed(member)
         again.update(member, member_loss)
@@ -209,7 +210,7 @@ def test_a_pruning_path_leads_down_below_the_cap(activation, noise):
 def test_groups_go_before_single_neurons():
     network, trainer, _ = planted("tanh", width=2)
     start = with_duplicates(with_duplicates(with_duplicates(network)))
-    path = list(pruning_path(start, 1e-30, trainer, ExactCap(1e-30, 0.0)))
+    path = list(pruning_path(start, 1e-30, trainer, ExactCap(1e-30, 0.0, DEFAULTS)))
     assert [member.widths[0] for member, _ in path][:3] == [16, 12, 9]
     assert path[-1][0].widths == (2,)
 
@@ -230,7 +231,9 @@ def test_the_cheapest_removal_is_the_best_polished_network():
 def test_networks_of_single_neurons_lose_none():
     network, trainer, _ = planted_deep("tanh", (3, 1, 1, 1), n_rows=200)
     assert cheapest_removal(network, 0.0, trainer) is None
-    assert list(pruning_path(network, 0.0, trainer, ExactCap(0.0, 0.0))) == [(network, 0.0)]
+    assert list(pruning_path(network, 0.0, trainer, ExactCap(0.0, 0.0, DEFAULTS))) == [
+        (network, 0.0)
+    ]
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
