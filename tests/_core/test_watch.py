@@ -8,16 +8,15 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.exceptions import ConvergenceWarning
 
+from builders import with_settings
 from sklearn_ec import ExpandClusterRegressor
 from sklearn_ec._certify.certificate import certify
 from sklearn_ec._core import watch as watch_module
 from sklearn_ec._core.watch import BEAT_SECONDS, OutOfTime, Watch
-from sklearn_ec._expand import skorch_nets, training
 from sklearn_ec._expand.training import Trainer
 from sklearn_ec._finish.finisher import Finisher
 from sklearn_ec._report import reporting
 from sklearn_ec._report.reporting import Heartbeat
-from sklearn_ec._search import scheduling
 from sklearn_ec._search.ensemble import Ensemble
 from sklearn_ec._solvers.task import LeastSquaresTask
 
@@ -291,8 +290,8 @@ def test_a_certified_network_is_kept_when_time_is_over(problem, monkeypatch):
         finisher.trainer.watch.tick()
 
     monkeypatch.setattr(Ensemble, "complete", late)
-    monkeypatch.setitem(skorch_nets.FIRST_QUESTION_EPOCH, training.BatchedLevenberg, 1)
     model = make_model(tol=0.0, max_time=1e6)
+    with_settings(model, training={"first_question_epoch": 1})
     with pytest.warns(ConvergenceWarning, match="certified, other students were not") as caught:
         model.fit(*problem)
     assert len(caught) == 1
@@ -317,11 +316,11 @@ def test_recluster_obeys_the_time_and_finishes_later(problem, monkeypatch):
     assert_allclose(model.predict(problem[0]), fresh.predict(problem[0]), atol=1e-12)
 
 
-def test_workers_end_in_time(problem, monkeypatch):
+def test_workers_end_in_time():
     X = np.random.default_rng(0).uniform(-2, 2, size=(1000, 2))
     y = np.sin(3 * X[:, 0]) * X[:, 1]
-    monkeypatch.setattr(scheduling, "GROUP_SIZE", 2)
     model = make_model(hidden_layer_sizes=8, n_students=4, n_jobs=2, max_time=2, max_iter=10**6)
+    with_settings(model, search={"group_size": 2})
     start = time.perf_counter()
     with pytest.warns(ConvergenceWarning, match="reached max_time=2 s"):
         model.fit(X, y)

@@ -20,6 +20,7 @@ from test_levenberg import (
     task_of_teacher,
 )
 
+from builders import SHORT_POLISH, SHORT_WARM_UP, settings_with, with_settings
 from sklearn_ec import ExpandClusterRegressor
 from sklearn_ec._core.activations import ACTIVATIONS
 from sklearn_ec._core.coordinates import split_rows, standardize
@@ -568,9 +569,10 @@ def levenberg_kinds(monkeypatch):
     ],
 )
 def test_the_trainer_uses_the_chosen_or_the_suited_solver(
-    rows, monkeypatch, short_warm_up, solver, working_memory, expected
+    rows, monkeypatch, solver, working_memory, expected
 ):
-    trainer = Trainer(*rows, "tanh", "cpu", False, working_memory, solver)
+    settings = settings_with(**SHORT_WARM_UP)
+    trainer = Trainer(*rows, "tanh", "cpu", False, working_memory, solver, settings=settings)
     kinds = levenberg_kinds(monkeypatch)
     students = trainer.train(np.arange(2), (8,), max_iter=20, tol=0.0)
     assert set(kinds) == {expected}
@@ -642,13 +644,14 @@ def test_steps_of_the_final_solver_are_nearly_exact():
     assert missed[1] < 0.1 * missed[0]
 
 
-def test_too_little_memory_is_told_by_the_solver_that_trains(rows, short_warm_up):
-    trainer = Trainer(*rows, "tanh", "cpu", has_skip=False, working_memory=1.0)
+def test_too_little_memory_is_told_by_the_solver_that_trains(rows):
+    settings = settings_with(**SHORT_WARM_UP)
+    trainer = Trainer(*rows, "tanh", "cpu", False, working_memory=1.0, settings=settings)
     with pytest.warns(EfficiencyWarning, match="3 students take about 2 MiB .* 1 at a time"):
         trainer.train(np.arange(3), (8,), max_iter=10, tol=0.0)
 
 
-def test_a_network_is_recovered_without_normal_equations(monkeypatch, short_warm_up, short_polish):
+def test_a_network_is_recovered_without_normal_equations(monkeypatch):
     def fail(*args):
         raise AssertionError("normal equations")
 
@@ -662,7 +665,8 @@ def test_a_network_is_recovered_without_normal_equations(monkeypatch, short_warm
         solver="matrix_free",
         n_students=2,
         random_state=0,
-    ).fit(X, teacher.predict(X))
+    )
+    with_settings(model, **SHORT_WARM_UP, **SHORT_POLISH).fit(X, teacher.predict(X))
     assert model.recovered_
     assert model.layer_sizes_ == (3,)
     assert max_cosine_distance(teacher, model, "tanh") < 1e-12
