@@ -21,6 +21,7 @@ import argparse
 import time
 import warnings
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -35,8 +36,7 @@ from sklearn_ec import ExpandClusterRegressor
 from sklearn_ec._core.activations import ACTIVATIONS
 from sklearn_ec._core.coordinates import standardize
 from sklearn_ec._core.records import Network
-from sklearn_ec._expand import skorch_nets
-from sklearn_ec._expand.training import Trainer
+from sklearn_ec._expand.polishing import Polisher
 from sklearn_ec._solvers.jacobian import Linearization
 from sklearn_ec.datasets import RecoveryProblem, load_deep_suite, load_reference_suite
 from sklearn_ec.metrics import _layers, max_cosine_distance
@@ -87,9 +87,6 @@ def mlp_problems(activation, seed, widths):
 def recover(problem, activation, options):
     if options["threads"]:
         torch.set_num_threads(options["threads"])
-    if options["exhaustive"]:
-        skorch_nets.CONVERGED_SHARE = np.inf
-        skorch_nets.FIRST_QUESTION_EPOCH = dict.fromkeys(skorch_nets.FIRST_QUESTION_EPOCH, np.inf)
     sizes = problem.teacher.layer_sizes_
     model = ExpandClusterRegressor(
         options["rho"],
@@ -100,6 +97,14 @@ def recover(problem, activation, options):
         max_iter=options["max_iter"],
         random_state=0,
     )
+    if options["exhaustive"]:
+        training = replace(
+            model._settings.training,
+            converged_share=np.inf,
+            first_question_epoch=np.inf,
+            large_first_question_epoch=np.inf,
+        )
+        model._settings = replace(model._settings, training=training)
     start = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -143,7 +148,7 @@ def singular_values(problem, activation):
     biases[-1] = (biases[-1] - coordinates.y_mean) / coordinates.y_scale
     layers = zip(weights, biases, strict=True)
     network = Network(tuple(np.column_stack([w.T, b]) for w, b in layers))
-    trainer = Trainer(rows, rows, activation, "cpu", has_skip=False)
+    trainer = Polisher(rows, rows, activation, "cpu", has_skip=False)
     return Linearization(trainer.task, network).singular_values.numpy()
 
 

@@ -18,8 +18,8 @@ import torch
 from scipy.optimize import least_squares
 
 from sklearn_ec._core.coordinates import split_rows, standardize
+from sklearn_ec._expand.polishing import Polisher
 from sklearn_ec._expand.students import initial_weights
-from sklearn_ec._expand.training import Trainer
 from sklearn_ec._solvers.task import LeastSquaresTask, gram_block_size
 from sklearn_ec.datasets import load_reference_suite
 
@@ -43,7 +43,7 @@ def make_trainer():
     y = problem.y[:, None]
     samples, _ = standardize(problem.X, y, np.ones(len(y)))
     train, held_out = split_rows(samples, np.random.default_rng(0))
-    return Trainer(train, held_out, "g", "cpu", has_skip=False)
+    return Polisher(train, held_out, "g", "cpu", has_skip=False)
 
 
 def time_package(trainer):

@@ -94,7 +94,7 @@ class Fit:
         max_time = self.estimator.max_time
         deadline = None if max_time is None else time.time() + max_time
         self.heartbeat = Heartbeat(self.estimator)
-        self.watch = Watch(deadline, self.heartbeat)
+        self.watch = Watch(deadline, self.heartbeat, self.estimator._settings.reporting.beat)
         return self
 
     def __exit__(
@@ -177,7 +177,7 @@ class Fit:
             max(estimator.tol, self.problem.train.rounding_loss),
             asks_finisher=n_steps is None,
         )
-        activation = finisher.trainer.activation_name
+        activation = finisher.polisher.activation_name
         title = f"hidden layers {widths}, {activation}"
         max_epochs = recipe.max_epochs(estimator._settings.training)
         stage = Stage(estimator, self.heartbeat, title, len(seeds), max_epochs)
@@ -202,7 +202,7 @@ class Fit:
     def finisher(self, activation: str) -> Finisher:
         if activation not in self._finishers:
             estimator, problem = self.estimator, self.problem
-            trainer = Polisher(
+            polisher = Polisher(
                 problem.train,
                 problem.held_out,
                 activation,
@@ -218,7 +218,7 @@ class Fit:
                 settings=estimator._settings,
             )
             self._finishers[activation] = Finisher(
-                trainer,
+                polisher,
                 problem.held_out,
                 problem.coordinates,
                 estimator.prune,
@@ -246,17 +246,27 @@ class Fit:
         self, trained: Trained, finisher: Finisher, interrupted_by: str = ""
     ) -> Recovery:
         """Everything that depends on the thresholds: cluster, collapse, finish."""
-        ensemble, trainer = trained.ensemble, finisher.trainer
+        ensemble, polisher, settings = (
+            trained.ensemble,
+            finisher.polisher,
+            finisher.settings.cluster,
+        )
         check_students(ensemble.students)
         start = time.perf_counter()
         certified = next(iter(ensemble.certified.values()), None)
-        losses, samples, activation = ensemble.students.losses, trainer.samples, trainer.activation
-        voters = Voters(ensemble.voters(), losses, samples, activation, trainer.device)
+        voters = Voters(
+            ensemble.voters(settings.min_voters),
+            ensemble.students.losses,
+            polisher.samples,
+            polisher.activation,
+            polisher.device,
+        )
         layers = cluster_layers(
             voters,
             len(trained.widths),
             Thresholds(self.estimator.gamma, self.estimator.beta, self.estimator.cut),
             certified.network if certified else None,
+            settings,
         )
         if certified:
             candidate = certified
@@ -267,7 +277,7 @@ class Fit:
             trained,
             candidate,
             layers,
-            n_agreeing=ensemble.n_agreeing(candidate.network, samples, activation),
+            n_agreeing=ensemble.n_agreeing(candidate.network, finisher),
             search_report=with_verdict(
                 self.search_report,
                 trained.activation,

@@ -348,8 +348,16 @@ class ExpandClusterRegressor(
             X, y, sample_weight, precision = self._validate(X, y, sample_weight)
             progress = begin_fit(self, X, y)
             rng = np.random.default_rng(self._draw_seed())
-            problem = prepare(X, y, sample_weight, rng, precision, find_input_precision(X))
-            targets = kind_of_targets(problem, y)
+            problem = prepare(
+                X,
+                y,
+                sample_weight,
+                rng,
+                precision,
+                find_input_precision(X),
+                self._settings.preparation,
+            )
+            targets = kind_of_targets(problem, y, self._settings.verdict)
             known = self._known_groups if self.warm_start else None
             briefly = targets in WITHOUT_NEURONS
             try:

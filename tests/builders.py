@@ -1,16 +1,49 @@
-"""Networks, students and rows with known answers, for tests that train nothing."""
+"""Networks, students and rows with known answers, and settings, for quick tests."""
+
+from dataclasses import replace
 
 import numpy as np
 
+from sklearn_ec import ExpandClusterRegressor
 from sklearn_ec._core.activations import get_activation
 from sklearn_ec._core.coordinates import Coordinates
 from sklearn_ec._core.forward import network_outputs
 from sklearn_ec._core.records import Network, Samples
+from sklearn_ec._core.settings import DEFAULTS
+from sklearn_ec._expand.polishing import Polisher
 from sklearn_ec._expand.students import layer_shapes
-from sklearn_ec._expand.training import Trainer
 from sklearn_ec.datasets import make_teacher
 
 EPS = np.finfo(float).eps
+
+# A tenth of the warm-up, for tests that do not depend on good students, and few steps after each
+# removal, for tests that do not depend on good networks.
+SHORT_WARM_UP = {"warm_up": {"steps": 100}}
+SHORT_POLISH = {"prune": {"polish_steps": 60}, "noise": {"polish_steps": 60}}
+# Stages alone report, however slow the machine is; everything reports at once.
+SILENT = {"reporting": {"line": np.inf, "silence": np.inf}}
+LOUD = {"reporting": {"beat": 0.0, "line": 0.0, "silence": 0.0}}
+
+
+def settings_with(base=DEFAULTS, **parts):
+    """Settings that differ in some fields: ``settings_with(prune={"polish_steps": 60})``."""
+    changed = {name: replace(getattr(base, name), **fields) for name, fields in parts.items()}
+    return replace(base, **changed)
+
+
+def with_settings(estimator, **parts):
+    """The estimator with other settings; its clones have those of its class."""
+    estimator._settings = settings_with(estimator._settings, **parts)
+    return estimator
+
+
+class QuickRegressor(ExpandClusterRegressor):
+    """With a short warm-up, in its clones, too."""
+
+    _settings = settings_with(**SHORT_WARM_UP)
+
+
+ALL_LARGE = settings_with(training={"dense_flops": 0.0}, verdict={"max_dense_parameters": 0})
 
 
 def plain(samples):
@@ -26,13 +59,13 @@ def plain(samples):
     )
 
 
-def planted(activation, width=3, n_rows=400, n_inputs=3, seed=0):
-    """A network, a trainer on rows of it, and rows kept out."""
+def planted(activation, width=3, n_rows=400, n_inputs=3, seed=0, settings=DEFAULTS):
+    """A network, a polisher on rows of it, and rows kept out."""
     rng = np.random.default_rng(seed)
     network = Network(
         (rng.normal(size=(width, n_inputs + 1)), np.append(1.0 + rng.random(width), 0.3)[None])
     )
-    return network, *rows_of(network, activation, n_rows, rng)
+    return network, *rows_of(network, activation, n_rows, rng, settings)
 
 
 def planted_deep(activation, sizes=(3, 4, 3, 1), n_rows=1000):
@@ -45,12 +78,13 @@ def planted_deep(activation, sizes=(3, 4, 3, 1), n_rows=1000):
     return network, *rows_of(network, activation, n_rows, np.random.default_rng(0))
 
 
-def rows_of(network, name, n_rows, rng):
+def rows_of(network, name, n_rows, rng, settings=DEFAULTS):
     activation, parts = get_activation(name), []
     for n in (n_rows, 50):
         X = rng.normal(size=(n, network.levels[0]))
         parts.append(Samples(X, network_outputs(network, X, activation), np.ones(n)))
-    return Trainer(*parts, name, "cpu", activation.has_linear_flip), parts[1]
+    polisher = Polisher(*parts, name, "cpu", activation.has_linear_flip, settings=settings)
+    return polisher, parts[1]
 
 
 def with_spare_neurons(network, noise=0.0, seed=1):
@@ -80,14 +114,14 @@ def with_duplicates(network, noise=0.0, seed=1):
     return Network(tuple(a + noise * rng.normal(size=a.shape) for a in layers))
 
 
-def with_noise(trainer, held_out, noise, name):
-    """A trainer and held-out rows with noise in their targets."""
+def with_noise(polisher, held_out, noise, name):
+    """A polisher and held-out rows with noise in their targets."""
     rng = np.random.default_rng(0)
     parts = [
         Samples(part.X, part.y + noise * rng.normal(size=part.y.shape), part.sample_weight)
-        for part in (trainer.samples, held_out)
+        for part in (polisher.samples, held_out)
     ]
-    return Trainer(*parts, name, "cpu", trainer.has_skip), parts[1]
+    return Polisher(*parts, name, "cpu", polisher.has_skip), parts[1]
 
 
 def random_network(rng, widths, n_inputs, n_outputs, has_skip=False):
@@ -165,12 +199,12 @@ def samples_of(network, activation, rng, n_samples=60):
 
 def open_in_one_neuron():
     """A ReLU network, and rows on which one input varies only where its last neuron is off."""
-    network, trainer, held_out = planted("relu", n_rows=800)
+    network, polisher, held_out = planted("relu", n_rows=800)
     network.layers[0][-1] = [-1.0, 0.1, 0.0, -0.3]
     parts = []
-    for samples in (trainer.samples, held_out):
+    for samples in (polisher.samples, held_out):
         X = samples.X.copy()
         X[X[:, 0] < 0.0, 2] = 0.0
-        y = network_outputs(network, X, trainer.activation)
+        y = network_outputs(network, X, polisher.activation)
         parts.append(Samples(X, y, samples.sample_weight))
-    return network, Trainer(*parts, "relu", "cpu", has_skip=True), parts[1]
+    return network, Polisher(*parts, "relu", "cpu", has_skip=True), parts[1]

@@ -1,6 +1,5 @@
-"""Shared problems and settings."""
+"""Shared problems and models."""
 
-import math
 import os
 
 import matplotlib
@@ -10,9 +9,6 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from sklearn_ec import ExpandClusterRegressor
-from sklearn_ec._expand import training
-from sklearn_ec._finish import finisher, pruning
-from sklearn_ec._report import reporting
 from sklearn_ec.datasets import load_reference_suite, make_teacher
 
 matplotlib.use("agg")
@@ -20,26 +16,6 @@ matplotlib.use("agg")
 if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each: workers share the processors
     torch.set_num_threads(1)
     threadpool_limits(1)
-
-
-@pytest.fixture
-def short_warm_up(monkeypatch):
-    """A tenth of the warm-up, for tests that do not depend on good students."""
-    monkeypatch.setattr(training, "WARM_UP_STEPS", 100)
-
-
-@pytest.fixture
-def short_polish(monkeypatch):
-    """Few steps after each removal, for tests that do not depend on good networks."""
-    for place, name in (
-        (finisher, "POLISH_STEPS"),
-        (finisher, "NOISE_POLISH_STEPS"),
-        (pruning, "POLISH_STEPS"),
-        (pruning, "NOISE_POLISH_STEPS"),
-        (pruning.ExactCap, "n_steps"),
-        (pruning.NoiseCap, "n_steps"),
-    ):
-        monkeypatch.setattr(place, name, 60)
 
 
 @pytest.fixture(scope="session")
@@ -62,10 +38,3 @@ def tanh_model(tanh_problem):
 @pytest.fixture(scope="session")
 def g_problem():
     return load_reference_suite("g", n_seeds=1, n_inputs=(4,), widths=(4,))[0]
-
-
-@pytest.fixture
-def no_heartbeat(monkeypatch):
-    """Stages alone report, however slow the machine is."""
-    monkeypatch.setattr(reporting, "LINE_SECONDS", math.inf)
-    monkeypatch.setattr(reporting, "SILENT_SECONDS", math.inf)

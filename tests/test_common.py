@@ -3,17 +3,16 @@
 import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from sklearn_ec import ExpandClusterRegressor
+from builders import QuickRegressor
 
 SMALL = {"n_students": 3, "max_iter": 20, "random_state": 0}
 
 
-@pytest.mark.usefixtures("short_warm_up")
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @parametrize_with_checks(
     [
-        ExpandClusterRegressor(2, hidden_layer_sizes=2, activation="relu", **SMALL),
-        ExpandClusterRegressor(1, activation="tanh", prune=False, cut="global", **SMALL),
+        QuickRegressor(2, hidden_layer_sizes=2, activation="relu", **SMALL),
+        QuickRegressor(1, activation="tanh", prune=False, cut="global", **SMALL),
     ]
 )
 def test_common_checks(estimator, check):

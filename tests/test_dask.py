@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
+from builders import with_settings
 from sklearn_ec import ExpandClusterRegressor
-from sklearn_ec._search import scheduling
 from sklearn_ec.datasets import make_teacher
 
 distributed = pytest.importorskip("distributed", reason="needs dask[distributed]")
@@ -38,7 +38,7 @@ def problem():
 
 
 def make_model(**params):
-    return ExpandClusterRegressor(
+    model = ExpandClusterRegressor(
         rho=3,
         hidden_layer_sizes=2,
         activation="tanh",
@@ -49,13 +49,12 @@ def make_model(**params):
         random_state=0,
         **params,
     )
+    return with_settings(model, search={"group_size": 2})
 
 
 @pytest.fixture(scope="module")
 def serial(problem):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scheduling, "GROUP_SIZE", 2)
-        return make_model().fit(*problem)
+    return make_model().fit(*problem)
 
 
 def assert_same_network(model, other):
@@ -66,8 +65,7 @@ def assert_same_network(model, other):
         assert_allclose(array, same, rtol=0, atol=1e-12)
 
 
-def test_a_cluster_gives_the_same_network(client, problem, serial, monkeypatch):
-    monkeypatch.setattr(scheduling, "GROUP_SIZE", 2)
+def test_a_cluster_gives_the_same_network(client, problem, serial):
     with joblib.parallel_config(backend="dask"):
         model = make_model().fit(*problem)
     assert_same_network(model, serial)
@@ -82,8 +80,7 @@ def test_torch_does_not_use_more_threads_than_a_worker_has(client):
     assert set(client.run(n_threads).values()) == {1}
 
 
-def test_a_worker_may_die(client, problem, serial, monkeypatch, tmp_path):
-    monkeypatch.setattr(scheduling, "GROUP_SIZE", 2)
+def test_a_worker_may_die(client, problem, serial, tmp_path):
     killed = []
 
     def kill_one_worker():

@@ -10,6 +10,7 @@ from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
+from builders import QuickRegressor
 from sklearn_ec import ExpandClusterRegressor
 from sklearn_ec._folding import fold, inside, is_wrapper, unwrap
 from sklearn_ec.datasets import Teacher
@@ -59,9 +60,9 @@ def test_folding_leaves_the_layers_as_they_are():
 
 
 @pytest.mark.parametrize("index", range(4))
-def test_unwrap_finds_the_estimator(index, tanh_problem, short_warm_up):
+def test_unwrap_finds_the_estimator(index, tanh_problem):
     _, X, y = tanh_problem
-    estimator = ExpandClusterRegressor(hidden_layer_sizes=4, activation="tanh", n_students=2)
+    estimator = QuickRegressor(hidden_layer_sizes=4, activation="tanh", n_students=2)
     model = around(estimator.set_params(random_state=0))[index]
     with pytest.raises(NotFittedError):
         unwrap(model)

@@ -19,11 +19,12 @@ from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, scale
 
+from builders import SHORT_POLISH, SHORT_WARM_UP, SILENT, QuickRegressor, with_settings
 from sklearn_ec import ExpandClusterRegressor
 from sklearn_ec._core.activations import ACTIVATIONS, DISTINCT_ACTIVATIONS, get_activation
 from sklearn_ec._core.canonical import canonical_form
-from sklearn_ec._expand import skorch_nets, training
-from sklearn_ec._finish import finisher, pruning
+from sklearn_ec._core.settings import DEFAULTS
+from sklearn_ec._finish import finisher
 from sklearn_ec.datasets import load_deep_suite, make_teacher
 from sklearn_ec.inspection import NeuronMatchDisplay, SimilarityDisplay
 from sklearn_ec.metrics import max_cosine_distance, relative_rmse
@@ -36,6 +37,11 @@ def make_model(width=4, activation="tanh", **params):
     return ExpandClusterRegressor(
         hidden_layer_sizes=width, activation=activation, **{**defaults, **params}
     )
+
+
+def make_quick_model(*args, **params):
+    """With a short warm-up."""
+    return with_settings(make_model(*args, **params), **SHORT_WARM_UP)
 
 
 @pytest.fixture(scope="module")
@@ -182,11 +188,11 @@ def test_an_early_network_is_compared_with_students_as_they_are(tanh_problem, mo
         return finish(self, network)
 
     monkeypatch.setattr(finisher.Finisher, "_finish", spy)
-    monkeypatch.setitem(skorch_nets.FIRST_QUESTION_EPOCH, training.BatchedLevenberg, 1)
     _, X, y = tanh_problem
-    model = make_model(n_students=6, tol=0.0).fit(X, y)
+    model = make_model(n_students=6, tol=0.0)
+    with_settings(model, training={"first_question_epoch": 1}).fit(X, y)
     assert model.recovered_
-    assert model.n_iter_ == skorch_nets.LEVENBERG_STEPS_PER_EPOCH
+    assert model.n_iter_ == DEFAULTS.training.steps_per_epoch
     assert len(pruned) == 1
     assert model.layer_sizes_ == (4,)
     assert model.width_agreement_ == (1, 1)
@@ -288,10 +294,11 @@ def test_pipeline_and_cross_validation(tanh_problem):
     assert_allclose(scores, 1.0, atol=1e-12)
 
 
-def test_grid_search_over_thresholds(tanh_problem, short_warm_up):
+def test_grid_search_over_thresholds(tanh_problem):
     _, X, y = tanh_problem
     grid = {"gamma": [0.5, 0.9], "beta": [0.1, 0.5]}
-    search = GridSearchCV(make_model(n_students=3), grid, cv=2).fit(X, y)
+    model = QuickRegressor(hidden_layer_sizes=4, activation="tanh", n_students=3, random_state=0)
+    search = GridSearchCV(model, grid, cv=2).fit(X, y)
     assert search.best_score_ > 1 - 1e-12
     assert search.best_estimator_.recovered_
 
@@ -317,9 +324,9 @@ def test_recluster_rejects_bad_thresholds(fitted):
         make_model().recluster()
 
 
-def test_verbose_prints_one_line_per_stage(tanh_problem, no_heartbeat, capsys):
+def test_verbose_prints_one_line_per_stage(tanh_problem, capsys):
     _, X, y = tanh_problem
-    make_model(verbose=1).fit(X, y)
+    with_settings(make_model(verbose=1), **SILENT).fit(X, y)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     pattern = r"hidden layers \(4,\), tanh: \d of 5 students converged after \d+ steps, best loss"
@@ -341,25 +348,25 @@ def assert_not_recovered(model, X, y, match="not certified"):
     return model
 
 
-def test_noise_is_not_certified(tanh_problem, short_warm_up):
+def test_noise_is_not_certified(tanh_problem):
     _, X, y = tanh_problem
     noisy = y + 1e-3 * np.random.default_rng(0).normal(size=len(y))
-    model = assert_not_recovered(make_model(), X, noisy, "above rounding")
+    model = assert_not_recovered(make_quick_model(), X, noisy, "above rounding")
     assert relative_rmse(y, model.predict(X)) < 5e-3
 
 
-def test_wrong_activation_is_not_certified(tanh_problem, short_warm_up, short_polish):
+def test_wrong_activation_is_not_certified(tanh_problem):
     _, X, y = tanh_problem
-    model = make_model(activation="softplus", rho=2, n_students=3, max_iter=30)
+    model = make_quick_model(activation="softplus", rho=2, n_students=3, max_iter=30)
+    with_settings(model, **SHORT_POLISH)
     message = r'try another activation \(activation="auto" compares them\) or other widths'
     assert_not_recovered(model, X[:300], y[:300], message)
 
 
-def test_other_functions_are_not_certified(tanh_problem, short_warm_up, short_polish):
+def test_other_functions_are_not_certified(tanh_problem):
     X = tanh_problem[1]
-    assert_not_recovered(
-        make_model(rho=2, max_iter=60), X, np.sin(3 * X[:, 0]) * X[:, 1], "above rounding"
-    )
+    model = with_settings(make_quick_model(rho=2, max_iter=60), **SHORT_POLISH)
+    assert_not_recovered(model, X, np.sin(3 * X[:, 0]) * X[:, 1], "above rounding")
 
 
 def test_too_few_rows_are_not_certified(tanh_problem):
@@ -474,9 +481,9 @@ def test_recovers_on_cuda(tanh_problem):
 # Nothing known
 
 
-def test_depth_and_widths_are_found(short_warm_up):
+def test_depth_and_widths_are_found():
     (problem,) = load_deep_suite(sizes=((4, 3, 2, 1),), n_seeds=1)
-    model = ExpandClusterRegressor(activation="tanh", n_students=5, random_state=0)
+    model = QuickRegressor(activation="tanh", n_students=5, random_state=0)
     model.fit(problem.X, problem.y)
     assert model.recovered_
     assert model.layer_sizes_ == (3, 2)
@@ -488,9 +495,9 @@ def test_depth_and_widths_are_found(short_warm_up):
     assert [entry["certified"] for entry in model.search_report_] == [False, True]
 
 
-def test_width_and_activation_are_found(short_warm_up):
+def test_width_and_activation_are_found():
     teacher, X, y = small_problem("silu", n_rows=60)
-    model = ExpandClusterRegressor(2, activation="auto", n_students=3, random_state=0).fit(X, y)
+    model = QuickRegressor(2, activation="auto", n_students=3, random_state=0).fit(X, y)
     assert model.recovered_
     assert (model.activation_, model.layer_sizes_) == ("silu", (2,))
     assert max_cosine_distance(teacher, model, "silu") <= EXACT
@@ -508,9 +515,7 @@ def small_problem(activation, n_rows=200):
 def found_g():
     """A model of known width that had to find its activation."""
     teacher, X, y = small_problem("g")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "WARM_UP_STEPS", 100)
-        return teacher, X, y, make_model(2, "auto", rho=2, n_students=3).fit(X, y)
+    return teacher, X, y, make_quick_model(2, "auto", rho=2, n_students=3).fit(X, y)
 
 
 def test_everything_reads_the_activation_that_was_found(found_g, capsys):
@@ -533,9 +538,9 @@ def test_everything_reads_the_activation_that_was_found(found_g, capsys):
     assert again.recovered_
 
 
-def test_logistic_neurons_are_found_as_tanh(short_warm_up):
+def test_logistic_neurons_are_found_as_tanh():
     _, X, y = small_problem("logistic")
-    model = make_model(2, "auto", rho=2, n_students=3).fit(X, y)
+    model = make_quick_model(2, "auto", rho=2, n_students=3).fit(X, y)
     assert model.recovered_
     assert model.activation_ == "tanh"
     assert_allclose(model.predict(X), y, atol=1e-12)
@@ -552,11 +557,11 @@ def test_report_of_the_search_holds_what_is_documented(found_g):
     assert {(t["depth"], t["width"], t["n_students"]) for t in model.search_report_} == {(1, 2, 3)}
 
 
-def test_search_takes_weights_and_constant_columns(short_warm_up):
+def test_search_takes_weights_and_constant_columns():
     teacher, X, y = small_problem("tanh")
     X, y, weight = np.insert(X, 1, 3.0, axis=1), y.copy(), np.linspace(0.5, 2.0, len(X))
     y[:5], weight[:5] = 99.0, 0.0
-    model = ExpandClusterRegressor(2, activation="tanh", n_students=2, random_state=0)
+    model = QuickRegressor(2, activation="tanh", n_students=2, random_state=0)
     with pytest.warns(ConvergenceWarning, match="weights on x1 are not determined"):
         model.fit(X, y, weight)
     assert not model.recovered_
@@ -584,11 +589,9 @@ def noisy_problem(activation, n_outputs=1, n_rows=400):
 
 def fit_noisy(X, y, **params):
     """A model of one neuron too many, and the text of its warning."""
-    model = make_model(3, rho=2, **{"n_students": 3, **params})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "WARM_UP_STEPS", 100)
-        with pytest.warns(ConvergenceWarning) as caught:
-            model.fit(X, y)
+    model = make_quick_model(3, rho=2, **{"n_students": 3, **params})
+    with pytest.warns(ConvergenceWarning) as caught:
+        model.fit(X, y)
     return model, str(caught[0].message)
 
 
@@ -642,9 +645,9 @@ def test_recluster_equals_fit_under_noise(noisy_fit):
     assert_array_equal(again.noise_level_, other.noise_level_)
 
 
-def test_rounded_outputs_are_certified(short_warm_up):
+def test_rounded_outputs_are_certified():
     teacher, X, _, _ = noisy_problem("tanh", 2, n_rows=1000)
-    model = make_model(3, rho=2, n_students=3).fit(X, np.round(teacher.predict(X), 3))
+    model = make_quick_model(3, rho=2, n_students=3).fit(X, np.round(teacher.predict(X), 3))
     assert model.recovered_
     assert model.layer_sizes_ == (2,)
     assert model.certificate_.precision == "3 decimals"
@@ -685,10 +688,10 @@ def test_a_single_student_is_pruned_on_noisy_data():
 
 
 @pytest.mark.filterwarnings("ignore:lbfgs failed to converge")
-def test_ordinary_data_give_a_regressor_as_good_as_an_mlp(short_warm_up):
+def test_ordinary_data_give_a_regressor_as_good_as_an_mlp():
     X, y = make_friedman1(1300, noise=1, random_state=0)
     y = scale(y)
-    model = ExpandClusterRegressor(activation="relu", n_students=5, random_state=0)
+    model = QuickRegressor(activation="relu", n_students=5, random_state=0)
     assert_not_recovered(model, X[:300], y[:300], "noisy")
     mlps = [
         MLPRegressor(
@@ -744,14 +747,11 @@ def test_reclustering_a_deep_fit_changes_nothing_at_the_same_thresholds(deep_mod
 
 
 @pytest.mark.parametrize("sizes", [(4,), (2, 2, 2)])
-def test_a_wrong_depth_is_never_certified(
-    deep_problem, sizes, monkeypatch, short_warm_up, short_polish
-):
+def test_a_wrong_depth_is_never_certified(deep_problem, sizes):
     _, X, y = deep_problem
-    monkeypatch.setattr(pruning, "MAX_REGROWTHS", 1)
-    model = ExpandClusterRegressor(
-        2, hidden_layer_sizes=sizes, activation="tanh", n_students=2, max_iter=20, random_state=0
-    )
+    model = make_quick_model(sizes, rho=2, n_students=2, max_iter=20)
+    with_settings(model, **SHORT_POLISH)
+    with_settings(model, prune={"max_regrowths": 1})
     with pytest.warns(ConvergenceWarning, match="not certified"):
         model.fit(X[:100], y[:100])
     assert not model.recovered_

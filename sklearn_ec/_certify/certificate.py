@@ -57,41 +57,12 @@ from sklearn_ec._core.canonical import canonical_network
 from sklearn_ec._core.coordinates import Coordinates
 from sklearn_ec._core.forward import network_outputs, read_features
 from sklearn_ec._core.records import Network, Samples
+from sklearn_ec._core.settings import DEFAULTS, Verdict
 from sklearn_ec._solvers.jacobian import RCOND, Linearization, least_neuron_singular_value
 from sklearn_ec._solvers.task import LeastSquaresTask
 
 from .structure import structured_share
 
-# Relative root mean squared error that counts as rounding, in units of the rounding of exact
-# targets ...
-ROUNDING_FACTOR = 1000.0
-# ... and of the imitated rounding of coarser ones, which the true one is at most 1.3 times.
-IMITATION_FACTOR = 1.5
-# That of decimals is known up to chance: in 324 networks the true one was at most this times it,
-# and more by at most ``CHANCE / sqrt(n_samples)`` where rows are few.
-STEP_FACTOR = 1.15
-CHANCE = 2.0
-# An error along one singular direction in units of the imitated rounding along it.
-CERTAINTY = 4.0
-# Share of the variance of residuals that may depend smoothly on the inputs. The rounding of float32
-# networks of a few neurons does so, up to a share of 0.33 in 576 of them (300 to 3000 rows).
-MAX_STRUCTURE = 0.4
-MIN_EQUATIONS_PER_PARAMETER = 2.0
-MAX_WEIGHT_ERROR = 1e-3
-MAX_ROUNDED_WEIGHT_ERROR = 3e-2
-MIN_ISOLATION = 10.0
-# Of rounded targets: with the typical error, a quarter of the one that is assumed, it is four times
-# as large, twice what the Newton-Kantorovich condition asks. A spare neuron has at most half of it.
-MIN_ROUNDED_ISOLATION = 1.0
-N_WEAK_DIRECTIONS = 10
-# Least redundancy of the equations of networks with kinks. Where targets are rounded, other kinks
-# need to meet the targets only about.
-MIN_REDUNDANCY = 1e-3
-MIN_ROUNDED_REDUNDANCY = 0.1
-# Least deviation of a neuron's activation from an affine function, relative to its spread.
-MIN_BEND = 1e-9
-# Networks of more parameters are judged by their single neurons before their whole Jacobian.
-MAX_DENSE_PARAMETERS = 1000
 TINY = np.finfo(np.float64).tiny
 
 # The condition that a network failed first.
@@ -107,6 +78,7 @@ Obstacle = Literal[
     "columns",
     "no rows left",
 ]
+CERTIFIED = ("", "columns")  # the obstacles that leave the function certified
 
 
 @dataclass(frozen=True)
@@ -149,6 +121,10 @@ class Certificate:
         What was measured of it, in a sentence; empty if the network passed.
     open_columns : tuple of str
         Columns of X whose incoming weights the rows do not tell.
+    is_conclusive : bool
+        Whether other students have nothing to add: the function is certified, or the network is
+        large and exact but for what the rows leave open, of single neurons, or until the held-out
+        rows joined the training.
     """
 
     error: float
@@ -165,18 +141,7 @@ class Certificate:
     obstacle: Obstacle
     reason: str
     open_columns: tuple[str, ...] = ()
-
-    @property
-    def is_conclusive(self) -> bool:
-        """Whether other students have nothing to add.
-
-        The function is certified, or the network is large and exact but for what the rows leave
-        open: of single neurons, or until the held-out rows joined the training.
-        """
-        is_large = self.n_parameters > MAX_DENSE_PARAMETERS
-        is_open = self.obstacle == "weights" and np.isnan(self.isolation)
-        is_isolated = self.isolation >= MIN_ISOLATION
-        return self.function_certified or (is_large and bool(is_open or is_isolated))
+    is_conclusive: bool = False
 
     @property
     def fits_exactly(self) -> bool:
@@ -195,9 +160,15 @@ def certify(
     samples: Samples,
     held_out: Samples,
     coordinates: Coordinates,
+    verdict: Verdict = DEFAULTS.verdict,
+    untested: str = "",
 ) -> Certificate:
-    """Judge a network without skip term; the task holds the samples as tensors."""
-    return _Examination(network, task, samples, held_out, coordinates).certificate()
+    """Judge a network without skip term; the task holds the samples as tensors.
+
+    ``untested`` says why no rows are left to test it: for that it is refused, whatever is measured.
+    """
+    examination = _Examination(network, task, samples, held_out, coordinates, verdict)
+    return examination.certificate(untested)
 
 
 class _Examination:
@@ -210,6 +181,7 @@ class _Examination:
         samples: Samples,
         held_out: Samples,
         coordinates: Coordinates,
+        verdict: Verdict,
     ):
         self.network = network
         self.task = task
@@ -217,16 +189,20 @@ class _Examination:
         self.samples = samples
         self.held_out = held_out
         self.coordinates = coordinates
+        self.verdict = verdict
         self.error = relative_error(network, samples, self.activation)
         self.held_out_error = relative_error(network, held_out, self.activation)
-        self.exact_rounding = ROUNDING_FACTOR * coordinates.y_rounding
+        self.exact_rounding = verdict.rounding_factor * coordinates.y_rounding
         self.imitated = self._imitated_rounding()
-        self.rounding = float(max(self.exact_rounding, IMITATION_FACTOR * _rms(self.imitated)))
+        imitated_rounding = verdict.imitation_factor * _rms(self.imitated)
+        self.rounding = float(max(self.exact_rounding, imitated_rounding))
         self.weight_error = self.isolation = self.redundancy = np.nan
         self.open_columns = np.zeros(len(coordinates.x_mean), dtype=bool)
 
-    def certificate(self) -> Certificate:
+    def certificate(self, untested: str) -> Certificate:
         obstacle, reason = self._first_obstacle()
+        if untested:
+            obstacle, reason = "no rows left", untested
         names = tuple(f"x{index}" for index in np.flatnonzero(self.open_columns))
         return Certificate(
             error=self.error,
@@ -238,12 +214,25 @@ class _Examination:
             weight_error=self.weight_error,
             isolation=self.isolation,
             redundancy=self.redundancy,
-            function_certified=obstacle in ("", "columns"),
+            function_certified=obstacle in CERTIFIED,
             passed=not obstacle,
             obstacle=obstacle,
             reason=reason,
             open_columns=names,
+            is_conclusive=self._is_conclusive(obstacle),
         )
+
+    @property
+    def is_large(self) -> bool:
+        """Whether single neurons are judged before the whole Jacobian."""
+        return self.network.n_parameters > self.verdict.max_dense_parameters
+
+    def _is_conclusive(self, obstacle: Obstacle) -> bool:
+        """Whether other students have nothing to add, see :class:`Certificate`."""
+        if obstacle in CERTIFIED:
+            return True
+        is_open = obstacle == "weights" and np.isnan(self.isolation)
+        return self.is_large and bool(is_open or self.isolation >= self.verdict.min_isolation)
 
     def _imitated_rounding(self) -> np.ndarray | None:
         """Errors as the targets have, where the network's are too large for exact ones."""
@@ -267,27 +256,29 @@ class _Examination:
                 f"the error of output {output} is above rounding: "
                 f"its targets are of {self.coordinates.precision.name}"
             )
-        samples, n_parameters = self.samples, self.network.n_parameters
-        if samples.n_equations < MIN_EQUATIONS_PER_PARAMETER * n_parameters:
+        verdict, samples, n_parameters = self.verdict, self.samples, self.network.n_parameters
+        if samples.n_equations < verdict.min_equations_per_parameter * n_parameters:
             return "equations", (
                 f"{samples.n_equations} equations are too few for {n_parameters} parameters: "
-                f"give at least {MIN_EQUATIONS_PER_PARAMETER:g} times as many"
+                f"give at least {verdict.min_equations_per_parameter:g} times as many"
             )
-        if self.imitated is not None and (share := self._structure()) > MAX_STRUCTURE:
+        if self.imitated is not None and (share := self._structure()) > verdict.max_structure:
             return "structure", (
                 f"the error is as small as that of targets of {self.coordinates.precision.name}, "
                 f"but {share:.0%} of its variance depends on the inputs"
             )
-        if not least_bend(self.network, samples, self.activation) >= MIN_BEND:
+        if not least_bend(self.network, samples, self.activation) >= verdict.min_bend:
             return "bend", "a neuron is a linear function on the data"
         return self._determinacy()
 
     def _output_above_rounding(self) -> int | None:
         """The first output whose error exceeds its own rounding: that of others may hide it."""
+        verdict = self.verdict
         for samples in (self.samples, self.held_out):
-            factor = IMITATION_FACTOR
+            factor = verdict.imitation_factor
             if self.coordinates.precision.step:
-                factor = min(factor, STEP_FACTOR + CHANCE / np.sqrt(len(samples.X)))
+                chance = verdict.chance / np.sqrt(len(samples.X))
+                factor = min(factor, verdict.step_factor + chance)
             limits = np.maximum(self.exact_rounding, factor * self._roundings())
             errors = np.sqrt(np.mean(self._residuals(samples) ** 2, axis=0))
             if not (errors <= limits).all():
@@ -315,7 +306,7 @@ class _Examination:
         large, nothing else matters, and the isolation stays nan.
         """
         limit, least_isolation, least_redundancy = self._limits()
-        if self.network.n_parameters > MAX_DENSE_PARAMETERS:
+        if self.is_large:
             least = least_neuron_singular_value(self.task, self.network)
             self.weight_error = self._typical_error() / max(least, TINY)
             if self.weight_error > limit:
@@ -325,7 +316,7 @@ class _Examination:
         errors = self._errors(linearization.coefficients)
         standardized = _largest(linearization.relative_errors(errors))
         self._measure_in_original_units(linearization, errors, limit)
-        self.isolation = _isolation(linearization, errors)
+        self.isolation = _isolation(linearization, errors, self.verdict.n_weak_directions)
         if not standardized <= limit:
             return "weights", _open_to(standardized)
         if not self.isolation >= least_isolation:  # nan is no proof
@@ -347,9 +338,14 @@ class _Examination:
 
     def _limits(self) -> tuple[float, float, float]:
         """Of the weight error, the isolation and the redundancy."""
+        verdict = self.verdict
         if self.imitated is None:
-            return MAX_WEIGHT_ERROR, MIN_ISOLATION, MIN_REDUNDANCY
-        return MAX_ROUNDED_WEIGHT_ERROR, MIN_ROUNDED_ISOLATION, MIN_ROUNDED_REDUNDANCY
+            return verdict.max_weight_error, verdict.min_isolation, verdict.min_redundancy
+        return (
+            verdict.max_rounded_weight_error,
+            verdict.min_rounded_isolation,
+            verdict.min_rounded_redundancy,
+        )
 
     def _measure_in_original_units(
         self, linearization: Linearization, errors: Tensor, limit: float
@@ -377,7 +373,7 @@ class _Examination:
         """Error that may lie along one direction."""
         if self.imitated is None:
             return max(self.error, self.coordinates.y_rounding)
-        return CERTAINTY * self.error / np.sqrt(self.imitated.size)
+        return self.verdict.certainty * self.error / np.sqrt(self.imitated.size)
 
     def _weighted_rounding(self) -> Tensor | None:
         if self.imitated is None:
@@ -393,7 +389,7 @@ class _Examination:
         """Largest error along each left singular direction."""
         if self.imitated is None:
             return torch.full_like(coefficients[:, 0], self._typical_error())
-        scale = CERTAINTY * max(1.0, self.error / _rms(self.imitated))
+        scale = self.verdict.certainty * max(1.0, self.error / _rms(self.imitated))
         typical = _rms(self.imitated) / np.sqrt(self.imitated.size)
         return scale * coefficients.abs().amax(dim=1).clamp_min(typical)
 
@@ -411,8 +407,8 @@ def _open_to(error: float) -> str:
     return f"the data leave the weights open to a relative error of {error:.1e}"
 
 
-def _isolation(linearization: Linearization, errors: Tensor) -> float:
-    curvatures = linearization.curvatures(N_WEAK_DIRECTIONS).cpu().numpy()
+def _isolation(linearization: Linearization, errors: Tensor, n_weak_directions: int) -> float:
+    curvatures = linearization.curvatures(n_weak_directions).cpu().numpy()
     n_weak = len(curvatures)
     values = linearization.singular_values.cpu().numpy()
     weakest = np.where(values > RCOND * values[0], values, 0.0)[-n_weak:]

@@ -10,15 +10,9 @@ from sklearn_ec._core.activations import Activation
 from sklearn_ec._core.distances import unit_rows
 from sklearn_ec._core.forward import read_features, solve_layer
 from sklearn_ec._core.records import Network, Samples
+from sklearn_ec._core.settings import DEFAULTS, Clustering
 
 from .cuts import Cluster
-
-# Neurons above the first layer take part in the clustering where the neurons kept below explain
-# their pre-activations up to this share of their standard deviation.
-MAX_UNEXPLAINED = 0.05
-# Neurons of two networks agree up to this angle, in radians. Kinks of ReLU neurons may lie anywhere
-# between two rows in students that hold several copies.
-AGREEMENT_ANGLE = 1e-2
 
 
 def incoming_vectors(
@@ -26,6 +20,7 @@ def incoming_vectors(
     lower: Sequence[np.ndarray],
     samples: Samples,
     activation: Activation,
+    settings: Clustering = DEFAULTS.cluster,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Incoming vectors of the voters' neurons in one layer, with student and neuron indices.
 
@@ -34,8 +29,9 @@ def incoming_vectors(
     one basis; neurons that these do not explain are dropped. Vectors of homogeneous activations get
     unit length: their length says nothing.
     """
+    has_skip = activation.has_linear_flip
     found = [
-        (student, _in_common_basis(network, lower, samples, activation, activation.has_linear_flip))
+        (student, _in_common_basis(network, lower, samples, activation, has_skip, settings))
         for student, network in voters.items()
     ]
     vectors = np.vstack([vectors for _, (vectors, _) in found])
@@ -50,6 +46,7 @@ def _in_common_basis(
     samples: Samples,
     activation: Activation,
     has_skip: bool,
+    settings: Clustering,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Incoming vectors of a layer's explained neurons on top of ``lower``, and their indices."""
     layer = network.layers[len(lower)]
@@ -60,24 +57,36 @@ def _in_common_basis(
     features = read_features(lower, samples.X, activation, has_skip)
     vectors = solve_layer(features, z, samples.sample_weight)
     unexplained = np.linalg.norm(z - features @ vectors.T, axis=0)
-    kept = np.flatnonzero(unexplained <= MAX_UNEXPLAINED * np.linalg.norm(z - z.mean(0), axis=0))
+    spread = np.linalg.norm(z - z.mean(0), axis=0)
+    kept = np.flatnonzero(unexplained <= settings.max_unexplained * spread)
     return vectors[kept], kept
 
 
 def count_agreeing(
-    network: Network, voters: list[Network], samples: Samples, activation: Activation
+    network: Network,
+    voters: list[Network],
+    samples: Samples,
+    activation: Activation,
+    settings: Clustering = DEFAULTS.cluster,
 ) -> int:
     """How many voters hold every neuron of a network, in all layers."""
-    return sum(_holds(voter, network, samples, activation) for voter in voters)
+    return sum(_holds(voter, network, samples, activation, settings) for voter in voters)
 
 
-def _holds(voter: Network, network: Network, samples: Samples, activation: Activation) -> bool:
+def _holds(
+    voter: Network,
+    network: Network,
+    samples: Samples,
+    activation: Activation,
+    settings: Clustering,
+) -> bool:
     for depth, layer in enumerate(network.layers[:-1]):
-        vectors, _ = _in_common_basis(voter, network.layers[:depth], samples, activation, False)
+        lower = network.layers[:depth]
+        vectors, _ = _in_common_basis(voter, lower, samples, activation, False, settings)
         cosines = unit_rows(vectors) @ unit_rows(layer).T
         if activation.has_sign_flip:
             cosines = np.abs(cosines)
-        if not (cosines.max(axis=0, initial=-1.0) >= np.cos(AGREEMENT_ANGLE)).all():
+        if not (cosines.max(axis=0, initial=-1.0) >= np.cos(settings.agreement_angle)).all():
             return False
     return True
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from sklearn_ec._core.activations import Activation
 from sklearn_ec._core.records import Dendrogram, Network, Samples
+from sklearn_ec._core.settings import DEFAULTS, Clustering
 
 from .common_basis import collapse, incoming_vectors
 from .cuts import cluster_indices, cluster_labels, cluster_report, find_clusters
@@ -46,7 +47,11 @@ class Voters:
 
 
 def cluster_layers(
-    voters: Voters, n_layers: int, thresholds: Thresholds, certified: Network | None = None
+    voters: Voters,
+    n_layers: int,
+    thresholds: Thresholds,
+    certified: Network | None = None,
+    settings: Clustering = DEFAULTS.cluster,
 ) -> ClusteredLayers:
     """Cluster the hidden layers, from the inputs up to a layer without any cluster.
 
@@ -56,7 +61,7 @@ def cluster_layers(
     layers = ClusteredLayers()
     for layer in range(n_layers):
         lower = list(certified.layers[:layer]) if certified else layers.collapsed
-        kept = _cluster_layer(layers, lower, voters, thresholds)
+        kept = _cluster_layer(layers, lower, voters, thresholds, settings)
         if not (len(kept) or certified):
             break
         layers.collapsed.append(kept)
@@ -64,11 +69,17 @@ def cluster_layers(
 
 
 def _cluster_layer(
-    layers: ClusteredLayers, lower: list[np.ndarray], voters: Voters, thresholds: Thresholds
+    layers: ClusteredLayers,
+    lower: list[np.ndarray],
+    voters: Voters,
+    thresholds: Thresholds,
+    settings: Clustering,
 ) -> np.ndarray:
     """One incoming vector per kept cluster of the next layer, in the basis of those below."""
     activation = voters.activation
-    vectors, owners, neurons = incoming_vectors(voters.networks, lower, voters.samples, activation)
+    vectors, owners, neurons = incoming_vectors(
+        voters.networks, lower, voters.samples, activation, settings
+    )
     if not len(vectors):  # nothing that the layers below explain
         return vectors
     tree = average_linkage(vectors, activation.has_sign_flip, voters.device)

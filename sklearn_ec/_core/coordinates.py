@@ -9,17 +9,8 @@ import numpy as np
 from .activations import Activation
 from .precision import FULL, Precision, evaluate
 from .records import Network, Samples
+from .settings import DEFAULTS, Preparation
 
-HELD_OUT_SHARE = 0.1
-MAX_HELD_OUT = 1000
-# Above this leverage hardly another row tells as much about some direction, such as a pixel that is
-# lit in few images. These rows are never held out.
-HIGH_LEVERAGE = 0.2
-# Largest entry of a column of X in units of its scale. A pixel that is lit in one row of thousands
-# is many standard deviations away from its mean: there every random neuron would be saturated.
-MAX_DEVIATION = 6.0
-# Targets that are rounded more coarsely than this, such as labels, say nothing about a network.
-MAX_ROUNDING_LOSS = 1e-3
 # A column is open where its unit vector has this share of its squared length outside of the row
 # space: rounding leaves 1e-15 there.
 MAX_OPEN_SHARE = 1e-12
@@ -145,13 +136,14 @@ def prepare(
     rng: np.random.Generator,
     precision: Precision = FULL,
     x_precision: Precision = FULL,
+    settings: Preparation = DEFAULTS.preparation,
 ) -> Problem:
     """Merge repeated rows, standardize, and keep some rows out of training."""
     X, y, sample_weight = merge_duplicate_rows(X, y, sample_weight)
     if len(X) == 0:
         raise ValueError("All sample weights are zero: give at least one row a positive weight.")
-    samples, coordinates = standardize(X, y, sample_weight, precision, x_precision)
-    train, held_out = split_rows(samples, rng)
+    samples, coordinates = standardize(X, y, sample_weight, precision, x_precision, settings)
+    train, held_out = split_rows(samples, rng, settings)
     return Problem(train, held_out, coordinates)
 
 
@@ -175,10 +167,11 @@ def standardize(
     sample_weight: np.ndarray,
     precision: Precision = FULL,
     x_precision: Precision = FULL,
+    settings: Preparation = DEFAULTS.preparation,
 ) -> tuple[Samples, Coordinates]:
     """Rows in standardized coordinates, and these coordinates."""
     x_mean, x_scale = _mean_and_scale(X, sample_weight)
-    x_scale = np.maximum(x_scale, np.abs(X - x_mean).max(axis=0) / MAX_DEVIATION)
+    x_scale = np.maximum(x_scale, np.abs(X - x_mean).max(axis=0) / settings.max_deviation)
     y_mean, y_scale = _mean_and_scale(y, sample_weight)
     varies = _varies(y, sample_weight)
     if precision.step and varies.any():  # outputs are known equally well, whatever their spread
@@ -189,7 +182,7 @@ def standardize(
     )
     rounding = precision.spacing(y) / (np.sqrt(12.0) * y_scale)
     rounding_loss = precision.slack**2 * float(np.mean(rounding**2))
-    if precision.is_full or rounding_loss > MAX_ROUNDING_LOSS:
+    if precision.is_full or rounding_loss > settings.max_rounding_loss:
         precision, rounding_loss = FULL, 0.0
     coordinates = Coordinates(
         x_mean, x_scale, basis, y_mean, y_scale, y_rounding, precision, x_precision
@@ -199,12 +192,17 @@ def standardize(
     return Samples(scaled_X, scaled_y, weight, rounding_loss), coordinates
 
 
-def split_rows(samples: Samples, rng: np.random.Generator) -> tuple[Samples, Samples]:
+def split_rows(
+    samples: Samples,
+    rng: np.random.Generator,
+    settings: Preparation = DEFAULTS.preparation,
+) -> tuple[Samples, Samples]:
     """Training rows and rows kept out of training; with one row, both are that row."""
     n_samples = len(samples.X)
-    n_held_out = min(MAX_HELD_OUT, max(1, round(HELD_OUT_SHARE * n_samples)))
+    n_held_out = min(settings.max_held_out, max(1, round(settings.held_out_share * n_samples)))
     order = rng.permutation(n_samples)
-    order = order[np.argsort(leverages(samples.X)[order] > HIGH_LEVERAGE, kind="stable")]
+    is_needed = leverages(samples.X)[order] > settings.high_leverage
+    order = order[np.argsort(is_needed, kind="stable")]
     train = np.sort(order[n_held_out:]) if n_samples > 1 else order
     return samples.take(train), samples.take(np.sort(order[:n_held_out]))
 

@@ -17,8 +17,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-MIN_VOTERS = 3
-
 
 @dataclass(frozen=True)
 class Samples:
@@ -138,16 +136,16 @@ class Students:
         ranked = self.by_loss()
         return np.sort(ranked[self.losses[ranked] <= tol])
 
-    def voters(self, tol: float) -> np.ndarray:
+    def voters(self, tol: float, min_voters: int) -> np.ndarray:
         """Students whose neurons are clustered, in order: the converged ones.
 
-        With fewer than ``MIN_VOTERS`` of them, the better half of the trained students votes.
+        With fewer than ``min_voters`` of them, the better half of the trained students votes.
         """
         converged = self.converged(tol)
-        if len(converged) >= MIN_VOTERS:
+        if len(converged) >= min_voters:
             return converged
         ranked = self.by_loss()
-        return np.sort(ranked[: max(MIN_VOTERS, -(-len(ranked) // 2))])
+        return np.sort(ranked[: max(min_voters, -(-len(ranked) // 2))])
 
 
 def stacked_curves(curves: Sequence[np.ndarray]) -> np.ndarray:

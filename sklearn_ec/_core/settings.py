@@ -191,7 +191,6 @@ class Prune:
     regrowth_goal: float = 1e-18
     # Variances below which settling takes weight away, one attempt after the other.
     settling: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
-    feature_rcond: float = 1e-14  # singular values of features below count as zero, relative
 
 
 @dataclass(frozen=True)
@@ -283,7 +282,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Cluster:
+class Clustering:
     """Which neurons are compared, and which clusters are kept."""
 
     min_voters: int = 3  # converged students; with fewer the better half of all students votes
@@ -299,9 +298,8 @@ class Cluster:
 class Search:
     """Shapes and activations that are probed, and how students are grouped."""
 
-    max_depth: int = 3  # hidden layers
-    # First assumed width of one, two, ... layers; halved while students would hold more parameters
-    # than equations.
+    # First assumed width of one, two, ... hidden layers, as many as are tried at most; halved while
+    # students would hold more parameters than equations.
     start_widths: tuple[int, ...] = (8, 4, 4)
     max_student_parameters: int = 5000
     n_probes: int = 5  # students of a probe
@@ -322,6 +320,15 @@ class Search:
 
 
 @dataclass(frozen=True)
+class Reporting:
+    """How often a fit tells that it goes on, in seconds. No result depends on it."""
+
+    beat: float = 1.0  # between two reports of a computation to the fit
+    line: float = 3.0  # between two lines of ``verbose``
+    silence: float = 2.0  # without an epoch, after which callbacks are told
+
+
+@dataclass(frozen=True)
 class Settings:
     """The settings of all steps."""
 
@@ -338,5 +345,9 @@ class Settings:
     noise: Noise = field(default_factory=Noise)
     finish: Finish = field(default_factory=Finish)
     verdict: Verdict = field(default_factory=Verdict)
-    cluster: Cluster = field(default_factory=Cluster)
+    cluster: Clustering = field(default_factory=Clustering)
     search: Search = field(default_factory=Search)
+    reporting: Reporting = field(default_factory=Reporting)
+
+
+DEFAULTS = Settings()

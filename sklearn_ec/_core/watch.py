@@ -11,9 +11,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-# Seconds between two beats.
-BEAT_SECONDS = 1.0
-
 
 class OutOfTime(KeyboardInterrupt):
     """The time that a fit may take is over."""
@@ -31,14 +28,22 @@ class Watch:
     deadline : float, default=None
         Seconds since the epoch at which the computation must end.
     beat : callable, default=None
-        Told the activity once a second; says whether the computation shall end.
+        Told the activity every ``beat_seconds``; says whether the computation shall end.
+    beat_seconds : float, default=1
+        Seconds between two beats.
     """
 
-    def __init__(self, deadline: float | None = None, beat: Callable[[str], bool] | None = None):
+    def __init__(
+        self,
+        deadline: float | None = None,
+        beat: Callable[[str], bool] | None = None,
+        beat_seconds: float = 1.0,
+    ):
         self.deadline = deadline
         self.beat = beat
+        self.beat_seconds = beat_seconds
         self.activity = "training"
-        self._has_ended = False
+        self.has_ended = False
         self._last_beat = time.monotonic()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -54,10 +59,10 @@ class Watch:
         self.tick()
 
     def tick(self) -> None:
-        if self.is_over and not self._has_ended:
-            self._has_ended = True
+        if self.is_over and not self.has_ended:
+            self.has_ended = True
             raise OutOfTime
-        if self.beat is None or time.monotonic() - self._last_beat < BEAT_SECONDS:
+        if self.beat is None or time.monotonic() - self._last_beat < self.beat_seconds:
             return
         self._last_beat = time.monotonic()
         if self.beat(self.activity):

@@ -15,7 +15,7 @@ from sklearn_ec._core.activations import get_activation
 from sklearn_ec._core.coordinates import leverages
 from sklearn_ec._core.forward import solve_readout
 from sklearn_ec._core.records import Network, Samples
-from sklearn_ec._core.settings import Settings
+from sklearn_ec._core.settings import Reporting, Settings
 from sklearn_ec._core.watch import Watch
 from sklearn_ec._solvers.derivatives import Layers
 from sklearn_ec._solvers.jacobian import Linearization, stacked
@@ -86,7 +86,7 @@ class Polisher:
             "activation": activation,
             "has_skip": has_skip,
             "solver": solver,
-            "settings": settings,
+            "settings": replace(settings, reporting=Reporting()),
         }
 
     def polish(

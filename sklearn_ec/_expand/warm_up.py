@@ -95,8 +95,9 @@ class WarmUpTrainer:
             callbacks=[*(callbacks or []), ticker],
         )
         fit_net(net, task)
-        n_before = start.n_epochs if start else 0
-        return n_before + sum("train_loss" in epoch for epoch in net.history) == n_epochs
+        n_done = sum("train_loss" in epoch for epoch in net.history)
+        n_done += start.n_epochs if start else 0
+        return n_done == n_epochs and not self.polisher.watch.has_ended
 
     def stack(self, layers: list[np.ndarray] | tuple[np.ndarray, ...]) -> StackedStudents:
         tensors = tuple(torch.from_numpy(layer).to(self.polisher.device) for layer in layers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -13,34 +13,13 @@ from sklearn_ec._certify.certificate import Certificate, certify
 from sklearn_ec._core.coordinates import Coordinates
 from sklearn_ec._core.forward import solve_readout
 from sklearn_ec._core.records import Network, Samples
+from sklearn_ec._core.settings import Settings
 from sklearn_ec._core.signs import linear_pairs, resolve_signs, with_skip
 from sklearn_ec._expand.polishing import Polisher
 from sklearn_ec._io.cache import CACHE_VERSION, Store, digest
 
 from .noisy import one_standard_error_bound, smallest_network, squared_errors
-from .pruning import (
-    LARGE_POLISH_STEPS,
-    NOISE_POLISH_STEPS,
-    POLISH_STEPS,
-    Cap,
-    ExactCap,
-    NoiseCap,
-    prune,
-    regrow,
-    unstick,
-)
-
-# Steps before the first removal, when steps are most expensive and do least.
-FIRST_POLISH_STEPS = 20
-# Large networks are pruned once their loss is below this, and not polished before: steps cost less
-# afterwards. While training goes on, large students above it are left alone.
-FIRST_POLISH_LOSS = 1e-6
-# The network behind noisy data is polished while 20 steps leave less than this share of the loss.
-FINAL_PROGRESS = 0.99999
-# Networks above this relative mean squared error are not worth finishing.
-FINISHING_LOSS = 1e-3
-# Below this relative mean squared error a network is refined to the last digit.
-REFINEMENT_LOSS = 1e-18
+from .pruning import Cap, ExactCap, NoiseCap, prune, regrow, unstick
 
 
 @dataclass(frozen=True)
@@ -56,13 +35,13 @@ class Finisher:
 
     def __init__(
         self,
-        trainer: Polisher,
+        polisher: Polisher,
         held_out: Samples,
         coordinates: Coordinates,
         prune: bool,
         store: Store | None = None,
     ):
-        self.trainer = trainer
+        self.polisher = polisher
         self.held_out = held_out
         self.coordinates = coordinates
         self.prune = prune
@@ -72,6 +51,10 @@ class Finisher:
         """What results depend on."""
         return {name: part for name, part in vars(self).items() if name not in ("store", "key")}
 
+    @property
+    def settings(self) -> Settings:
+        return self.polisher.settings
+
     @cached_property
     def key(self) -> str:
         """Digest of the problem and of how it is solved."""
@@ -79,8 +62,8 @@ class Finisher:
 
     def solve_readout(self, hidden: Sequence[np.ndarray]) -> Network:
         """The network with these hidden layers, with skip terms where signs are open."""
-        trainer = self.trainer
-        return solve_readout(hidden, trainer.samples, trainer.activation, trainer.has_skip)
+        polisher = self.polisher
+        return solve_readout(hidden, polisher.samples, polisher.activation, polisher.has_skip)
 
     def finish(self, network: Network) -> Candidate:
         """Polish, prune, resolve signs and certify a network.
@@ -90,23 +73,25 @@ class Finisher:
         return self._recall("finish", self._finish, network)
 
     def _finish(self, network: Network) -> Candidate:
-        self.trainer.watch.say(f"polishing, widths {network.widths}")
-        if self.prune and self.trainer.has_skip:
+        settings = self.settings
+        self.polisher.watch.say(f"polishing, widths {network.widths}")
+        if self.prune and self.polisher.has_skip:
             network = with_skip(network)
-        is_large = self.prune and self.trainer.is_matrix_free(network)
+        is_large = self.prune and self.polisher.is_matrix_free(network)
         network, loss = self._polished(network, is_large)
-        if self.prune and loss < FINISHING_LOSS:
-            network, loss = prune(network, loss, self.trainer)
+        if self.prune and loss < settings.finish.worthwhile_loss:
+            network, loss = prune(network, loss, self.polisher)
             if len(network.widths) > 1:
-                network, loss = regrow(network, loss, self.trainer)
+                network, loss = regrow(network, loss, self.polisher)
             elif is_large:
-                network, loss = unstick(network, loss, self.trainer)
-        rounding_loss = self.trainer.samples.rounding_loss
-        network, loss = self._without_skip(network, loss, ExactCap(loss, rounding_loss))
+                network, loss = unstick(network, loss, self.polisher)
+        rounding_loss = self.polisher.samples.rounding_loss
+        cap = ExactCap(loss, rounding_loss, settings)
+        network, loss = self._without_skip(network, loss, cap)
         if rounding_loss:
-            network, loss = self.trainer.polish(network, POLISH_STEPS)
-        if loss < max(REFINEMENT_LOSS, rounding_loss):
-            network, loss = self.trainer.refine(network, loss)
+            network, loss = self.polisher.polish(network, settings.prune.polish_steps)
+        if loss < max(settings.finish.refinement_loss, rounding_loss):
+            network, loss = self.polisher.refine(network, loss)
         candidate = self._judge(network)
         certificate = candidate.certificate
         if is_large and certificate.fits_exactly and not certificate.is_exact:
@@ -115,12 +100,12 @@ class Finisher:
 
     def _polished(self, network: Network, is_large: bool) -> tuple[Network, float]:
         """A network before its pruning: large ones only far enough for it, settled if need be."""
-        trainer = self.trainer
-        n_steps = FIRST_POLISH_STEPS if self.prune else POLISH_STEPS
-        enough = FIRST_POLISH_LOSS if is_large else 0.0
-        network, loss = trainer.polish(network, n_steps, enough=enough)
-        if is_large and loss > FIRST_POLISH_LOSS:
-            network, loss = trainer.polish(trainer.settled(network), n_steps, enough=enough)
+        polisher, settings = self.polisher, self.settings.finish
+        n_steps = settings.first_polish_steps if self.prune else self.settings.prune.polish_steps
+        enough = settings.first_polish_loss if is_large else 0.0
+        network, loss = polisher.polish(network, n_steps, enough=enough)
+        if is_large and loss > settings.first_polish_loss:
+            network, loss = polisher.polish(polisher.settled(network), n_steps, enough=enough)
         return network, loss
 
     def _with_held_out_rows(self, candidate: Candidate) -> Candidate:
@@ -131,27 +116,19 @@ class Finisher:
         certified.
         """
         error = candidate.certificate.held_out_error
-        trainer = self.trainer.with_samples(self.trainer.samples.joined(self.held_out))
-        network, _ = trainer.polish(candidate.network, LARGE_POLISH_STEPS)
+        polisher = self.polisher.with_samples(self.polisher.samples.joined(self.held_out))
+        network, _ = polisher.polish(candidate.network, self.settings.prune.large_polish_steps)
         certificate = certify(
-            network, trainer.task, trainer.samples, self.held_out, self.coordinates
-        )
-        if not certificate.is_exact:
-            return candidate
-        reason = (
-            f"the relative error on held-out rows was {error:.1e} before they joined the training, "
-            "and none are left to test the network"
-        )
-        return Candidate(
             network,
-            replace(
-                certificate,
-                function_certified=False,
-                passed=False,
-                obstacle="no rows left",
-                reason=reason,
-            ),
+            polisher.task,
+            polisher.samples,
+            self.held_out,
+            self.coordinates,
+            self.settings.verdict,
+            untested=f"the relative error on held-out rows was {error:.1e} before they joined the "
+            "training, and none are left to test the network",
         )
+        return Candidate(network, certificate) if certificate.is_exact else candidate
 
     def denoise(self, network: Network) -> Candidate:
         """The smallest network that fits noisy data about as well.
@@ -170,39 +147,44 @@ class Finisher:
         return self.store.recall(key, partial(compute, network))[0]
 
     def _denoise(self, network: Network) -> Candidate:
-        trainer = self.trainer
-        if trainer.has_skip:
+        polisher, settings = self.polisher, self.settings
+        if polisher.has_skip:
             network = with_skip(network)
-        network, loss = trainer.polish(network, NOISE_POLISH_STEPS)
-        network, loss = smallest_network(network, loss, trainer, self.held_out)
-        cap = NoiseCap(network, loss, trainer.samples.n_equations)
+        network, loss = polisher.polish(network, settings.noise.polish_steps)
+        network, loss = smallest_network(network, loss, polisher, self.held_out)
+        cap = NoiseCap(network, loss, polisher.samples.n_equations, settings.noise)
         network, loss = self._without_skip(network, loss, cap)
-        return self._judge(trainer.polish(network, POLISH_STEPS, progress=FINAL_PROGRESS)[0])
+        network, _ = polisher.polish(
+            network, settings.prune.polish_steps, progress=settings.noise.final_progress
+        )
+        return self._judge(network)
 
     def judge_as_is(self, network: Network) -> Candidate:
         """Certify a network without changing the function that it computes."""
-        return self._judge(linear_pairs(network, self.trainer.activation))
+        return self._judge(linear_pairs(network, self.polisher.activation))
 
     def most_parsimonious(self, candidates: Sequence[Candidate]) -> Candidate:
         """The smallest network whose held-out error is within one standard error of the lowest."""
-        activation = self.trainer.activation
+        activation = self.polisher.activation
         errors = [squared_errors(c.network, self.held_out, activation) for c in candidates]
         bound = one_standard_error_bound(errors)
         good = [c for c, e in zip(candidates, errors, strict=True) if e.mean() <= bound]
         return min(good, key=lambda c: (c.network.n_parameters, c.certificate.error))
 
     def _judge(self, network: Network) -> Candidate:
-        self.trainer.watch.say(f"certifying a network of widths {network.widths}")
-        task, samples = self.trainer.task, self.trainer.samples
-        certificate = certify(network, task, samples, self.held_out, self.coordinates)
+        self.polisher.watch.say(f"certifying a network of widths {network.widths}")
+        task, samples = self.polisher.task, self.polisher.samples
+        certificate = certify(
+            network, task, samples, self.held_out, self.coordinates, self.settings.verdict
+        )
         return Candidate(network, certificate)
 
     def _without_skip(self, network: Network, loss: float, cap: Cap) -> tuple[Network, float]:
         """Absorb the skip terms in the signs of the neurons, else in additional neurons."""
         if not network.has_skip:
             return network, loss
-        activation = self.trainer.activation
-        flipped = self.trainer.polish(resolve_signs(network, activation), POLISH_STEPS)
+        activation, n_steps = self.polisher.activation, self.settings.prune.polish_steps
+        flipped = self.polisher.polish(resolve_signs(network, activation), n_steps)
         if flipped[1] <= cap.allowed(flipped[0]):
             return flipped
-        return self.trainer.polish(linear_pairs(network, activation), POLISH_STEPS)
+        return self.polisher.polish(linear_pairs(network, activation), n_steps)

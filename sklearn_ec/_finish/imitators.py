@@ -25,19 +25,6 @@ from sklearn_ec._core.forward import read_features, solve_readout
 from sklearn_ec._core.records import Network
 from sklearn_ec._expand.polishing import Polisher
 
-# Outgoing weight vectors are parallel up to this angle, in radians.
-MAX_ANGLE = 0.03
-# A group imitates another neuron where the strongest of it leaves more than this share of the
-# variance of their joint contribution. Copies and traces of the right neuron are left to pruning,
-# which needs less time: for networks of 8 tanh neurons on MNIST, 160 s less.
-MAX_UNEXPLAINED_VARIANCE = 0.01
-# The joint neuron is fitted from so many starts, the strongest neurons, until one leaves no more.
-# A fit ends when 20 steps leave more than half of the error, or little.
-N_STARTS = 3
-FIT_STEPS = 60
-FIT_PROGRESS = 0.5
-FIT_LOSS = 1e-5
-
 
 def merged_network(network: Network, polisher: Polisher) -> Network | None:
     """The network with one neuron for all that have parallel outgoing weights.
@@ -45,12 +32,12 @@ def merged_network(network: Network, polisher: Polisher) -> Network | None:
     It has one hidden layer. None where no group of neurons imitates another one, and with a single
     output, where it does not show.
     """
-    samples, (width,) = polisher.samples, network.widths
+    settings, samples, (width,) = polisher.settings.imitators, polisher.samples, network.widths
     incoming, outgoing = network.layers[0], network.layers[-1][:, :width]
     features = read_features(network.layers[:-1], samples.X, polisher.activation, False)[:, :width]
-    groups = parallel_groups(outgoing)
+    groups = parallel_groups(outgoing, settings.max_angle)
     parts = [joint_contributions(features[:, group], outgoing[:, group]) for group in groups]
-    if len(outgoing) == 1 or max(map(unexplained_share, parts)) <= MAX_UNEXPLAINED_VARIANCE:
+    if len(outgoing) == 1 or max(map(unexplained_share, parts)) <= settings.max_unexplained:
         return None
     neurons = [
         _joint_neuron(incoming[group], part, polisher)
@@ -59,10 +46,10 @@ def merged_network(network: Network, polisher: Polisher) -> Network | None:
     return solve_readout([np.vstack(neurons)], samples, polisher.activation, network.has_skip)
 
 
-def parallel_groups(outgoing: np.ndarray) -> list[np.ndarray]:
-    """Neurons whose outgoing weight vectors, the columns, are parallel or opposite."""
+def parallel_groups(outgoing: np.ndarray, max_angle: float) -> list[np.ndarray]:
+    """Neurons whose outgoing weight vectors, the columns, are about parallel or opposite."""
     directions = unit_rows(outgoing.T)
-    is_parallel = np.abs(directions @ directions.T) >= np.cos(MAX_ANGLE)
+    is_parallel = np.abs(directions @ directions.T) >= np.cos(max_angle)
     n_groups, labels = connected_components(is_parallel, directed=False)
     return [np.flatnonzero(labels == group) for group in range(n_groups)]
 
@@ -90,16 +77,19 @@ def _joint_neuron(
     """Incoming vector, shape (1, n_inputs + 1), of the neuron that does most like several."""
     if len(incoming) == 1:
         return incoming
+    settings = polisher.settings.imitators
     total = contributions.sum(axis=1, keepdims=True)
     samples = replace(polisher.samples, y=total / (total.std() or 1.0))
     alone = polisher.with_samples(samples)
-    strongest = np.argsort(-contributions.std(axis=0))[:N_STARTS]
+    strongest = np.argsort(-contributions.std(axis=0))[: settings.n_starts]
     best, unexplained = incoming[strongest[:1]], math.inf
     for neuron in strongest:
         start = solve_readout([incoming[[neuron]]], samples, polisher.activation, polisher.has_skip)
-        network, loss = alone.polish(start, FIT_STEPS, enough=FIT_LOSS, progress=FIT_PROGRESS)
+        network, loss = alone.polish(
+            start, settings.fit_steps, enough=settings.fit_loss, progress=settings.fit_progress
+        )
         if loss < unexplained:
             best, unexplained = network.layers[0], loss
-        if unexplained <= MAX_UNEXPLAINED_VARIANCE:
+        if unexplained <= settings.max_unexplained:
             break
     return best

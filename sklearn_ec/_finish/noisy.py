@@ -13,40 +13,35 @@ import numpy as np
 from sklearn_ec._core.activations import Activation
 from sklearn_ec._core.forward import network_outputs
 from sklearn_ec._core.records import Network, Samples, Students
+from sklearn_ec._core.settings import Noise
 from sklearn_ec._expand.polishing import Polisher
 
 from .pruning import NoiseCap, cheapest_removal, pruning_path
 
-# Students at the noise floor have errors on held-out rows within this factor of each other.
-FLOOR_SPREAD = 1.2
-# Their errors on held-out rows are this many times those on training rows, at most, once these are
-# corrected for the number of parameters.
-MAX_OPTIMISM = 1.5
-N_AGREEING = 3
 
-
-def reached_noise_floor(students: Students, samples: Samples) -> bool:
+def reached_noise_floor(students: Students, samples: Samples, settings: Noise) -> bool:
     """Whether several students stopped at the same error, on held-out rows as on training rows.
 
     The rounding of the targets is no noise.
     """
-    ranked = students.by_loss()[:N_AGREEING]
-    if len(ranked) < N_AGREEING:
+    ranked = students.by_loss()[: settings.n_agreeing]
+    if len(ranked) < settings.n_agreeing:
         return False
     losses = students.losses[ranked]
     if losses[0] <= samples.rounding_loss:
         return False
     n_parameters = students.network(int(ranked[0])).n_parameters
     freedom = max(1.0 - n_parameters / samples.n_equations, 0.1)
-    agree = losses[-1] <= FLOOR_SPREAD * losses[0]
-    return bool(agree and students.best_held_out_loss <= MAX_OPTIMISM * losses[0] / freedom**2)
+    agree = losses[-1] <= settings.floor_spread * losses[0]
+    largest = settings.max_optimism * losses[0] / freedom**2
+    return bool(agree and students.best_held_out_loss <= largest)
 
 
 def smallest_network(
     network: Network, loss: float, polisher: Polisher, held_out: Samples
 ) -> tuple[Network, float]:
     """The smallest pruned network whose held-out error is within one standard error of the best."""
-    cap = NoiseCap(network, loss, polisher.samples.n_equations)
+    cap = NoiseCap(network, loss, polisher.samples.n_equations, polisher.settings.noise)
     path = list(pruning_path(network, loss, polisher, cap))
     errors = [squared_errors(member, held_out, polisher.activation) for member, _ in path]
     while True:

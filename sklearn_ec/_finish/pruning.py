@@ -20,38 +20,12 @@ import numpy as np
 from sklearn_ec._core.activations import Activation
 from sklearn_ec._core.forward import read_features, solve_layer, solve_readout
 from sklearn_ec._core.records import Network, Samples
+from sklearn_ec._core.settings import Noise, Settings
 from sklearn_ec._expand.polishing import Polisher
 from sklearn_ec._solvers.jacobian import stacked
 
 from .imitators import merged_network
 
-POLISH_STEPS = 1000
-# Large networks that do not get there in a few steps do not in hundreds, which take minutes.
-LARGE_POLISH_STEPS = 100
-LARGE_PROGRESS = 0.9
-# An exact network owes nothing to its spare neurons: one whose removal raises the relative mean
-# squared error by more than this is none, and its removal is not tried where steps take long.
-SPARE_COST = 1e-4
-# On noisy data, polishing goes on while 20 steps leave less than this share of the loss. Networks
-# of the right neurons get to the minimum within a few dozen steps; those with spare neurons fit the
-# noise better and better for thousands.
-NOISE_POLISH_STEPS = 200
-NOISE_PROGRESS = 0.999
-# A removal stands while the loss is at most this factor above the lowest loss so far.
-CAP_FACTOR = 10.0
-# Losses below this are rounding, equally good.
-CAP_FLOOR = 1e-24
-# Single removals tried before a width is accepted as the smallest.
-SINGLE_TRIES = 3
-# Times that a pruned deep network is grown again, by at least so many neurons per layer.
-MAX_REGROWTHS = 5
-MIN_REGROWTH = 2
-REGROWTH_STEPS = 300
-# Growing is given up when it leaves more than this share of the loss, or once the loss is this low.
-REGROWTH_PROGRESS = 0.5
-REGROWTH_GOAL = 1e-18
-# Variances below which settling takes weight away, one attempt after the other.
-SETTLING = (1e-3, 1e-2, 1e-1)
 # Singular values of a layer's features below this share of the largest count as zero.
 FEATURE_RCOND = 1e-14
 TINY = np.finfo(np.float64).tiny
@@ -69,14 +43,15 @@ class Removal:
 class ExactCap:
     """The loss allowed after a removal where the data are exact.
 
-    That is ten times the lowest so far, but no more than rounding once this is reached.
+    That is ten times the lowest so far, but no more than rounding once this is reached. Groups need
+    not be polished further than the factor ``margin`` below it.
     """
 
-    n_steps = POLISH_STEPS
-    progress = 0.99
-    margin = CAP_FACTOR  # groups need not be polished further than this below what is allowed
-
-    def __init__(self, loss: float, rounding_loss: float):
+    def __init__(self, loss: float, rounding_loss: float, settings: Settings):
+        self.n_steps = settings.prune.polish_steps
+        self.progress = settings.polish.progress
+        self.margin = settings.prune.cap_factor
+        self.floor = settings.prune.cap_floor
         self.rounding_loss = rounding_loss
         self.value = self._above(loss)
 
@@ -88,8 +63,8 @@ class ExactCap:
 
     def _above(self, loss: float) -> float:
         if loss <= self.rounding_loss:
-            return max(self.rounding_loss, CAP_FLOOR)
-        return max(CAP_FACTOR * loss, CAP_FLOOR)
+            return max(self.rounding_loss, self.floor)
+        return max(self.margin * loss, self.floor)
 
 
 class NoiseCap:
@@ -99,11 +74,11 @@ class NoiseCap:
     parameters, must not rise above the lowest so far.
     """
 
-    n_steps = NOISE_POLISH_STEPS
-    progress = NOISE_PROGRESS
     margin = 1.0
 
-    def __init__(self, network: Network, loss: float, n_equations: int):
+    def __init__(self, network: Network, loss: float, n_equations: int, settings: Noise):
+        self.n_steps = settings.polish_steps
+        self.progress = settings.progress
         self.n_equations = n_equations
         self.lowest = self._criterion(network, loss)
 
@@ -124,15 +99,16 @@ Cap = ExactCap | NoiseCap
 
 def prune(network: Network, loss: float, polisher: Polisher) -> tuple[Network, float]:
     """Remove neurons as long as the loss allows it, on data without noise."""
-    cap = ExactCap(loss, polisher.samples.rounding_loss)
+    settings = polisher.settings.prune
+    cap = ExactCap(loss, polisher.samples.rounding_loss, polisher.settings)
     is_shallow = len(network.widths) == 1
     if is_shallow and polisher.is_matrix_free(network):
         network, loss = _try_merging(network, loss, polisher, cap)
     *_, (network, loss) = pruning_path(network, loss, polisher, cap)
     if not is_shallow:
-        return polisher.polish(network, POLISH_STEPS)
-    if polisher.is_matrix_free(network) and loss > REGROWTH_GOAL:
-        return polisher.polish(network, POLISH_STEPS, progress=LARGE_PROGRESS)
+        return polisher.polish(network, settings.polish_steps)
+    if polisher.is_matrix_free(network) and loss > settings.regrowth_goal:
+        return polisher.polish(network, settings.polish_steps, progress=settings.large_progress)
     return network, loss
 
 
@@ -143,8 +119,10 @@ def _try_merging(
     merged = merged_network(network, polisher)
     if merged is None:
         return network, loss
-    allowed = cap.allowed(merged)
-    polished = polisher.polish(merged, LARGE_POLISH_STEPS, target=allowed, progress=LARGE_PROGRESS)
+    settings, allowed = polisher.settings.prune, cap.allowed(merged)
+    polished = polisher.polish(
+        merged, settings.large_polish_steps, target=allowed, progress=settings.large_progress
+    )
     if polished[1] > allowed:
         return network, loss
     cap.update(*polished)
@@ -197,11 +175,12 @@ def _try_removals(
     their steps cost most, and they reach the rest of the way with fewer neurons. On noisy data, no
     network with spare neurons needs more than what is allowed.
     """
+    settings = polisher.settings.prune
     is_large = polisher.is_matrix_free(network)
     rounding_loss = 0.0 if isinstance(cap, NoiseCap) else polisher.samples.rounding_loss
     is_costly = len(network.widths) > 1 or isinstance(cap, NoiseCap) or is_large
-    if is_large and loss < max(REGROWTH_GOAL, rounding_loss):
-        worth_trying = SPARE_COST * polisher.samples.n_equations
+    if is_large and loss < max(settings.regrowth_goal, rounding_loss):
+        worth_trying = settings.spare_cost * polisher.samples.n_equations
         candidates = [removal for removal in candidates if removal.cost <= worth_trying]
     for removal in candidates:
         smaller = without_neurons(network, polisher, removal)
@@ -209,10 +188,10 @@ def _try_removals(
         is_rough = is_costly and len(removal.neurons) > 1
         smaller, loss = polisher.polish(
             smaller,
-            min(cap.n_steps, LARGE_POLISH_STEPS) if is_large else cap.n_steps,
+            min(cap.n_steps, settings.large_polish_steps) if is_large else cap.n_steps,
             target=allowed,
             enough=max(allowed / cap.margin if is_rough else 0.0, rounding_loss),
-            progress=min(cap.progress, LARGE_PROGRESS) if is_large else cap.progress,
+            progress=min(cap.progress, settings.large_progress) if is_large else cap.progress,
         )
         if loss <= allowed:
             return smaller, loss
@@ -223,6 +202,7 @@ def cheapest_removal(
     network: Network, loss: float, polisher: Polisher
 ) -> tuple[Network, float] | None:
     """The best polished network with one neuron less; None where each layer has but one."""
+    n_tries, settings = polisher.settings.prune.single_tries, polisher.settings.noise
     removals = [
         removal
         for layer, width in enumerate(network.widths)
@@ -232,10 +212,10 @@ def cheapest_removal(
     polished = [
         polisher.polish(
             without_neurons(network, polisher, removal),
-            NOISE_POLISH_STEPS,
-            progress=NOISE_PROGRESS,
+            settings.polish_steps,
+            progress=settings.progress,
         )
-        for removal in sorted(removals, key=lambda removal: removal.cost)[:SINGLE_TRIES]
+        for removal in sorted(removals, key=lambda removal: removal.cost)[:n_tries]
     ]
     return min(polished, key=lambda candidate: candidate[1], default=None)
 
@@ -246,13 +226,13 @@ def regrow(network: Network, loss: float, polisher: Polisher) -> tuple[Network, 
     The width of the students made their training easy, and small networks are cheap to train: this
     is expansion once more. It goes on while it halves the loss.
     """
-    rng = np.random.default_rng(0)
-    for _ in range(MAX_REGROWTHS):
-        if loss < max(REGROWTH_GOAL, polisher.samples.rounding_loss):
+    settings, rng = polisher.settings.prune, np.random.default_rng(0)
+    for _ in range(settings.max_regrowths):
+        if loss < max(settings.regrowth_goal, polisher.samples.rounding_loss):
             break
-        grown = polisher.polish(with_random_neurons(network, rng), REGROWTH_STEPS)
-        pruned = prune(*grown, polisher)
-        if pruned[1] > REGROWTH_PROGRESS * loss:
+        grown = with_random_neurons(network, rng, settings.min_regrowth)
+        pruned = prune(*polisher.polish(grown, settings.regrowth_steps), polisher)
+        if pruned[1] > settings.regrowth_progress * loss:
             break
         network, loss = pruned
     return network, loss
@@ -260,22 +240,23 @@ def regrow(network: Network, loss: float, polisher: Polisher) -> tuple[Network, 
 
 def unstick(network: Network, loss: float, polisher: Polisher) -> tuple[Network, float]:
     """Lead a pruned large network out of a corner: settle it more and more, polish, prune again."""
-    for shrinkage in SETTLING:
-        if loss < max(REGROWTH_GOAL, polisher.samples.rounding_loss):
+    settings = polisher.settings.prune
+    for shrinkage in settings.settling:
+        if loss < max(settings.regrowth_goal, polisher.samples.rounding_loss):
             break
-        settled = polisher.polish(polisher.settled(network, shrinkage), REGROWTH_STEPS)
-        if settled[1] < REGROWTH_PROGRESS * loss:
+        settled = polisher.polish(polisher.settled(network, shrinkage), settings.regrowth_steps)
+        if settled[1] < settings.regrowth_progress * loss:
             network, loss = prune(*settled, polisher)
     return network, loss
 
 
-def with_random_neurons(network: Network, rng: np.random.Generator) -> Network:
-    """The same function with half as many neurons more in every hidden layer.
+def with_random_neurons(network: Network, rng: np.random.Generator, min_added: int) -> Network:
+    """The same function with half as many neurons more in every hidden layer, at least a few.
 
     Their incoming weights are normal, as large as those of the other neurons; nothing reads them.
     """
     layers = list(network.layers)
-    added = [max(MIN_REGROWTH, width // 2) for width in network.widths]
+    added = [max(min_added, width // 2) for width in network.widths]
     for depth, n in enumerate(added):
         layer = layers[depth]
         own = network.columns(depth, depth)
@@ -315,7 +296,7 @@ def removal_candidates(
     neurons = np.arange(network.widths[layer])
     if group == 1:
         costs = _total_costs(problems, len(neurons))
-        order = np.argsort(costs)[:SINGLE_TRIES]
+        order = np.argsort(costs)[: polisher.settings.prune.single_tries]
         return [Removal(layer, neurons[[i]], float(costs[i])) for i in order]
     removed, cost = [], 0.0
     for _ in range(group):

@@ -13,14 +13,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sklearn_ec._certify.certificate import (
-    MIN_EQUATIONS_PER_PARAMETER,
-    ROUNDING_FACTOR,
-    Certificate,
-)
+from sklearn_ec._certify.certificate import Certificate
 from sklearn_ec._core.coordinates import Problem
 from sklearn_ec._core.hints import counted_output_hint
 from sklearn_ec._core.records import Students
+from sklearn_ec._core.settings import DEFAULTS, Settings, Verdict
 from sklearn_ec._search.ensemble import Ensemble
 
 # Held-out errors that exceed the training error by this factor show that rows are few.
@@ -49,6 +46,7 @@ class Evidence:
     is_noisy: bool  # whether most pruned students agree on a network behind noisy data
     activation_given: bool
     sizes_given: bool
+    settings: Settings = DEFAULTS
 
 
 def advice(certificate: Certificate, evidence: Evidence) -> str:
@@ -57,10 +55,11 @@ def advice(certificate: Certificate, evidence: Evidence) -> str:
         return TARGET_ADVICE[evidence.targets]
     match certificate.obstacle:
         case "equations":
-            missing = MIN_EQUATIONS_PER_PARAMETER * certificate.n_parameters
-            missing = math.ceil((missing - certificate.n_equations) / evidence.n_outputs)
-            # A tenth of the rows, up to rounding, is kept out of training.
-            return f"Give at least {math.ceil((missing + 1) / 0.9)} more rows."
+            settings = evidence.settings
+            needed = settings.verdict.min_equations_per_parameter * certificate.n_parameters
+            missing = math.ceil((needed - certificate.n_equations) / evidence.n_outputs)
+            share = 1.0 - settings.preparation.held_out_share  # of the rows, up to rounding
+            return f"Give at least {math.ceil((missing + 1) / share)} more rows."
         case "columns":
             return _about_columns(certificate)
         case "bend":
@@ -167,14 +166,17 @@ def _still_improving(evidence: Evidence) -> bool:
     return len(curve) > 1 and curve[-1] > evidence.tol and curve[-1] < IMPROVING * curve[-2]
 
 
-def kind_of_targets(problem: Problem, y: np.ndarray) -> TargetKind:
+def kind_of_targets(
+    problem: Problem, y: np.ndarray, settings: Verdict = DEFAULTS.verdict
+) -> TargetKind:
     """Whether targets are of a kind that holds no network, or hides it; ``y`` as given."""
     samples, coordinates = problem.train, problem.coordinates
-    rounding = max(ROUNDING_FACTOR * coordinates.y_rounding, np.sqrt(samples.rounding_loss))
+    exact_rounding = settings.rounding_factor * coordinates.y_rounding
+    rounding = max(exact_rounding, np.sqrt(samples.rounding_loss))
     if (np.ptp(samples.y, axis=0) <= rounding).all():
         return "constant"
     features = np.column_stack([samples.X, np.ones(len(samples.X))])
-    if len(features) > MIN_EQUATIONS_PER_PARAMETER * features.shape[1]:
+    if len(features) > settings.min_equations_per_parameter * features.shape[1]:
         residuals = samples.y - features @ np.linalg.lstsq(features, samples.y, rcond=None)[0]
         if np.sqrt(np.mean(residuals**2)) <= rounding:
             return "linear"
@@ -228,6 +230,7 @@ def evidence_of(model: Any, targets: TargetKind, ensemble: Ensemble) -> Evidence
         is_noisy=bool(ensemble.denoised) and 2 * n_agreeing > n_pruned,
         activation_given=model.activation != "auto",
         sizes_given=not isinstance(model.hidden_layer_sizes, str),
+        settings=model._settings,
     )
 
 

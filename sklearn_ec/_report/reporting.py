@@ -9,11 +9,6 @@ import numpy as np
 
 from sklearn_ec._search.ensemble import Ensemble
 
-# Seconds between two lines of ``verbose``, and of silence after which callbacks are told that a fit
-# goes on.
-LINE_SECONDS = 3.0
-SILENT_SECONDS = 2.0
-
 try:
     from sklearn.callback import CallbackSupportMixin
 except ImportError:  # scikit-learn < 1.9
@@ -47,6 +42,7 @@ class Heartbeat:
 
     def __init__(self, estimator: Any):
         self.estimator = estimator
+        self.settings = estimator._settings.reporting
         self.started = self._last_line = self._last_epoch = time.perf_counter()
         self._activity = ""
         self._task: Any = None
@@ -54,7 +50,7 @@ class Heartbeat:
     def __call__(self, activity: str) -> bool:
         if self.estimator.verbose:
             self._print(activity)
-        if time.perf_counter() - self._last_epoch < SILENT_SECONDS:
+        if time.perf_counter() - self._last_epoch < self.settings.silence:
             return False
         if activity != self._activity:
             self.end()
@@ -73,7 +69,7 @@ class Heartbeat:
 
     def _print(self, activity: str) -> None:
         now = time.perf_counter()
-        if now - self._last_line >= LINE_SECONDS:
+        if now - self._last_line >= self.settings.line:
             self._last_line = now
             print(f"[{type(self.estimator).__name__}] {now - self.started:.0f} s: {activity}")
 

@@ -11,19 +11,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sklearn_ec._cluster.common_basis import count_agreeing
-from sklearn_ec._core.activations import Activation
-from sklearn_ec._core.records import MIN_VOTERS, Network, Samples, Students
-from sklearn_ec._core.settings import Training
+from sklearn_ec._core.records import Network, Students
+from sklearn_ec._core.settings import Finish, Settings, Training
 from sklearn_ec._expand.skorch_nets import n_levenberg_epochs
 from sklearn_ec._expand.training import StudentTrainer
 from sklearn_ec._expand.training_state import Checkpoint, OnEpoch
-from sklearn_ec._finish.finisher import FINISHING_LOSS, FIRST_POLISH_LOSS, Candidate, Finisher
+from sklearn_ec._finish.finisher import Candidate, Finisher
 from sklearn_ec._finish.noisy import reached_noise_floor
-
-MAX_FINISHED = 3
-MAX_DENOISED = 5
-# Students of exact data get below this, or near their tolerance, on held-out rows, too.
-MAX_HELD_OUT_LOSS = 1e-6
 
 
 @dataclass
@@ -38,14 +32,13 @@ class Ensemble:
     n_reused: int = 0  # students that an earlier fit trained
     is_complete: bool = False
 
-    @property
-    def is_promising(self) -> bool:
+    def is_promising(self, settings: Settings) -> bool:
         """Whether more students might give the network: few of these converged, none gave it."""
         students = self.students
         return (
             not self.certified
-            and len(students.converged(self.tol)) < MIN_VOTERS
-            and bool((students.losses < FINISHING_LOSS).any())
+            and len(students.converged(self.tol)) < settings.cluster.min_voters
+            and bool((students.losses < settings.finish.worthwhile_loss).any())
         )
 
     @property
@@ -80,12 +73,13 @@ class Ensemble:
         """Finish what the clustering and the choice of the network need, once training is over."""
         if self.is_complete:
             return
+        settings = finisher.settings
         if finisher.prune and not self.certified:
-            if reached_noise_floor(self.students, finisher.trainer.samples):
+            if reached_noise_floor(self.students, finisher.polisher.samples, settings.noise):
                 self._denoise(finisher)
             if not (self._agree_on_widths() or self.conclusive_networks):
                 self._finish_best(finisher)
-            if not (self.certified or self.denoised or self._is_exact()):
+            if not (self.certified or self.denoised or self._is_exact(settings.finish)):
                 self._denoise(finisher)
         self.is_complete = True
 
@@ -94,15 +88,14 @@ class Ensemble:
         widths = [candidate.network.widths for candidate in self.denoised.values()]
         return any(widths.count(w) > len(widths) / 2 for w in set(widths))
 
-    def _is_exact(self) -> bool:
+    def _is_exact(self, settings: Finish) -> bool:
         """Whether a student or a pruned one fits the data to rounding."""
         certificates = [candidate.certificate for candidate in self.finished.values()]
-        return self._has_exact_student() or any(c.is_exact for c in certificates)
+        return self._has_exact_student(settings) or any(c.is_exact for c in certificates)
 
-    def _has_exact_student(self) -> bool:
-        students = self.students
-        generalizes = students.best_held_out_loss <= max(MAX_HELD_OUT_LOSS, 10.0 * self.tol)
-        return generalizes and len(students.converged(self.tol)) > 0
+    def _has_exact_student(self, settings: Finish) -> bool:
+        students, limit = self.students, max(settings.max_held_out_loss, 10.0 * self.tol)
+        return students.best_held_out_loss <= limit and len(students.converged(self.tol)) > 0
 
     def finish_first(self, finisher: Finisher) -> None:
         """Finish the best student."""
@@ -111,8 +104,9 @@ class Ensemble:
 
     def _finish_best(self, finisher: Finisher) -> None:
         """Finish the best students, up to the first certified one."""
-        best = self.students.by_loss()[:MAX_FINISHED]
-        for student in best[self.students.losses[best] < FINISHING_LOSS]:
+        settings = finisher.settings.finish
+        best = self.students.by_loss()[: settings.max_finished]
+        for student in best[self.students.losses[best] < settings.worthwhile_loss]:
             if int(student) not in self.finished:
                 self._finish(int(student), finisher)
             if self.conclusive_networks:
@@ -126,10 +120,10 @@ class Ensemble:
 
     def _denoise(self, finisher: Finisher) -> None:
         """Find the smallest networks that fit the data as well as the best students do."""
-        for student in self.students.by_loss()[:MAX_DENOISED]:
+        for student in self.students.by_loss()[: finisher.settings.finish.max_denoised]:
             self.denoised[int(student)] = finisher.denoise(self.students.network(student))
 
-    def voters(self) -> dict[int, Network]:
+    def voters(self, min_voters: int) -> dict[int, Network]:
         """The students whose neurons are clustered.
 
         On noisy data these are the denoised students; else as :meth:`Students.voters` says, with
@@ -138,14 +132,17 @@ class Ensemble:
         conclusive = self.conclusive_networks
         if self.denoised and not conclusive:
             return {s: self.denoised[s].network for s in sorted(self.denoised)}
-        students, tol = self.students, self.tol
-        voters = {int(student): students.network(student) for student in students.voters(tol)}
+        students = self.students
+        voting = students.voters(self.tol, min_voters)
+        voters = {int(student): students.network(student) for student in voting}
         voters.update({s: candidate.network for s, candidate in conclusive.items()})
         return dict(sorted(voters.items()))
 
-    def n_agreeing(self, network: Network, samples: Samples, activation: Activation) -> int:
+    def n_agreeing(self, network: Network, finisher: Finisher) -> int:
         """How many students hold every neuron of a network, as trained or pruned."""
-        return count_agreeing(network, list(self.voters().values()), samples, activation)
+        polisher, settings = finisher.polisher, finisher.settings.cluster
+        voters = list(self.voters(settings.min_voters).values())
+        return count_agreeing(network, voters, polisher.samples, polisher.activation, settings)
 
     def width_agreement(self, network: Network) -> tuple[int, int]:
         """How many pruned students have the widths of a network, and how many there are."""
@@ -177,7 +174,7 @@ def train_group(
     on_epoch: OnEpoch | None = None,
 ) -> Ensemble:
     """Train students until enough converged or pruning one of them gives the network."""
-    polisher = finisher.trainer
+    polisher, settings = finisher.polisher, finisher.settings.finish
     trainer = StudentTrainer(polisher)
     if recipe.solver == "adam":
         students = trainer.train_with_adam(
@@ -194,7 +191,7 @@ def train_group(
     def is_recovered(student: int, network: Network, loss: float) -> bool:
         # Large students take minutes, the few neurons of a pool do not.
         is_costly = polisher.is_matrix_free(network) and network.widths == recipe.widths
-        if loss < (FIRST_POLISH_LOSS if is_costly else FINISHING_LOSS):
+        if loss < (settings.first_polish_loss if is_costly else settings.worthwhile_loss):
             candidate = finisher.finish(network)
             if candidate.certificate.function_certified:
                 certified[student] = candidate

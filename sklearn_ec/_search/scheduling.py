@@ -17,10 +17,6 @@ from sklearn_ec._io.cache import digest
 
 from .ensemble import Ensemble, Recipe, train_group
 
-# CPU seconds of fits with up to 20 students in groups of 5, 10 and 20, 15 teachers each: activation
-# g 175, 146, 151; tanh 64, 89, 115. All teachers were recovered each time.
-GROUP_SIZE = 10
-
 
 class Progress(Protocol):
     """Told how the training of one shape goes on; says whether it shall stop."""
@@ -41,7 +37,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class GroupTrainer:
-    """Trains students in groups of ``GROUP_SIZE``, one after the other or on several workers.
+    """Trains students in groups, one after the other or on several workers.
 
     A group depends on the problem, on the recipe and on its own seeds. Training ends with the first
     group that gave the network or of which enough students converged. Workers train as many groups
@@ -102,9 +98,9 @@ class GroupTrainer:
 
     def _partition(self, seeds: np.ndarray) -> list[np.ndarray]:
         """The seeds of each group; what is known already stays together."""
-        groups = []
+        groups, group_size = [], self.finisher.settings.search.group_size
         while len(seeds):
-            sizes = range(min(GROUP_SIZE, len(seeds)), 0, -1)
+            sizes = range(min(group_size, len(seeds)), 0, -1)
             size = next((n for n in sizes if self._key(seeds[:n]) in self.known), sizes[0])
             groups.append(seeds[:size])
             seeds = seeds[size:]

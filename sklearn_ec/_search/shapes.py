@@ -18,28 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from sklearn_ec._finish.finisher import FINISHING_LOSS, Finisher
+from sklearn_ec._finish.finisher import Finisher
 from sklearn_ec._finish.noisy import reached_noise_floor
 
 from .ensemble import Ensemble
 
-MAX_DEPTH = 3
-# First assumed width by depth; halved while students would hold more parameters than equations.
-START_WIDTHS = {1: 8, 2: 4, 3: 4}
-MAX_STUDENT_PARAMETERS = 5000
-N_PROBES = 5
-PROBE_STEPS = 30
-N_BRIEF = 3
-# The search moves on to a shape that lowers the loss on held-out rows below this share.
-IMPROVEMENT = 0.5
-# A probe is pruned at once where its loss is below this share of those of other shapes ...
-STANDS_OUT = 0.1
-# ... or below this, unless noise keeps it there: noise-free students of the right kind get there.
-PROMISING_LOSS = 1e-7
-# Training losses below this are those of exact data.
-EXACT_LOSS = 1e-10
-# Activations probed after the first two shapes, and probes pruned per round.
-N_FINALISTS = 3
 # Activations whose neurons are pairs of neurons of another one.
 PAIRED = {"relu": "leaky_relu"}
 
@@ -71,7 +54,8 @@ class Trial:
 
         The held-out loss misjudges ReLU students: between two rows, kinks may lie anywhere.
         """
-        limit = max(EXACT_LOSS, self.finisher.trainer.samples.rounding_loss)
+        exact_loss = self.finisher.settings.search.exact_loss
+        limit = max(exact_loss, self.finisher.polisher.samples.rounding_loss)
         return self.loss if self.loss < limit else self.held_out_loss
 
     @property
@@ -139,6 +123,7 @@ class Search:
         n_students: int,
     ):
         self.finishers = finishers
+        self.settings = next(iter(finishers.values())).settings
         self.train = train
         self.n_parameters = n_parameters
         self.n_students = n_students
@@ -162,7 +147,7 @@ class Search:
         ((activation, finisher),) = self.finishers.items()
         start = time.perf_counter()
         ensemble = self.train(finisher, widths, self.n_students)
-        if len(widths) > 1 and ensemble.is_promising:
+        if len(widths) > 1 and ensemble.is_promising(self.settings):
             ensemble = ensemble.joined(self.train(finisher, widths, self.n_students))
         seconds = time.perf_counter() - start
         self.trials.append(Trial(activation, widths, finisher, ensemble, seconds))
@@ -172,21 +157,24 @@ class Search:
         """A few briefly trained students of given widths, where there is no network to be found."""
         activation, finisher = next(iter(self.finishers.items()))
         start = time.perf_counter()
-        ensemble = self.train(finisher, widths, min(N_BRIEF, self.n_students), PROBE_STEPS)
+        settings = self.settings.search
+        n_students = min(settings.n_brief, self.n_students)
+        ensemble = self.train(finisher, widths, n_students, settings.probe_steps)
         ensemble.is_complete = True
         seconds = time.perf_counter() - start
         self.trials.append(Trial(activation, widths, finisher, ensemble, seconds))
         return self.trials[0]
 
     def _first_shape(self) -> Shape:
-        width = START_WIDTHS[1]
+        width = self.settings.search.start_widths[0]
         while width > 1 and not self._fits((width,)):
             width //= 2
         return (width,)
 
     def _fits(self, shape: Shape) -> bool:
-        n_equations = next(iter(self.finishers.values())).trainer.samples.n_equations
-        return self.n_parameters(shape) <= min(n_equations, MAX_STUDENT_PARAMETERS)
+        n_equations = next(iter(self.finishers.values())).polisher.samples.n_equations
+        largest = min(n_equations, self.settings.search.max_student_parameters)
+        return self.n_parameters(shape) <= largest
 
     def _climb(self, shape: Shape) -> Shape | None:
         """Probe the neighbors of a shape; the best of them if it is better, None at the top."""
@@ -201,34 +189,37 @@ class Search:
 
     def _improves(self, shape: Shape) -> bool:
         """Whether the best trial is much better than those of a shape."""
-        return self._best().score < IMPROVEMENT * self._best_of(shape).score
+        enough = self.settings.search.improvement * self._best_of(shape).score
+        return self._best().score < enough
 
     def _neighbors(self, shape: Shape) -> list[Shape]:
         """One layer more, and twice the width; those that fit and were not probed yet."""
-        depth, width = len(shape), shape[0]
+        start_widths, depth, width = self.settings.search.start_widths, len(shape), shape[0]
         neighbors = [tuple(2 * w for w in shape)]
-        if depth < MAX_DEPTH:
-            deeper = START_WIDTHS[depth + 1] * width // START_WIDTHS[depth]
+        if depth < len(start_widths):
+            deeper = start_widths[depth] * width // start_widths[depth - 1]
             neighbors.insert(0, (max(deeper, 1),) * (depth + 1))
         probed = {trial.widths for trial in self.trials}
         return [n for n in neighbors if n not in probed and self._fits(n)]
 
     def _probe(self, shape: Shape) -> None:
         """Train probes with each activation; finish those that stand out."""
+        settings = self.settings.search
+        n_students = min(settings.n_probes, self.n_students)
         others = min((trial.score for trial in self.trials), default=0.0)
         stage: list[Trial] = []
         for activation in self._activations():
             start = time.perf_counter()
             finisher = self.finishers[activation]
-            ensemble = self.train(finisher, shape, min(N_PROBES, self.n_students), PROBE_STEPS)
+            ensemble = self.train(finisher, shape, n_students, settings.probe_steps)
             seconds = time.perf_counter() - start
             stage.append(Trial(activation, shape, finisher, ensemble, seconds))
         self.trials.extend(stage)
         stage.sort(key=lambda trial: trial.score)
         for trial in stage:
-            stands_out = trial is stage[0] and trial.score < STANDS_OUT * others
-            rounding_loss = trial.finisher.trainer.samples.rounding_loss
-            if stands_out or trial.score < max(PROMISING_LOSS, rounding_loss):
+            stands_out = trial is stage[0] and trial.score < settings.stands_out * others
+            rounding_loss = trial.finisher.polisher.samples.rounding_loss
+            if stands_out or trial.score < max(settings.promising_loss, rounding_loss):
                 self._finish(trial)
             if self._certified() is not None:
                 break
@@ -240,12 +231,12 @@ class Search:
         best: dict[str, float] = {}
         for trial in self.trials:
             best[trial.activation] = min(best.get(trial.activation, np.inf), trial.score)
-        return sorted(best, key=best.__getitem__)[:N_FINALISTS]
+        return sorted(best, key=best.__getitem__)[: self.settings.search.n_finalists]
 
     def _finish_promising(self) -> None:
         """Finish the best probes, one after the other, up to a certificate."""
-        ranked = sorted(self.trials, key=lambda trial: trial.score)[:N_FINALISTS]
-        for trial in ranked:
+        ranked = sorted(self.trials, key=lambda trial: trial.score)
+        for trial in ranked[: self.settings.search.n_finalists]:
             if not trial.tried:
                 self._finish(trial)
             if self._certified() is not None:
@@ -274,12 +265,14 @@ class Search:
                 self._train_to_the_end(other)
 
     def _worth_finishing(self, trial: Trial) -> bool:
-        good = trial.finisher.prune and trial.held_out_loss < FINISHING_LOSS
-        return good and not self._is_at_noise_floor(trial)
+        is_good = trial.held_out_loss < self.settings.finish.worthwhile_loss
+        return trial.finisher.prune and is_good and not self._is_at_noise_floor(trial)
 
     @staticmethod
     def _is_at_noise_floor(trial: Trial) -> bool:
-        return reached_noise_floor(trial.ensemble.students, trial.finisher.trainer.samples)
+        finisher = trial.finisher
+        students, samples = trial.ensemble.students, finisher.polisher.samples
+        return reached_noise_floor(students, samples, finisher.settings.noise)
 
     def _certified(self) -> Trial | None:
         return next((trial for trial in self.trials if trial.certified), None)
@@ -300,7 +293,8 @@ class Search:
         if exact:
             return min(exact, key=lambda trial: (trial.exact_size, trial.score))
         lowest = min(trial.score for trial in self.trials)
-        good = [trial for trial in self.trials if trial.score <= lowest / IMPROVEMENT]
+        highest = lowest / self.settings.search.improvement
+        good = [trial for trial in self.trials if trial.score <= highest]
         return min(good, key=lambda t: (len(t.widths), self.n_parameters(t.widths), t.score))
 
     def _train_to_the_end(self, trial: Trial) -> Trial:

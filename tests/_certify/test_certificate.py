@@ -9,26 +9,23 @@ import scipy.linalg
 import torch
 from numpy.testing import assert_allclose
 
-from sklearn_ec._certify.certificate import (
-    IMITATION_FACTOR,
-    MAX_WEIGHT_ERROR,
-    MIN_ISOLATION,
-    certify,
-)
+from sklearn_ec._certify.certificate import certify
 from sklearn_ec._core.activations import get_activation
 from sklearn_ec._core.coordinates import prepare
 from sklearn_ec._core.precision import evaluate, find_input_precision, find_precision
 from sklearn_ec._core.records import Network, Samples
-from sklearn_ec._expand.training import Trainer
+from sklearn_ec._core.settings import Verdict
+from sklearn_ec._expand.polishing import Polisher
 from sklearn_ec.datasets import make_teacher
 
+VERDICT = Verdict()
 TORCH = {"relu": torch.relu, "tanh": torch.tanh, "softplus": torch.nn.functional.softplus}
 
 
 class Planted:
     """Rows of a teacher in the user's columns, and the teacher in standardized coordinates."""
 
-    def __init__(self, teacher, X, y=None, weight=None):
+    def __init__(self, teacher, X, y=None, weight=None, verdict=VERDICT):
         y = teacher.predict(X) if y is None else y
         y = np.asarray(y).reshape(len(X), -1)
         self.teacher, self.activation = teacher, get_activation(teacher.activation)
@@ -40,23 +37,29 @@ class Planted:
             find_precision(y),
             find_input_precision(X),
         )
+        self.verdict = verdict
         self.coordinates, self.held_out = self.problem.coordinates, self.problem.held_out
-        self.trainer = self.trainer_on(self.problem.train)
+        self.polisher = self.polisher_on(self.problem.train)
         self.network = self.coordinates.to_standardized(teacher.weights_, teacher.biases_)
 
-    def trainer_on(self, samples):
-        return Trainer(samples, self.held_out, self.teacher.activation, "cpu", has_skip=False)
+    def polisher_on(self, samples):
+        return Polisher(samples, self.held_out, self.teacher.activation, "cpu", has_skip=False)
 
     def certify(self, network=None):
         network = self.network if network is None else network
         return certify(
-            network, self.trainer.task, self.trainer.samples, self.held_out, self.coordinates
+            network,
+            self.polisher.task,
+            self.polisher.samples,
+            self.held_out,
+            self.coordinates,
+            self.verdict,
         )
 
     def certify_polished(self, network=None):
         """The verdict on the least-squares solution next to the planted network."""
         network = self.network if network is None else network
-        return self.certify(self.trainer.polish(network, 200)[0])
+        return self.certify(self.polisher.polish(network, 200)[0])
 
     def vectors(self, network=None):
         """``[w; b]`` of all neurons in the user's units, homogeneous ones of unit length."""
@@ -184,16 +187,16 @@ def test_readouts_are_measured_in_the_units_of_y(offset):
 @pytest.mark.parametrize(
     ("activation", "sizes"), [("tanh", (3,)), ("relu", (3,)), ("tanh", (3, 2))]
 )
-def test_weight_error_bounds_what_noise_does(activation, sizes, units, monkeypatch):
+def test_weight_error_bounds_what_noise_does(activation, sizes, units):
     """Brute force: least squares for many draws of an error that is spread over all rows.
 
     One that lies along the worst direction does as much as is stated, up to the number of
     directions.
     """
-    monkeypatch.setattr("sklearn_ec._certify.certificate.ROUNDING_FACTOR", 1e12)
     factors, offsets = UNITS[units]
     teacher = in_units(bent_teacher(activation, sizes), factors, offsets)
-    planted = Planted(teacher, uniform() * factors + offsets)
+    verdict = Verdict(rounding_factor=1e12)
+    planted = Planted(teacher, uniform() * factors + offsets, verdict=verdict)
     samples, level = planted.problem.train, 1e-8
     inverse = planted.pseudo_inverse()
     worst = inverse[np.argmax(np.linalg.norm(inverse, axis=1))]
@@ -202,9 +205,9 @@ def test_weight_error_bounds_what_noise_does(activation, sizes, units, monkeypat
     for draw in [*draws, worst]:
         noise = level * draw / np.sqrt(np.mean(draw**2))
         noisy = Samples(samples.X, samples.y + noise[:, None], samples.sample_weight)
-        network, _ = planted.trainer_on(noisy).polish(planted.network, 50)
+        network, _ = planted.polisher_on(noisy).polish(planted.network, 50)
         found.append(planted.relative(planted.changes(network)))
-    planted.trainer = planted.trainer_on(noisy)
+    planted.polisher = planted.polisher_on(noisy)
     stated = planted.certify(planted.network)
     assert_allclose(stated.error, level, rtol=1e-4)
     *errors, largest = found
@@ -281,7 +284,7 @@ def test_open_columns_are_named_and_the_function_is_certified(activation, sizes,
     assert not certificate.passed
     assert certificate.open_columns == tuple(f"x{column}" for column in expected)
     assert np.isinf(certificate.weight_error)
-    assert certificate.isolation >= MIN_ISOLATION
+    assert certificate.isolation >= VERDICT.min_isolation
     assert certificate.reason
 
 
@@ -306,12 +309,12 @@ def test_columns_that_hardly_vary_have_weights_of_little_precision(activation, s
     if size > 1e-10:
         assert certificate.passed
         assert certificate.open_columns == ()
-        assert 1e-16 / size < certificate.weight_error < min(1e-13 / size, MAX_WEIGHT_ERROR)
+        assert 1e-16 / size < certificate.weight_error < min(1e-13 / size, VERDICT.max_weight_error)
     elif size < 1e-12:
         assert certificate.obstacle == "columns"
         assert certificate.open_columns == tuple(f"x{column}" for column in expected)
-        assert MAX_WEIGHT_ERROR < certificate.weight_error < np.inf
-    assert certificate.passed == (certificate.weight_error <= MAX_WEIGHT_ERROR)
+        assert VERDICT.max_weight_error < certificate.weight_error < np.inf
+    assert certificate.passed == (certificate.weight_error <= VERDICT.max_weight_error)
 
 
 def test_a_column_that_hardly_varies_hides_no_spare_neurons():
@@ -370,7 +373,7 @@ def test_networks_in_single_precision_pass(activation, sizes, n_outputs):
     assert (certificate.obstacle, certificate.precision) == ("", "float32")
     assert certificate.passed
     assert 1e-9 < certificate.error < certificate.rounding < 1e-5
-    network, _ = planted.trainer.polish(planted.network, 200)
+    network, _ = planted.polisher.polish(planted.network, 200)
     assert planted.relative(planted.changes(network)).max() < certificate.weight_error
 
 
@@ -388,7 +391,7 @@ def test_networks_rounded_to_decimals_pass(activation, sizes, decimals):
     # Where all ReLU neurons are off, all targets are rounded alike.
     rtol = 0.25 if activation == "relu" else 0.05
     assert_allclose(certificate.rounding, 1.5 * step / 12**0.5, rtol=rtol)
-    network, _ = planted.trainer.polish(planted.network, 200)
+    network, _ = planted.polisher.polish(planted.network, 200)
     assert planted.relative(planted.changes(network)).max() < certificate.weight_error
 
 
@@ -492,7 +495,7 @@ def test_outputs_far_from_zero_pass_in_either_order_of_sums(width, bias_first):
     certificate = planted.certify()
     assert certificate.precision == "float32"
     assert certificate.is_exact
-    assert certificate.rounding < 4.0 * IMITATION_FACTOR * certificate.error
+    assert certificate.rounding < 4.0 * VERDICT.imitation_factor * certificate.error
 
 
 def test_weights_of_rows_count():
@@ -560,7 +563,7 @@ def with_rows_between_kinks(n_rows, activation="relu"):
 def test_kinks_that_no_other_row_checks_are_refused(activation):
     certificate = with_rows_between_kinks(4, activation).certify()
     assert certificate.obstacle == "redundancy"
-    assert certificate.isolation > MIN_ISOLATION  # kinks have no curvature
+    assert certificate.isolation > VERDICT.min_isolation  # kinks have no curvature
     assert abs(certificate.redundancy) < 1e-9
     assert not certificate.function_certified
 

@@ -5,6 +5,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from builders import (
+    ALL_LARGE,
     open_in_one_neuron,
     plain,
     planted,
@@ -16,33 +17,36 @@ from sklearn_ec._core.activations import get_activation
 from sklearn_ec._core.coordinates import standardize
 from sklearn_ec._core.forward import network_outputs
 from sklearn_ec._core.records import Network, Samples
-from sklearn_ec._expand.training import Trainer
+from sklearn_ec._core.settings import Verdict
+from sklearn_ec._expand.polishing import Polisher
 from sklearn_ec.datasets import make_teacher
 
 
 def test_certificate_accepts_the_planted_network():
-    network, trainer, held_out = planted("tanh")
-    certificate = certify(network, trainer.task, trainer.samples, held_out, plain(held_out))
+    network, polisher, held_out = planted("tanh")
+    certificate = certify(network, polisher.task, polisher.samples, held_out, plain(held_out))
     assert certificate.passed
     assert certificate.reason == ""
     assert certificate.n_equations == 400
     assert certificate.n_parameters == 16
 
 
-def test_large_networks_are_judged_by_single_neurons_first(monkeypatch):
-    network, trainer, held_out = planted("tanh")
-    whole = certify(network, trainer.task, trainer.samples, held_out, plain(held_out))
-    monkeypatch.setattr("sklearn_ec._certify.certificate.MAX_DENSE_PARAMETERS", 0)
-    assert certify(network, trainer.task, trainer.samples, held_out, plain(held_out)) == whole
+def test_large_networks_are_judged_by_single_neurons_first():
+    network, polisher, held_out = planted("tanh")
+    rows = polisher.task, polisher.samples, held_out, plain(held_out)
+    whole = certify(network, *rows)
+    assert certify(network, *rows, ALL_LARGE.verdict) == whole
     assert whole.is_conclusive
     assert whole.fits_exactly
 
 
 @pytest.mark.parametrize("limit", [0, 1000])
-def test_weights_that_the_rows_leave_open_are_found_either_way(limit, monkeypatch):
-    monkeypatch.setattr("sklearn_ec._certify.certificate.MAX_DENSE_PARAMETERS", limit)
-    network, trainer, held_out = open_in_one_neuron()
-    certificate = certify(network, trainer.task, trainer.samples, held_out, plain(held_out))
+def test_weights_that_the_rows_leave_open_are_found_either_way(limit):
+    network, polisher, held_out = open_in_one_neuron()
+    verdict = Verdict(max_dense_parameters=limit)
+    certificate = certify(
+        network, polisher.task, polisher.samples, held_out, plain(held_out), verdict
+    )
     assert not certificate.passed
     assert certificate.fits_exactly
     assert certificate.weight_error > 1.0
@@ -51,19 +55,43 @@ def test_weights_that_the_rows_leave_open_are_found_either_way(limit, monkeypatc
     assert certificate.is_conclusive == (limit == 0)
 
 
-def test_other_students_may_help_where_a_network_is_refused_for_other_reasons(monkeypatch):
-    monkeypatch.setattr("sklearn_ec._certify.certificate.MAX_DENSE_PARAMETERS", 0)
-    network, trainer, held_out = planted("tanh")
+@pytest.mark.parametrize("limit", [0, 1000])
+def test_large_networks_without_why_are_refused_and_conclusive(limit):
+    """Whatever was measured, unless that ended with single neurons that the rows leave open."""
+    why = "rows were joined"
+    for is_open, (network, polisher, held_out) in (
+        (False, planted("tanh")),
+        (True, open_in_one_neuron()),
+    ):
+        certificate = certify(
+            network,
+            polisher.task,
+            polisher.samples,
+            held_out,
+            plain(held_out),
+            Verdict(max_dense_parameters=limit),
+            untested=why,
+        )
+        assert (certificate.obstacle, certificate.reason) == ("no rows left", why)
+        assert not certificate.passed
+        assert not certificate.function_certified
+        assert certificate.is_exact
+        assert certificate.is_conclusive == (limit == 0 and not is_open)
+
+
+def test_other_students_may_help_where_a_network_is_refused_for_other_reasons():
+    network, polisher, held_out = planted("tanh")
+    rows = polisher.task, polisher.samples, held_out, plain(held_out)
     for refused in (with_spare_neurons(network), with_spare_neurons(network, noise=1e-3)):
-        certificate = certify(refused, trainer.task, trainer.samples, held_out, plain(held_out))
+        certificate = certify(refused, *rows, ALL_LARGE.verdict)
         assert not certificate.passed
         assert not certificate.is_conclusive
 
 
 def test_certificate_refuses_spare_neurons():
-    network, trainer, held_out = planted("tanh")
+    network, polisher, held_out = planted("tanh")
     certificate = certify(
-        with_spare_neurons(network, 0.0), trainer.task, trainer.samples, held_out, plain(held_out)
+        with_spare_neurons(network, 0.0), polisher.task, polisher.samples, held_out, plain(held_out)
     )
     assert "above rounding" in certificate.reason  # the junk neuron has weight
     hidden, readout = network.layers
@@ -71,7 +99,7 @@ def test_certificate_refuses_spare_neurons():
     duplicate = Network(
         (np.vstack([hidden, hidden[:1]]), np.insert(halves, 3, halves[:, 0], axis=1))
     )
-    certificate = certify(duplicate, trainer.task, trainer.samples, held_out, plain(held_out))
+    certificate = certify(duplicate, polisher.task, polisher.samples, held_out, plain(held_out))
     assert certificate.error < 1e-13
     assert not certificate.passed
     assert "leave the weights open" in certificate.reason
@@ -79,8 +107,8 @@ def test_certificate_refuses_spare_neurons():
 
 @pytest.mark.parametrize("activation", ["tanh", "relu", "softplus"])
 def test_certificate_tells_deep_networks_from_those_with_spare_neurons(activation):
-    network, trainer, held_out = planted_deep(activation)
-    certificate = certify(network, trainer.task, trainer.samples, held_out, plain(held_out))
+    network, polisher, held_out = planted_deep(activation)
+    certificate = certify(network, polisher.task, polisher.samples, held_out, plain(held_out))
     assert certificate.passed
     assert certificate.n_parameters == 16 + 15 + 4
     for depth in range(2):
@@ -91,7 +119,7 @@ def test_certificate_tells_deep_networks_from_those_with_spare_neurons(activatio
         width = network.widths[depth]
         layers[depth + 1] = np.insert(halves, width, halves[:, 0], axis=1)
         certificate = certify(
-            Network(tuple(layers)), trainer.task, trainer.samples, held_out, plain(held_out)
+            Network(tuple(layers)), polisher.task, polisher.samples, held_out, plain(held_out)
         )
         assert certificate.error < 1e-13
         assert not certificate.passed
@@ -113,50 +141,50 @@ def test_certificate_measures_curvature_where_neurons_are_nearly_polynomial():
     bias = (biases[1] - coordinates.y_mean) / coordinates.y_scale
     readout = np.hstack([(weights[1] / coordinates.y_scale).T, bias[:, None]])
     network = Network((hidden, readout))
-    trainer = Trainer(rows, rows, "silu", "cpu", has_skip=False)
-    certificate = certify(network, trainer.task, trainer.samples, rows, coordinates)
+    polisher = Polisher(rows, rows, "silu", "cpu", has_skip=False)
+    certificate = certify(network, polisher.task, polisher.samples, rows, coordinates)
     assert certificate.passed
     smallest = max(certificate.error, coordinates.y_rounding) / certificate.weight_error
     assert smallest < 1e-5
     halves = readout * np.r_[0.5, np.ones(8)]
     spare = Network((np.vstack([hidden, hidden[:1]]), np.insert(halves, 8, halves[:, 0], axis=1)))
-    assert not certify(spare, trainer.task, trainer.samples, rows, coordinates).passed
+    assert not certify(spare, polisher.task, polisher.samples, rows, coordinates).passed
 
 
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 def test_certificate_refuses_an_idle_neuron_on_constant_targets(activation):
     rows = Samples(np.random.default_rng(0).normal(size=(50, 2)), np.zeros((50, 1)), np.ones(50))
-    trainer = Trainer(rows, rows, activation, "cpu", has_skip=False)
+    polisher = Polisher(rows, rows, activation, "cpu", has_skip=False)
     idle = Network((np.ones((1, 3)), np.zeros((1, 2))))
-    assert not certify(idle, trainer.task, trainer.samples, rows, plain(rows)).passed
+    assert not certify(idle, polisher.task, polisher.samples, rows, plain(rows)).passed
 
 
 def test_certificate_refuses_errors_on_held_out_rows():
-    network, trainer, held_out = planted("tanh")
+    network, polisher, held_out = planted("tanh")
     wrong = Samples(held_out.X, held_out.y + 1e-9, held_out.sample_weight)
-    certificate = certify(network, trainer.task, trainer.samples, wrong, plain(wrong))
+    certificate = certify(network, polisher.task, polisher.samples, wrong, plain(wrong))
     assert not certificate.passed
     assert_allclose(certificate.held_out_error, 1e-9, rtol=1e-3)
 
 
 def test_certificate_refuses_too_few_equations():
-    network, trainer, held_out = planted("tanh", n_rows=31)
-    certificate = certify(network, trainer.task, trainer.samples, held_out, plain(held_out))
+    network, polisher, held_out = planted("tanh", n_rows=31)
+    certificate = certify(network, polisher.task, polisher.samples, held_out, plain(held_out))
     assert not certificate.passed
     assert "31 equations are too few for 16 parameters" in certificate.reason
-    network, trainer, held_out = planted("tanh", n_rows=32)
-    assert certify(network, trainer.task, trainer.samples, held_out, plain(held_out)).passed
+    network, polisher, held_out = planted("tanh", n_rows=32)
+    assert certify(network, polisher.task, polisher.samples, held_out, plain(held_out)).passed
 
 
 def test_relative_error_is_weighted():
-    network, trainer, _ = planted("tanh")
-    y = trainer.samples.y.copy()
+    network, polisher, _ = planted("tanh")
+    y = polisher.samples.y.copy()
     y[0] += 1.0
     weight = np.r_[0.0, np.ones(399)]
-    ignored = Samples(trainer.samples.X, y, weight)
-    assert relative_error(network, ignored, trainer.activation) < 1e-14
-    counted = Samples(trainer.samples.X, y, np.ones(400))
-    assert_allclose(relative_error(network, counted, trainer.activation), 400**-0.5)
+    ignored = Samples(polisher.samples.X, y, weight)
+    assert relative_error(network, ignored, polisher.activation) < 1e-14
+    counted = Samples(polisher.samples.X, y, np.ones(400))
+    assert_allclose(relative_error(network, counted, polisher.activation), 400**-0.5)
 
 
 def test_certificate_refuses_a_layer_that_passes_activations_on():
@@ -170,7 +198,7 @@ def test_certificate_refuses_a_layer_that_passes_activations_on():
         X = rng.normal(size=(n, 3))
         y = network_outputs(network, X, get_activation("relu"))
         parts.append(Samples(X, y, np.ones(n)))
-    trainer = Trainer(*parts, "relu", "cpu", False)
-    certificate = certify(network, trainer.task, trainer.samples, parts[1], plain(parts[1]))
+    polisher = Polisher(*parts, "relu", "cpu", False)
+    certificate = certify(network, polisher.task, polisher.samples, parts[1], plain(parts[1]))
     assert not certificate.passed
     assert "linear function on the data" in certificate.reason

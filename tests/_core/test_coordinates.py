@@ -4,9 +4,6 @@ import numpy as np
 import pytest
 
 from sklearn_ec._core.coordinates import (
-    HELD_OUT_SHARE,
-    HIGH_LEVERAGE,
-    MAX_HELD_OUT,
     leverages,
     merge_duplicate_rows,
     split_rows,
@@ -14,11 +11,13 @@ from sklearn_ec._core.coordinates import (
 )
 from sklearn_ec._core.precision import FULL, Precision
 from sklearn_ec._core.records import Network, Samples
+from sklearn_ec._core.settings import Preparation
 from sklearn_ec._expand.students import layer_shapes
 
 BASE = np.random.default_rng(0).normal(size=(100, 4))
 SCALES = np.array([1e-3, 1e-1, 1e1, 1e3])
 CONSTANT = np.full((100, 1), 7.0)
+HIGH_LEVERAGE = Preparation().high_leverage
 
 # Columns, and the rank of their centered rows.
 FULL_RANK = {
@@ -210,7 +209,7 @@ def test_split_rows_are_disjoint_and_complete(n_samples):
     weight = np.random.default_rng(4).uniform(0.5, 2.0, size=n_samples)
     train, held_out = split_rows(Samples(X, 2.0 * X, weight), np.random.default_rng(5))
     n_held_out = len(held_out.X)
-    assert n_held_out == min(MAX_HELD_OUT, max(1, round(HELD_OUT_SHARE * n_samples)))
+    assert n_held_out == min(1000, max(1, round(0.1 * n_samples)))
     rows = np.concatenate([train.X[:, 0], held_out.X[:, 0]])
     np.testing.assert_array_equal(np.sort(rows), X[:, 0])
     for part in (train, held_out):

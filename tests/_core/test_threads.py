@@ -9,6 +9,7 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from builders import SHORT_POLISH, SHORT_WARM_UP, with_settings
 from sklearn_ec import ExpandClusterRegressor
 from sklearn_ec._core import threads
 from sklearn_ec._core.threads import FLOPS_PER_THREAD, n_allowed, notice_crowd, threads_for
@@ -36,13 +37,11 @@ def problem():
     return X, np.tanh(X @ [1.0, -0.5] + 0.3)
 
 
-@pytest.fixture
-def make_model(short_warm_up, short_polish):
-    def make(**params):
-        defaults = {"activation": "tanh", "n_students": 4, "max_iter": 10, "random_state": 0}
-        return ExpandClusterRegressor(hidden_layer_sizes=1, **{**defaults, **params})
-
-    return make
+def make_model(**settings):
+    model = ExpandClusterRegressor(
+        hidden_layer_sizes=1, activation="tanh", n_students=4, max_iter=10, random_state=0
+    )
+    return with_settings(model, **SHORT_WARM_UP, **SHORT_POLISH, **settings)
 
 
 def counts_in(monkeypatch, owner, name):
@@ -101,27 +100,26 @@ def test_large_work_within_small_work_and_the_other_way_round():
     assert torch.get_num_threads() == 4
 
 
-def test_a_fit_of_small_students_takes_one_thread(problem, make_model, monkeypatch):
+def test_a_fit_of_small_students_takes_one_thread(problem, monkeypatch):
     adam = counts_in(monkeypatch, skorch_nets.AdamNet, "_minibatch_step")
-    steps = counts_in(monkeypatch, levenberg.BatchedLevenberg, "_advance")
+    steps = counts_in(monkeypatch, levenberg.Levenberg, "_advance")
     make_model().fit(*problem)
     assert set(adam) == set(steps) == {1}
 
 
-def test_a_fit_of_large_students_takes_all(problem, make_model, monkeypatch):
+def test_a_fit_of_large_students_takes_all(problem, monkeypatch):
     monkeypatch.setattr(threads, "FLOPS_PER_THREAD", 1.0)
     monkeypatch.setattr(threads, "MIN_SECONDS", np.inf)
     adam = counts_in(monkeypatch, skorch_nets.AdamNet, "_minibatch_step")
-    steps = counts_in(monkeypatch, levenberg.BatchedLevenberg, "_advance")
+    steps = counts_in(monkeypatch, levenberg.Levenberg, "_advance")
     epochs = counts_in(monkeypatch, skorch_nets.LossRecorder, "_losses")
     make_model().fit(*problem)
     assert set(adam) == set(steps) == {4}
     assert set(epochs) == {1}
 
 
-def test_workers_share_what_is_allowed(problem, make_model, monkeypatch):
+def test_workers_share_what_is_allowed(problem, monkeypatch):
     """Two workers of one process, on a machine of more processors than threads are allowed."""
-    monkeypatch.setattr(scheduling, "GROUP_SIZE", 2)
     monkeypatch.setattr(scheduling, "cpu_count", lambda: 64)
     allowed, train_group = [], scheduling.train_group
 
@@ -131,14 +129,14 @@ def test_workers_share_what_is_allowed(problem, make_model, monkeypatch):
 
     monkeypatch.setattr(scheduling, "train_group", spy)
     with joblib.parallel_config(backend="threading", n_jobs=2):
-        make_model().fit(*problem)
+        make_model(search={"group_size": 2}).fit(*problem)
     assert allowed == [2, 2]
 
 
 # What is given back
 
 
-def test_a_fit_gives_threads_back(problem, make_model):
+def test_a_fit_gives_threads_back(problem):
     model = make_model().fit(*problem)
     assert torch.get_num_threads() == in_new_thread(torch.get_num_threads) == 4
     model.recluster(beta=0.3)
@@ -159,7 +157,7 @@ def test_work_gives_the_threads_of_numpy_back():
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_a_failing_fit_gives_threads_back(problem, make_model, monkeypatch, error):
+def test_a_failing_fit_gives_threads_back(problem, monkeypatch, error):
     def fail(*args):
         assert torch.get_num_threads() == 1
         raise error

@@ -8,16 +8,17 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.exceptions import ConvergenceWarning
 
+from builders import LOUD, SHORT_WARM_UP, with_settings
 from sklearn_ec import ExpandClusterRegressor
 from sklearn_ec._certify.certificate import certify
 from sklearn_ec._core import watch as watch_module
-from sklearn_ec._core.watch import BEAT_SECONDS, OutOfTime, Watch
-from sklearn_ec._expand import skorch_nets, training
-from sklearn_ec._expand.training import Trainer
+from sklearn_ec._core.settings import Settings
+from sklearn_ec._core.watch import OutOfTime, Watch
+from sklearn_ec._expand.polishing import Polisher
+from sklearn_ec._expand.warm_up import WarmUpTrainer
 from sklearn_ec._finish.finisher import Finisher
 from sklearn_ec._report import reporting
 from sklearn_ec._report.reporting import Heartbeat
-from sklearn_ec._search import scheduling
 from sklearn_ec._search.ensemble import Ensemble
 from sklearn_ec._solvers.task import LeastSquaresTask
 
@@ -81,14 +82,14 @@ def test_beats_come_once_a_second(clock):
     beats = []
     watch = Watch(beat=beats.append)
     watch.say("polishing")
-    clock.now += 0.9 * BEAT_SECONDS
+    clock.now += 0.9 * 1.0
     watch.tick()
     assert not beats
-    clock.now += 0.2 * BEAT_SECONDS
+    clock.now += 0.2 * 1.0
     watch.tick()
     watch.tick()
     assert beats == ["polishing"]
-    clock.now += 1.1 * BEAT_SECONDS
+    clock.now += 1.1 * 1.0
     watch.say("pruning")
     assert beats == ["polishing", "pruning"]
 
@@ -121,6 +122,7 @@ def test_pickled_watches_keep_their_deadline_alone(clock):
 
 class FakeEstimator:
     verbose = 1
+    _settings = Settings()
 
 
 def test_lines_come_at_most_every_few_seconds(clock, capsys):
@@ -145,13 +147,6 @@ def test_without_verbose_nothing_is_printed(clock, capsys):
 
 
 @pytest.fixture
-def always_loud(monkeypatch):
-    monkeypatch.setattr(watch_module, "BEAT_SECONDS", 0.0)
-    monkeypatch.setattr(reporting, "LINE_SECONDS", 0.0)
-    monkeypatch.setattr(reporting, "SILENT_SECONDS", 0.0)
-
-
-@pytest.fixture
 def problem(tanh_problem):
     _, X, y = tanh_problem
     return X[:200], y[:200]
@@ -162,8 +157,8 @@ def make_model(**params):
     return ExpandClusterRegressor(**(defaults | params))
 
 
-def test_verbose_tells_of_polishing_and_pruning(problem, always_loud, capsys):
-    make_model(verbose=1).fit(*problem)
+def test_verbose_tells_of_polishing_and_pruning(problem, capsys):
+    with_settings(make_model(verbose=1), **LOUD).fit(*problem)
     printed = capsys.readouterr().out
     assert "s: polishing, widths (16,)" in printed
     assert "s: pruning, widths (16,), loss" in printed
@@ -201,9 +196,9 @@ def callbacks():
     return pytest.importorskip("sklearn.callback", reason="needs scikit-learn 1.9")
 
 
-def test_callbacks_see_a_task_for_each_activity(callbacks, problem, always_loud):
+def test_callbacks_see_a_task_for_each_activity(callbacks, problem):
     recorder = Recorder()
-    make_model().set_callbacks(recorder).fit(*problem)
+    with_settings(make_model(), **LOUD).set_callbacks(recorder).fit(*problem)
     names = [name.split(",")[0] for name in recorder.ended]
     assert {"pruning", "at work", "fit", "students"} <= set(names)
     assert "polishing" in names
@@ -212,15 +207,14 @@ def test_callbacks_see_a_task_for_each_activity(callbacks, problem, always_loud)
     assert names[pruned - 1] == "at work"
 
 
-def test_quick_fits_have_no_beats(callbacks, problem, monkeypatch):
-    monkeypatch.setattr(watch_module, "BEAT_SECONDS", 1e9)
+def test_quick_fits_have_no_beats(callbacks, problem):
     recorder = Recorder()
-    make_model().set_callbacks(recorder).fit(*problem)
+    with_settings(make_model(), reporting={"beat": 1e9}).set_callbacks(recorder).fit(*problem)
     assert "at work" not in recorder.ended
 
 
-def test_callbacks_may_end_the_pruning(callbacks, problem, always_loud):
-    model = make_model().set_callbacks(Recorder(stop_at="pruning"))
+def test_callbacks_may_end_the_pruning(callbacks, problem):
+    model = with_settings(make_model(), **LOUD).set_callbacks(Recorder(stop_at="pruning"))
     with pytest.warns(ConvergenceWarning, match="fit was interrupted with 2 students"):
         model.fit(*problem)
     assert model.score(*problem) > 0.9
@@ -277,6 +271,15 @@ def test_hardly_any_time_gives_a_regressor_as_well(problem, max_time, sizes, sol
     assert not model.recovered_
 
 
+def test_time_that_is_over_with_the_last_epoch_of_the_warm_up_ends_the_fit(problem, monkeypatch):
+    """skorch ends a training that is interrupted quietly, as if it had been completed."""
+    model = with_settings(make_model(max_time=1e6), **SHORT_WARM_UP)  # one epoch
+    out_of_time_at(monkeypatch, WarmUpTrainer, "_tick")
+    with pytest.warns(ConvergenceWarning, match="reached max_time"):
+        model.fit(*problem)
+    assert not model.recovered_
+
+
 def test_enough_time_changes_nothing(problem):
     timed = make_model(max_time=1e6).fit(*problem)
     assert timed.recovered_
@@ -287,12 +290,12 @@ def test_a_certified_network_is_kept_when_time_is_over(problem, monkeypatch):
     """It is over right behind the training that gave the network."""
 
     def late(ensemble, finisher):
-        monkeypatch.setattr(finisher.trainer.watch, "deadline", 0.0)
-        finisher.trainer.watch.tick()
+        monkeypatch.setattr(finisher.polisher.watch, "deadline", 0.0)
+        finisher.polisher.watch.tick()
 
     monkeypatch.setattr(Ensemble, "complete", late)
-    monkeypatch.setitem(skorch_nets.FIRST_QUESTION_EPOCH, training.BatchedLevenberg, 1)
     model = make_model(tol=0.0, max_time=1e6)
+    with_settings(model, training={"first_question_epoch": 1})
     with pytest.warns(ConvergenceWarning, match="certified, other students were not") as caught:
         model.fit(*problem)
     assert len(caught) == 1
@@ -317,11 +320,11 @@ def test_recluster_obeys_the_time_and_finishes_later(problem, monkeypatch):
     assert_allclose(model.predict(problem[0]), fresh.predict(problem[0]), atol=1e-12)
 
 
-def test_workers_end_in_time(problem, monkeypatch):
+def test_workers_end_in_time():
     X = np.random.default_rng(0).uniform(-2, 2, size=(1000, 2))
     y = np.sin(3 * X[:, 0]) * X[:, 1]
-    monkeypatch.setattr(scheduling, "GROUP_SIZE", 2)
     model = make_model(hidden_layer_sizes=8, n_students=4, n_jobs=2, max_time=2, max_iter=10**6)
+    with_settings(model, search={"group_size": 2})
     start = time.perf_counter()
     with pytest.warns(ConvergenceWarning, match="reached max_time=2 s"):
         model.fit(X, y)
@@ -349,21 +352,21 @@ def test_time_does_not_matter_to_what_is_remembered(problem, tmp_path):
 
 @pytest.mark.parametrize("call", ["polish", "prune", "certify"])
 def test_every_long_computation_looks_at_the_watch(problem, call):
-    """A trainer of which the time is over ends at the next step, removal or chunk."""
+    """A polisher of which the time is over ends at the next step, removal or chunk."""
     fitted = make_model().fit(*problem)
     network = fitted._trained.ensemble.students.network(0)
     held_out, coordinates = fitted._problem.held_out, fitted._problem.coordinates
     watch = Watch(deadline=0.0)
-    trainer = Trainer(fitted._problem.train, held_out, "tanh", "cpu", has_skip=False, watch=watch)
-    finisher = Finisher(trainer, held_out, coordinates, prune=True)
+    polisher = Polisher(fitted._problem.train, held_out, "tanh", "cpu", has_skip=False, watch=watch)
+    finisher = Finisher(polisher, held_out, coordinates, prune=True)
     (certified,) = fitted._trained.ensemble.certified.values()
     computations = {
-        "polish": lambda: trainer.polish(network, 10),
+        "polish": lambda: polisher.polish(network, 10),
         "prune": lambda: finisher.finish(network),
         "certify": lambda: certify(
-            certified.network, trainer.task, trainer.samples, held_out, coordinates
+            certified.network, polisher.task, polisher.samples, held_out, coordinates
         ),
     }
     with pytest.raises(OutOfTime):
         computations[call]()
-    assert pickle.loads(pickle.dumps(trainer)).watch.deadline == 0.0
+    assert pickle.loads(pickle.dumps(polisher)).watch.deadline == 0.0

@@ -8,6 +8,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from builders import (
+    ALL_LARGE,
     open_in_one_neuron,
     plain,
     planted,
@@ -20,8 +21,9 @@ from sklearn_ec._certify.certificate import certify
 from sklearn_ec._core.activations import get_activation
 from sklearn_ec._core.forward import network_outputs
 from sklearn_ec._core.records import Network, Samples
+from sklearn_ec._core.settings import DEFAULTS
 from sklearn_ec._core.signs import with_skip
-from sklearn_ec._expand.training import Trainer
+from sklearn_ec._expand.polishing import Polisher
 from sklearn_ec._finish.finisher import Candidate, Finisher
 from sklearn_ec._finish.pruning import (
     ExactCap,
@@ -51,11 +53,11 @@ def flipped_into_skip(network, activation):
 
 @pytest.mark.parametrize("activation", ["tanh", "g", "relu", "softplus", "elu"])
 def test_finish_finds_the_planted_network(activation):
-    network, trainer, held_out = planted(activation)
+    network, polisher, held_out = planted(activation)
     start = with_spare_neurons(network, noise=1e-3)
-    if trainer.has_skip:
+    if polisher.has_skip:
         start = with_skip(start)
-    candidate = Finisher(trainer, held_out, plain(held_out), prune=True).finish(start)
+    candidate = Finisher(polisher, held_out, plain(held_out), prune=True).finish(start)
     assert candidate.certificate.passed
     assert candidate.network.widths == network.widths
     assert max_cosine_distance(as_layers(network), as_layers(candidate.network), activation) < 1e-20
@@ -69,10 +71,10 @@ def test_finish_finds_the_planted_network(activation):
     ],
 )
 def test_finish_finds_the_planted_deep_network(activation, sizes):
-    network, trainer, held_out = planted_deep(activation, sizes)
+    network, polisher, held_out = planted_deep(activation, sizes)
     start = with_duplicates(network, noise=1e-3)
     assert start.widths == tuple(2 * width for width in network.widths)
-    candidate = Finisher(trainer, held_out, plain(held_out), prune=True).finish(start)
+    candidate = Finisher(polisher, held_out, plain(held_out), prune=True).finish(start)
     assert candidate.certificate.passed
     assert candidate.network.widths == network.widths
     assert max_cosine_distance(as_layers(network), as_layers(candidate.network), activation) < 1e-20
@@ -80,11 +82,11 @@ def test_finish_finds_the_planted_deep_network(activation, sizes):
 
 @pytest.mark.parametrize("activation", ["softplus", "relu"])
 def test_finish_resolves_signs_of_deep_networks(activation):
-    network, trainer, held_out = planted_deep(activation)
+    network, polisher, held_out = planted_deep(activation)
     start = flipped_into_skip(network, get_activation(activation))
-    rows = trainer.samples
-    assert_allclose(network_outputs(start, rows.X, trainer.activation), rows.y, atol=1e-12)
-    candidate = Finisher(trainer, held_out, plain(held_out), prune=True).finish(start)
+    rows = polisher.samples
+    assert_allclose(network_outputs(start, rows.X, polisher.activation), rows.y, atol=1e-12)
+    candidate = Finisher(polisher, held_out, plain(held_out), prune=True).finish(start)
     assert candidate.certificate.passed
     assert candidate.network.widths == network.widths
     assert max_cosine_distance(as_layers(network), as_layers(candidate.network), activation) < 1e-20
@@ -92,10 +94,10 @@ def test_finish_resolves_signs_of_deep_networks(activation):
 
 @pytest.mark.parametrize("activation", ["tanh", "relu", "softplus"])
 def test_denoise_finds_the_planted_network(activation):
-    network, trainer, held_out = planted(activation)
-    trainer, held_out = with_noise(trainer, held_out, 1e-3, activation)
+    network, polisher, held_out = planted(activation)
+    polisher, held_out = with_noise(polisher, held_out, 1e-3, activation)
     start = with_spare_neurons(network, noise=1e-2)
-    candidate = Finisher(trainer, held_out, plain(held_out), prune=True).denoise(start)
+    candidate = Finisher(polisher, held_out, plain(held_out), prune=True).denoise(start)
     assert candidate.network.widths == network.widths
     assert not candidate.network.has_skip
     assert not candidate.certificate.passed
@@ -105,20 +107,20 @@ def test_denoise_finds_the_planted_network(activation):
 
 
 def test_denoise_finds_the_planted_deep_network():
-    network, trainer, held_out = planted_deep("tanh", (3, 3, 2, 1))
-    trainer, held_out = with_noise(trainer, held_out, 1e-3, "tanh")
+    network, polisher, held_out = planted_deep("tanh", (3, 3, 2, 1))
+    polisher, held_out = with_noise(polisher, held_out, 1e-3, "tanh")
     start = with_duplicates(network, noise=1e-2)
-    candidate = Finisher(trainer, held_out, plain(held_out), prune=True).denoise(start)
+    candidate = Finisher(polisher, held_out, plain(held_out), prune=True).denoise(start)
     assert candidate.network.widths == network.widths
     assert max_cosine_distance(as_layers(network), as_layers(candidate.network), "tanh") < 1e-3
 
 
 def test_the_most_parsimonious_network_is_within_one_standard_error():
-    network, trainer, held_out = planted("tanh")
-    _, held_out = with_noise(trainer, held_out, 1e-2, "tanh")
-    finisher = Finisher(trainer, held_out, plain(held_out), prune=True)
+    network, polisher, held_out = planted("tanh")
+    _, held_out = with_noise(polisher, held_out, 1e-2, "tanh")
+    finisher = Finisher(polisher, held_out, plain(held_out), prune=True)
     wide, wider = with_spare_neurons(network), with_spare_neurons(with_spare_neurons(network))
-    certificate = certify(network, trainer.task, trainer.samples, held_out, plain(held_out))
+    certificate = certify(network, polisher.task, polisher.samples, held_out, plain(held_out))
     worse = Network((network.layers[0], network.layers[1] * 1.1))
     best, good, bad = (Candidate(n, certificate) for n in (wider, wide, worse))
     assert finisher.most_parsimonious([best, good, bad]) is good
@@ -132,15 +134,15 @@ def test_the_most_parsimonious_network_is_within_one_standard_error():
 @pytest.mark.parametrize("activation", ["relu", "softplus"])
 def test_a_linear_term_becomes_a_pair_of_neurons(activation):
     """A network plus a linear function that no flip of signs absorbs."""
-    network, trainer, held_out = planted(activation)
+    network, polisher, held_out = planted(activation)
     slope = np.array([0.3, -0.2, 0.5])
     shifted = [
         Samples(part.X, part.y + (part.X @ slope)[:, None], part.sample_weight)
-        for part in (trainer.samples, held_out)
+        for part in (polisher.samples, held_out)
     ]
-    trainer = Trainer(*shifted, activation, "cpu", has_skip=True)
+    polisher = Polisher(*shifted, activation, "cpu", has_skip=True)
     start = with_linear_term(network, slope)
-    candidate = Finisher(trainer, shifted[1], plain(shifted[1]), prune=True).finish(start)
+    candidate = Finisher(polisher, shifted[1], plain(shifted[1]), prune=True).finish(start)
     assert not candidate.network.has_skip
     assert candidate.network.widths == (5,)
     assert candidate.certificate.error < 1e-12
@@ -154,49 +156,45 @@ def with_linear_term(network, slope):
 
 
 def test_judge_as_is_changes_no_output():
-    network, trainer, held_out = planted("relu")
+    network, polisher, held_out = planted("relu")
     skip = with_linear_term(network, [0.1, 0.2, 0.3])
-    candidate = Finisher(trainer, held_out, plain(held_out), prune=True).judge_as_is(skip)
-    X = trainer.samples.X
-    before = network_outputs(skip, X, trainer.activation)
-    after = network_outputs(candidate.network, X, trainer.activation)
+    candidate = Finisher(polisher, held_out, plain(held_out), prune=True).judge_as_is(skip)
+    X = polisher.samples.X
+    before = network_outputs(skip, X, polisher.activation)
+    after = network_outputs(candidate.network, X, polisher.activation)
     assert not candidate.network.has_skip
     assert_allclose(after, before, rtol=1e-12)
     assert not candidate.certificate.passed
 
 
-def wrong_until_the_held_out_rows_join(contradiction=0.0):
+def wrong_until_the_held_out_rows_join(contradiction=0.0, settings=ALL_LARGE):
     """A network that is exact on training rows, but not on the held-out ones.
 
     Training rows leave the weight of the last input open, which varies in them only where the last
     neuron is off.
     """
-    network, trainer, held_out = open_in_one_neuron()
+    network, polisher, held_out = open_in_one_neuron()
     X = held_out.X.copy()
     X[:, 2] += 1.0
-    y = network_outputs(network, X, trainer.activation)
+    y = network_outputs(network, X, polisher.activation)
     y[0] += contradiction
     held_out = Samples(X, y, held_out.sample_weight)
     wrong = Network((network.layers[0].copy(), network.layers[1]))
     wrong.layers[0][-1, 2] += 1e-6
-    trainer = Trainer(trainer.samples, held_out, "relu", "cpu", has_skip=False)
-    return network, wrong, trainer, held_out
+    polisher = Polisher(
+        polisher.samples, held_out, "relu", "cpu", has_skip=False, settings=settings
+    )
+    return network, wrong, polisher, held_out
 
 
-@pytest.fixture
-def all_networks_are_large(monkeypatch):
-    monkeypatch.setattr("sklearn_ec._solvers.matrix_free.DENSE_FLOPS", 0.0)
-    monkeypatch.setattr("sklearn_ec._certify.certificate.MAX_DENSE_PARAMETERS", 0)
-
-
-def test_held_out_rows_join_where_others_leave_large_networks_open(all_networks_are_large):
-    network, wrong, trainer, held_out = wrong_until_the_held_out_rows_join()
+def test_held_out_rows_join_where_others_leave_large_networks_open():
+    network, wrong, polisher, held_out = wrong_until_the_held_out_rows_join()
     assert (
         1e-8
-        < certify(wrong, trainer.task, trainer.samples, held_out, plain(held_out)).held_out_error
+        < certify(wrong, polisher.task, polisher.samples, held_out, plain(held_out)).held_out_error
         < 1e-5
     )
-    candidate = Finisher(trainer, held_out, plain(held_out), prune=True).finish(wrong)
+    candidate = Finisher(polisher, held_out, plain(held_out), prune=True).finish(wrong)
     (found, _), (true, _) = candidate.network.layers, network.layers
     assert_allclose(found[-1] / -found[-1, 0], true[-1], atol=1e-12)
     certificate = candidate.certificate
@@ -208,9 +206,9 @@ def test_held_out_rows_join_where_others_leave_large_networks_open(all_networks_
     assert "before they joined the training" in certificate.reason
 
 
-def test_held_out_rows_that_no_network_fits_do_not_join(all_networks_are_large):
-    _, wrong, trainer, held_out = wrong_until_the_held_out_rows_join(contradiction=0.1)
-    candidate = Finisher(trainer, held_out, plain(held_out), prune=True).finish(wrong)
+def test_held_out_rows_that_no_network_fits_do_not_join():
+    _, wrong, polisher, held_out = wrong_until_the_held_out_rows_join(contradiction=0.1)
+    candidate = Finisher(polisher, held_out, plain(held_out), prune=True).finish(wrong)
     certificate = candidate.certificate
     assert certificate.fits_exactly
     assert certificate.n_equations == 800
@@ -219,34 +217,37 @@ def test_held_out_rows_that_no_network_fits_do_not_join(all_networks_are_large):
 
 
 def test_held_out_rows_never_join_the_training_of_small_networks():
-    _, wrong, trainer, held_out = wrong_until_the_held_out_rows_join()
-    certificate = Finisher(trainer, held_out, plain(held_out), prune=True).finish(wrong).certificate
+    _, wrong, polisher, held_out = wrong_until_the_held_out_rows_join(settings=DEFAULTS)
+    certificate = (
+        Finisher(polisher, held_out, plain(held_out), prune=True).finish(wrong).certificate
+    )
     assert certificate.n_equations == 800
     assert certificate.held_out_error > 1e-8
 
 
-def test_no_neuron_that_an_exact_large_network_needs_is_tried(all_networks_are_large, monkeypatch):
-    network, trainer, _ = planted("tanh")
-    duplicated = with_duplicates(network)
-    *_, (pruned, loss) = pruning_path(duplicated, 0.0, trainer, ExactCap(0.0, 0.0))
+def test_no_neuron_that_an_exact_large_network_needs_is_tried(monkeypatch):
+    network, polisher, _ = planted("tanh", settings=ALL_LARGE)
+    duplicated, cap = with_duplicates(network), ExactCap(0.0, 0.0, ALL_LARGE)
+    *_, (pruned, loss) = pruning_path(duplicated, 0.0, polisher, cap)
     assert pruned.widths == network.widths
-    monkeypatch.setattr(Trainer, "polish", lambda *_, **__: pytest.fail("polished"))
-    assert [n.widths for n, _ in pruning_path(pruned, loss, trainer, ExactCap(loss, 0.0))] == [(3,)]
+    monkeypatch.setattr(Polisher, "polish", lambda *_, **__: pytest.fail("polished"))
+    cap = ExactCap(loss, 0.0, ALL_LARGE)
+    assert [n.widths for n, _ in pruning_path(pruned, loss, polisher, cap)] == [(3,)]
 
 
-def test_large_networks_are_polished_to_the_end(all_networks_are_large):
+def test_large_networks_are_polished_to_the_end():
     """The group of spare neurons that goes first is the last one; it is polished roughly."""
-    network, trainer, _ = planted("tanh", width=12)
+    network, polisher, _ = planted("tanh", width=12, settings=ALL_LARGE)
     spare = with_spare_neurons(network, noise=1e-4)
-    loss = float(trainer.task.losses(stacked(spare, "cpu"))[0])
-    pruned, pruned_loss = prune(spare, loss, trainer)
+    loss = float(polisher.task.losses(stacked(spare, "cpu"))[0])
+    pruned, pruned_loss = prune(spare, loss, polisher)
     assert pruned.widths == (12,)
     assert pruned_loss < 1e-20 < loss
 
 
 def test_finisher_without_pruning_keeps_the_width():
-    network, trainer, held_out = planted("tanh")
+    network, polisher, held_out = planted("tanh")
     spare = with_spare_neurons(network)
-    candidate = Finisher(trainer, held_out, plain(held_out), prune=False).finish(spare)
+    candidate = Finisher(polisher, held_out, plain(held_out), prune=False).finish(spare)
     assert candidate.network.widths == spare.widths
     assert candidate.network.layers[0].shape == spare.layers[0].shape

@@ -9,6 +9,7 @@ from sklearn_ec._core.activations import get_activation
 from sklearn_ec._core.coordinates import prepare
 from sklearn_ec._core.forward import network_outputs
 from sklearn_ec._core.records import Network, Samples, Students
+from sklearn_ec._core.settings import Noise
 from sklearn_ec._finish.noisy import one_standard_error_bound, reached_noise_floor, squared_errors
 from sklearn_ec.datasets import make_teacher
 
@@ -62,17 +63,17 @@ def make_students(losses, held_out_loss):
 )
 def test_noise_floor_is_where_students_agree(losses, held_out_loss, reached):
     samples = noisy_samples(random_network(), 200, noise=0.1)  # 1.5 / (1 - 13 / 200)**2 = 1.72
-    assert reached_noise_floor(make_students(losses, held_out_loss), samples) == reached
+    assert reached_noise_floor(make_students(losses, held_out_loss), samples, Noise()) == reached
 
 
 def test_noise_floor_accounts_for_the_parameters():
     """With 26 rows for 13 parameters, errors are half the noise in training, else twice."""
     students = make_students([1.0, 1.0, 1.0], 4.0)
-    assert reached_noise_floor(students, noisy_samples(random_network(), 26, 0.1))
-    assert not reached_noise_floor(students, noisy_samples(random_network(), 2600, 0.1))
+    assert reached_noise_floor(students, noisy_samples(random_network(), 26, 0.1), Noise())
+    assert not reached_noise_floor(students, noisy_samples(random_network(), 2600, 0.1), Noise())
     few = noisy_samples(random_network(), 5, 0.1)  # fewer rows than parameters
-    assert reached_noise_floor(make_students([1.0, 1.0, 1.0], 149.0), few)
-    assert not reached_noise_floor(make_students([1.0, 1.0, 1.0], 151.0), few)
+    assert reached_noise_floor(make_students([1.0, 1.0, 1.0], 149.0), few, Noise())
+    assert not reached_noise_floor(make_students([1.0, 1.0, 1.0], 151.0), few, Noise())
 
 
 def test_squared_errors_are_weighted_means_over_outputs():

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from sklearn_ec._certify.certificate import Certificate
-from sklearn_ec._core.coordinates import MAX_HELD_OUT, prepare
+from sklearn_ec._core.coordinates import prepare
 from sklearn_ec._core.precision import find_precision
 from sklearn_ec._core.records import Network, Students
+from sklearn_ec._core.settings import DEFAULTS
 from sklearn_ec._report.advice import Evidence, advice, enumerated, kind_of_targets
 
 PROPOSALS = {
@@ -32,6 +33,7 @@ def make_certificate(obstacle, **fields):
         "n_parameters": 16,
         "weight_error": np.nan,
         "isolation": np.nan,
+        "redundancy": np.nan,
         "function_certified": False,
         "passed": False,
         "obstacle": obstacle,
@@ -102,7 +104,7 @@ def test_the_advised_number_of_rows_is_enough_and_hardly_more(n_outputs):
             assert text == f"Give at least {more} more rows."
             assert n_training_equations(n_rows + more, n_outputs) >= 2 * n_parameters
             assert n_training_equations(n_rows + more - 4, n_outputs) < 2 * n_parameters
-    assert MAX_HELD_OUT == 1000  # of more rows, a smaller share is held out
+    assert DEFAULTS.preparation.max_held_out == 1000  # of more rows, a smaller share is held out
 
 
 @pytest.mark.parametrize("obstacle", ["weights", "isolation"])

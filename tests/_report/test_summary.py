@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
+from builders import SHORT_WARM_UP, with_settings
 from sklearn_ec import ExpandClusterRegressor
 
 
@@ -33,10 +34,11 @@ def test_prints_the_verdict_the_layers_and_the_measurements(tanh_problem, capsys
     ]
 
 
-def test_says_why_a_network_is_refused(tanh_problem, short_warm_up, capsys):
+def test_says_why_a_network_is_refused(tanh_problem, capsys):
     _, X, y = tanh_problem
+    model = with_settings(make_model(n_students=2, max_iter=10, prune=False), **SHORT_WARM_UP)
     with pytest.warns(ConvergenceWarning, match="not certified"):
-        model = make_model(n_students=2, max_iter=10, prune=False).fit(X, y)
+        model.fit(X, y)
     lines = summary_lines(model, capsys)
     assert lines[1] == f"not certified: {model.certificate_.reason}"
     assert lines[-1].startswith("equations")  # the weights were not judged

@@ -16,9 +16,10 @@ from sklearn import config_context
 from sklearn.exceptions import ConvergenceWarning, EfficiencyWarning
 from sklearn.model_selection import GridSearchCV
 
+from builders import SHORT_WARM_UP, SILENT, with_settings
 from sklearn_ec import ExpandClusterRegressor
 from sklearn_ec._core.threads import n_allowed
-from sklearn_ec._expand import skorch_nets, training
+from sklearn_ec._expand import skorch_nets
 from sklearn_ec._io import cache
 from sklearn_ec._search import scheduling
 from sklearn_ec._solvers.task import LeastSquaresTask
@@ -34,7 +35,10 @@ def problem():
     return X, teacher.predict(X)
 
 
-def make_model(**params):
+GROUPS_OF_TWO = SHORT_WARM_UP | {"search": {"group_size": 2}}
+
+
+def make_model(settings=GROUPS_OF_TWO, **params):
     """Three groups of students, three epochs each: none of them reaches a loss of zero."""
     defaults = {
         "rho": 3,
@@ -46,12 +50,7 @@ def make_model(**params):
         "prune": False,
         "random_state": 0,
     }
-    return ExpandClusterRegressor(**{**defaults, **params})
-
-
-@pytest.fixture
-def groups_of_two(monkeypatch, short_warm_up):
-    monkeypatch.setattr(scheduling, "GROUP_SIZE", 2)
+    return with_settings(ExpandClusterRegressor(**{**defaults, **params}), **settings)
 
 
 @pytest.fixture
@@ -93,25 +92,25 @@ def parameters(model):
 # Each group is trained once
 
 
-def test_every_group_is_trained_for_itself(problem, groups_of_two, trainings):
+def test_every_group_is_trained_for_itself(problem, trainings):
     model = make_model().fit(*problem)
     assert [len(seeds) for seeds in trainings] == [2, 2, 2]
     assert len(model.student_losses_) == 6
     assert model.n_reused_students_ == 0
 
 
-def test_training_ends_with_the_first_successful_group(problem, groups_of_two, trainings):
+def test_training_ends_with_the_first_successful_group(problem, trainings):
     model = make_model(prune=True, tol=1e-20, max_iter=300).fit(*problem)
     assert model.recovered_
     assert len(model.student_losses_) == 2 * len(trainings) < 6
 
 
-def test_without_pruning_all_groups_are_trained(problem, groups_of_two, trainings):
+def test_without_pruning_all_groups_are_trained(problem, trainings):
     make_model(tol=1e-3).fit(*problem)
     assert len(trainings) == 3
 
 
-def test_more_students_cost_only_the_new_ones(problem, groups_of_two, trainings, tmp_path):
+def test_more_students_cost_only_the_new_ones(problem, trainings, tmp_path):
     make_model(memory=tmp_path).fit(*problem)
     before = list(trainings)
     model = make_model(memory=tmp_path, n_students=10).fit(*problem)
@@ -128,11 +127,19 @@ def test_more_students_cost_only_the_new_ones(problem, groups_of_two, trainings,
     "change",
     [{"max_iter": 20}, {"tol": 1e-3}, {"activation": "erf"}, {"rho": 2}, {"random_state": 1}],
 )
-def test_what_matters_to_training_is_in_the_key(
-    problem, groups_of_two, trainings, tmp_path, change
-):
+def test_what_matters_to_training_is_in_the_key(problem, trainings, tmp_path, change):
     make_model(memory=tmp_path, n_students=2).fit(*problem)
     make_model(memory=tmp_path, n_students=2, **change).fit(*problem)
+    assert len(trainings) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"finish": {"max_finished": 2}}, {"warm_up": {"steps": 99}}, {"polish": {"window": 19}}],
+)
+def test_settings_are_in_the_key(problem, trainings, tmp_path, change):
+    model = make_model(memory=tmp_path, n_students=2).fit(*problem)
+    with_settings(model, **change).fit(*problem)
     assert len(trainings) == 2
 
 
@@ -145,7 +152,7 @@ def test_what_matters_to_training_is_in_the_key(
         {"random_state": np.random.RandomState(0)},  # noqa: NPY002
     ],
 )
-def test_what_does_not_matter_is_not(problem, groups_of_two, trainings, tmp_path, change):
+def test_what_does_not_matter_is_not(problem, trainings, tmp_path, change):
     make_model(memory=str(tmp_path), n_students=2).fit(*problem)
     model = make_model(memory=joblib.Memory(str(tmp_path), verbose=0), n_students=2, **change)
     X, y = problem
@@ -164,9 +171,9 @@ def n_trained(model, X, y):
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_a_search_over_thresholds_trains_once_per_fold(problem, tmp_path, n_jobs):
     """Two processes want the same students at the same time; one of them trains."""
-    model = make_model(memory=tmp_path, n_students=3, prune=True, tol=1e-20, max_iter=300, n_jobs=1)
+    params = {"n_students": 3, "prune": True, "tol": 1e-20, "max_iter": 300, "n_jobs": 1}
     search = GridSearchCV(
-        model,
+        make_model({}, memory=tmp_path, **params),
         {"gamma": [0.3, 0.5, 0.9], "beta": [0.1, 0.5]},
         cv=3,
         scoring=n_trained,
@@ -188,7 +195,7 @@ def test_networks_are_finished_once(problem, tmp_path, monkeypatch):
         return finish(*args)
 
     monkeypatch.setattr(scheduling.Finisher, "_finish", spy)
-    fit = make_model(memory=tmp_path, prune=True).fit
+    fit = make_model({}, memory=tmp_path, prune=True).fit
     first, again = fit(*problem), fit(*problem)
     assert len(calls) > 0
     n_calls = len(calls)
@@ -197,13 +204,13 @@ def test_networks_are_finished_once(problem, tmp_path, monkeypatch):
     assert len(calls) == n_calls
 
 
-def test_memory_needs_a_seed(problem, groups_of_two, tmp_path):
+def test_memory_needs_a_seed(problem, tmp_path):
     model = make_model(memory=tmp_path, random_state=None, n_students=2)
     with pytest.warns(UserWarning, match="random_state is None"):
         model.fit(*problem)
 
 
-def test_warm_start_keeps_the_students(problem, groups_of_two, trainings):
+def test_warm_start_keeps_the_students(problem, trainings):
     model = make_model(warm_start=True, random_state=None, n_students=5).fit(*problem)
     losses = model.student_losses_
     model.set_params(n_students=8).fit(*problem)
@@ -216,7 +223,7 @@ def test_warm_start_keeps_the_students(problem, groups_of_two, trainings):
     assert model.n_reused_students_ == 0
 
 
-def test_a_cold_start_keeps_nothing(problem, groups_of_two, trainings):
+def test_a_cold_start_keeps_nothing(problem, trainings):
     model = make_model(n_students=2)
     model.fit(*problem).fit(*problem)
     assert len(trainings) == 2
@@ -226,22 +233,21 @@ def test_a_cold_start_keeps_nothing(problem, groups_of_two, trainings):
 # Workers
 
 
-def test_results_do_not_depend_on_processes(problem, monkeypatch):
-    monkeypatch.setattr(scheduling, "GROUP_SIZE", 2)
+def test_results_do_not_depend_on_processes(problem):
     serial = make_model(n_students=3).fit(*problem)
     parallel = make_model(n_students=3, n_jobs=2).fit(*problem)
     assert_same_network(parallel, serial)
 
 
 @pytest.mark.parametrize("n_jobs", [2, 4])
-def test_results_do_not_depend_on_threads(problem, groups_of_two, n_jobs):
+def test_results_do_not_depend_on_threads(problem, n_jobs):
     serial = make_model(n_students=5).fit(*problem)
     with joblib.parallel_config(backend="threading", n_jobs=n_jobs):
         parallel = make_model(n_students=5).fit(*problem)
     assert_same_network(parallel, serial)
 
 
-def test_threads_share_the_processors(problem, groups_of_two, monkeypatch):
+def test_threads_share_the_processors(problem, monkeypatch):
     """Threads of this process do not use all of torch's threads each."""
     n_threads = []
 
@@ -258,12 +264,12 @@ def test_threads_share_the_processors(problem, groups_of_two, monkeypatch):
     assert torch.get_num_threads() == before
 
 
-def test_groups_behind_the_successful_one_are_discarded(problem, groups_of_two, trainings):
-    settings = {"prune": True, "tol": 1e-20, "max_iter": 300, "n_students": 8}
-    serial = make_model(**settings).fit(*problem)
+def test_groups_behind_the_successful_one_are_discarded(problem, trainings):
+    params = {"prune": True, "tol": 1e-20, "max_iter": 300, "n_students": 8}
+    serial = make_model(**params).fit(*problem)
     n_serial = len(trainings)
     with joblib.parallel_config(backend="threading", n_jobs=4):
-        parallel = make_model(**settings).fit(*problem)
+        parallel = make_model(**params).fit(*problem)
     assert n_serial < 4 == len(trainings) - n_serial
     assert_same_fit(parallel, serial)
 
@@ -271,10 +277,12 @@ def test_groups_behind_the_successful_one_are_discarded(problem, groups_of_two, 
 # Killed and continued
 
 
+SHORT_EPOCHS = {"warm_up": {"steps": 100, "steps_per_epoch": 10}}
+
+
 @pytest.fixture
 def checkpoint_every_epoch(monkeypatch):
     monkeypatch.setattr(cache, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(skorch_nets, "ADAM_STEPS_PER_EPOCH", 10)
 
 
 def spy_on(monkeypatch, owner, name):
@@ -304,22 +312,23 @@ def fail_at_save(monkeypatch, number):
 @pytest.mark.parametrize("solver", ["levenberg", "matrix_free", "adam"])
 @pytest.mark.parametrize("n_saved", [1, 3, 5])
 def test_a_failed_fit_goes_on_where_it_was(
-    problem, groups_of_two, checkpoint_every_epoch, tmp_path, monkeypatch, solver, n_saved
+    problem, checkpoint_every_epoch, tmp_path, monkeypatch, solver, n_saved
 ):
     """Two groups of three epochs each; what was saved is not trained again."""
-    settings = {"solver": solver, "n_students": 4, "max_iter": 3 if solver == "adam" else 30}
+    params = {"solver": solver, "n_students": 4, "max_iter": 3 if solver == "adam" else 30}
+    params |= {"settings": GROUPS_OF_TWO | SHORT_EPOCHS}
     with monkeypatch.context() as patch:
         fail_at_save(patch, n_saved)
         with pytest.raises(RuntimeError, match="the end"):
-            make_model(memory=tmp_path, **settings).fit(*problem)
+            make_model(memory=tmp_path, **params).fit(*problem)
     assert len(list(tmp_path.rglob("*.checkpoint"))) == 1
     with monkeypatch.context() as patch:
         net = skorch_nets.AdamNet if solver == "adam" else skorch_nets.LevenbergNet
         epochs = spy_on(patch, net, "train_step")
-        model = make_model(memory=tmp_path, **settings).fit(*problem)
+        model = make_model(memory=tmp_path, **params).fit(*problem)
     assert len(epochs) == 6 - n_saved
     assert model.n_reused_students_ == 2 * (n_saved // 4)
-    assert_same_fit(model, make_model(**settings).fit(*problem))
+    assert_same_fit(model, make_model(**params).fit(*problem))
     assert not list(tmp_path.rglob("*.checkpoint"))
 
 
@@ -341,7 +350,7 @@ def test_a_killed_fit_goes_on_where_it_was(problem, tmp_path):
         model, X, y = pickle.load(sys.stdin.buffer)
         model.fit(X, y)
     """
-    model = make_model(memory=tmp_path, n_students=2, max_iter=60)
+    model = make_model({}, memory=tmp_path, n_students=2, max_iter=60)
     killed = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)],
         input=pickle.dumps((model, *problem)),
@@ -352,26 +361,25 @@ def test_a_killed_fit_goes_on_where_it_was(problem, tmp_path):
     assert pickle.loads(checkpoint.read_bytes()).running.n_epochs == 2
     assert list(tmp_path.rglob("*.temporary"))
     model.fit(*problem)
-    assert_same_fit(model, make_model(n_students=2, max_iter=60).fit(*problem))
+    assert_same_fit(model, make_model({}, n_students=2, max_iter=60).fit(*problem))
     left = [path.suffix for path in tmp_path.rglob("*") if path.is_file()]
     assert set(left) == {".lock", ".pkl", ".json", ".py", ""}
 
 
 def test_large_students_go_on_with_the_batch_they_were_in(
-    problem, checkpoint_every_epoch, short_warm_up, tmp_path, monkeypatch
+    problem, checkpoint_every_epoch, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(training, "BATCH_FLOPS", {"cpu": 0.0, "cuda": 0.0})
-    monkeypatch.setitem(training.MIN_BATCH, training.BatchedLevenberg, 2)
-    settings = {"memory": tmp_path, "n_students": 4, "max_iter": 20}  # two epochs
+    settings = SHORT_EPOCHS | {"training": {"batch_flops_on_cpu": 0.0, "min_batch": 2}}
+    params = {"settings": settings, "n_students": 4, "max_iter": 20}  # two epochs
     with monkeypatch.context() as patch:
         fail_at_save(patch, 3)
         with pytest.raises(RuntimeError, match="the end"):
-            make_model(**settings).fit(*problem)
+            make_model(memory=tmp_path, **params).fit(*problem)
     with monkeypatch.context() as patch:
         epochs = spy_on(patch, skorch_nets.LevenbergNet, "train_step")
-        model = make_model(**settings).fit(*problem)
+        model = make_model(memory=tmp_path, **params).fit(*problem)
     assert len(epochs) == 1
-    assert_same_fit(model, make_model(**{**settings, "memory": None}).fit(*problem))
+    assert_same_fit(model, make_model(**params).fit(*problem))
 
 
 # Interrupted
@@ -406,7 +414,7 @@ def interrupt_at(monkeypatch, owner, name, number):
     ],
 )
 def test_ctrl_c_ends_the_fit_with_the_best_network_so_far(
-    problem, groups_of_two, tmp_path, monkeypatch, owner, name, number, n_students
+    problem, tmp_path, monkeypatch, owner, name, number, n_students
 ):
     model = make_model(memory=tmp_path, n_students=4)
     with monkeypatch.context() as patch:
@@ -427,18 +435,18 @@ def test_ctrl_c_ends_the_fit_with_the_best_network_so_far(
     assert_same_fit(whole, make_model(n_students=4).fit(*problem))
 
 
-def test_ctrl_c_stops_between_two_steps(problem, groups_of_two, monkeypatch):
+def test_ctrl_c_stops_between_two_steps(problem, monkeypatch):
     """The students hold the state after 14 steps, not a mixture."""
     with monkeypatch.context() as patch:
         interrupt_at(patch, LeastSquaresTask, "normal_equations", 15)
         with pytest.warns(ConvergenceWarning, match="interrupted"):
             model = make_model(n_students=2).fit(*problem)
-    monkeypatch.setattr(skorch_nets, "LEVENBERG_STEPS_PER_EPOCH", 14)
-    exact = make_model(n_students=2, max_iter=14).fit(*problem)
+    settings = GROUPS_OF_TWO | {"training": {"steps_per_epoch": 14}}
+    exact = make_model(settings, n_students=2, max_iter=14).fit(*problem)
     assert_array_equal(model.student_losses_, exact.student_losses_)
 
 
-def test_ctrl_c_while_networks_are_finished(problem, groups_of_two, monkeypatch):
+def test_ctrl_c_while_networks_are_finished(problem, monkeypatch):
     model = make_model(n_students=4, prune=True, max_iter=20)
     with monkeypatch.context() as patch:
         interrupt_at(patch, scheduling.Finisher, "_finish", 1)
@@ -452,20 +460,18 @@ def test_ctrl_c_while_networks_are_finished(problem, groups_of_two, monkeypatch)
 # Memory budget
 
 
-def test_a_small_working_memory_splits_the_steps(problem, groups_of_two):
+def test_a_small_working_memory_splits_the_steps(problem):
     whole = make_model(n_students=2, prune=True).fit(*problem)
-    settings = {"n_students": 2, "solver": "levenberg"}
+    params = {"n_students": 2, "solver": "levenberg"}
     with pytest.warns(EfficiencyWarning, match="2 students take .* trained 1 at a time"):
-        split = make_model(prune=True, working_memory=0.01, **settings).fit(*problem)
+        split = make_model(prune=True, working_memory=0.01, **params).fit(*problem)
     assert_same_network(split, whole)
     with config_context(working_memory=0.01), pytest.warns(EfficiencyWarning, match="0 MiB"):
-        make_model(**settings).fit(*problem)
+        make_model(**params).fit(*problem)
 
 
-def test_a_device_without_memory_takes_fewer_students_at_a_time(
-    problem, short_warm_up, monkeypatch
-):
-    whole = make_model(n_students=5, prune=True).fit(*problem)
+def test_a_device_without_memory_takes_fewer_students_at_a_time(problem, monkeypatch):
+    whole = make_model(SHORT_WARM_UP, n_students=5, prune=True).fit(*problem)
     equations = LeastSquaresTask.normal_equations
 
     def limited(task, layers):
@@ -475,11 +481,11 @@ def test_a_device_without_memory_takes_fewer_students_at_a_time(
 
     monkeypatch.setattr(LeastSquaresTask, "normal_equations", limited)
     with pytest.warns(EfficiencyWarning, match="5 students at a time .* goes on with 2"):
-        split = make_model(n_students=5, prune=True).fit(*problem)
+        split = make_model(SHORT_WARM_UP, n_students=5, prune=True).fit(*problem)
     assert_same_network(split, whole)
 
 
-def test_no_memory_for_one_student_is_an_error(problem, groups_of_two, monkeypatch):
+def test_no_memory_for_one_student_is_an_error(problem, monkeypatch):
     def fail(*args):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
@@ -494,7 +500,7 @@ def test_no_memory_for_one_student_is_an_error(problem, groups_of_two, monkeypat
 # Pickles
 
 
-def test_fitted_state_needs_no_device(problem, groups_of_two, tmp_path):
+def test_fitted_state_needs_no_device(problem, tmp_path):
     """A pickle names no class of torch, so that what was fitted on a GPU loads without one."""
     for params in ({"memory": tmp_path}, {"warm_start": True}, {"prune": True, "max_iter": 300}):
         model = make_model(**params).fit(*problem)
@@ -533,21 +539,22 @@ def callbacks():
     return pytest.importorskip("sklearn.callback", reason="needs scikit-learn 1.9")
 
 
-def test_callbacks_see_epochs_in_groups_in_stages(callbacks, problem, groups_of_two, no_heartbeat):
+def test_callbacks_see_epochs_in_groups_in_stages(callbacks, problem):
     recorder = Recorder()
-    make_model(n_students=4).set_callbacks(recorder).fit(*problem)
+    with_settings(make_model(n_students=4), **SILENT).set_callbacks(recorder).fit(*problem)
     group = ["epoch", "epoch", "epoch", "group of students"]
     assert recorder.ended == [*group, *group, "students, hidden layers (2,), tanh", "fit"]
 
 
-def test_a_callback_may_end_the_training(callbacks, problem, groups_of_two, no_heartbeat):
-    model = make_model(n_students=4).set_callbacks(Recorder(stop_after=2))
+def test_a_callback_may_end_the_training(callbacks, problem):
+    model = with_settings(make_model(n_students=4), **SILENT)
+    model.set_callbacks(Recorder(stop_after=2))
     with pytest.warns(ConvergenceWarning, match="interrupted with 2 students"):
         model.fit(*problem)
     assert model.n_iter_ == 20
 
 
-def test_bars_nest_in_a_search(callbacks, problem, groups_of_two, capsys):
+def test_bars_nest_in_a_search(callbacks, problem, capsys):
     pytest.importorskip("rich", reason="needs rich")
     search = GridSearchCV(make_model(n_students=2), {"gamma": [0.3, 0.5]}, cv=2)
     search.set_callbacks(callbacks.ProgressBar()).fit(*problem)
@@ -556,8 +563,8 @@ def test_bars_nest_in_a_search(callbacks, problem, groups_of_two, capsys):
     assert "ExpandClusterRegressor" in printed
 
 
-def test_lines_tell_the_students_and_the_time_left(problem, groups_of_two, no_heartbeat, capsys):
-    make_model(n_students=4, verbose=1).fit(*problem)
+def test_lines_tell_the_students_and_the_time_left(problem, capsys):
+    with_settings(make_model(n_students=4, verbose=1), **SILENT).fit(*problem)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
     assert "0 of 2 students converged after 30 steps" in lines[0]

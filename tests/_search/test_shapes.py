@@ -11,11 +11,13 @@ import pytest
 from numpy.testing import assert_allclose
 
 from sklearn_ec._core.records import Network, Students
+from sklearn_ec._core.settings import DEFAULTS
 from sklearn_ec._finish.finisher import Candidate
 from sklearn_ec._search.ensemble import Ensemble
-from sklearn_ec._search.shapes import N_PROBES, PROBE_STEPS, Search, Trial, with_verdict
+from sklearn_ec._search.shapes import Search, Trial, with_verdict
 
 TOL = 1e-20
+N_PROBES, PROBE_STEPS = DEFAULTS.search.n_probes, DEFAULTS.search.probe_steps
 
 
 def make_network(widths):
@@ -44,6 +46,7 @@ class FakeFinisher:
     """
 
     prune = True
+    settings = DEFAULTS
 
     def __init__(
         self,
@@ -429,8 +432,8 @@ def complete(losses, certified=(), denoised=(), prune=True, widths=(8,), is_conc
 def test_students_at_the_noise_floor_are_denoised():
     ensemble, events = complete([1e-4] * 6, denoised=[(2,), (3,), (3,), (3,), (2,)])
     assert events == ["denoise"] * 5
-    assert list(ensemble.voters()) == [0, 1, 2, 3, 4]
-    assert [network.widths for network in ensemble.voters().values()] == [
+    assert list(ensemble.voters(3)) == [0, 1, 2, 3, 4]
+    assert [network.widths for network in ensemble.voters(3).values()] == [
         (2,),
         (3,),
         (3,),
@@ -447,7 +450,7 @@ def test_denoised_students_that_disagree_may_be_no_noise():
     ensemble, events = complete([1e-4] * 5, certified=[(8,)], denoised=sizes)
     assert events == ["denoise"] * 5 + ["finish"]
     assert list(ensemble.certified) == [0]
-    assert list(ensemble.voters()) == [0, 1, 2]
+    assert list(ensemble.voters(3)) == [0, 1, 2]
 
 
 def test_students_above_the_noise_floor_are_finished_before_they_are_denoised():
@@ -505,11 +508,11 @@ def test_the_first_conclusive_network_ends_the_finishing(certified):
 def test_voters_are_students_as_trained_but_the_one_that_gave_the_network(losses, voters):
     """The pruned one votes even where it is not in the better half."""
     ensemble = Ensemble(make_students((8,), losses), TOL)
-    assert list(ensemble.voters()) == voters
+    assert list(ensemble.voters(3)) == voters
     finisher = FakeFinisher(certified=[(8,)])
     last = len(losses) - 1
     ensemble.certified[last] = finisher._candidate(make_network((3,)), passed=True)
-    with_network = ensemble.voters()
+    with_network = ensemble.voters(3)
     assert list(with_network) == sorted({*voters, last})
     widths = {student: network.widths for student, network in with_network.items()}
     assert widths.pop(last) == (3,)
@@ -519,7 +522,7 @@ def test_voters_are_students_as_trained_but_the_one_that_gave_the_network(losses
 def test_nothing_is_pruned_where_it_is_not_wanted():
     ensemble, events = complete([1e-4] * 5, prune=False)
     assert not events
-    assert list(ensemble.voters()) == [0, 1, 2]
+    assert list(ensemble.voters(3)) == [0, 1, 2]
 
 
 def test_joined_students_keep_their_certificates():

@@ -25,7 +25,7 @@ def rows():
 
 
 @pytest.fixture
-def trainer(rows):
+def polisher(rows):
     return Polisher(rows, rows, "tanh", "cpu", has_skip=False)
 
 
@@ -59,7 +59,7 @@ def numerical_jacobian(task, network, step=1e-6):
     return np.stack(columns, axis=1)
 
 
-def trainer_of(rows, activation, n_outputs):
+def polisher_of(rows, activation, n_outputs):
     rows = Samples(rows.X, np.tile(rows.y, n_outputs), rows.sample_weight)
     return Polisher(rows, rows, activation, "cpu", has_skip=False)
 
@@ -85,13 +85,13 @@ def incoming_lengths(network):
 @pytest.mark.parametrize("widths", [(3,), (3, 2), (3, 2, 2)])
 @pytest.mark.parametrize("n_chunks", [1, 5])
 def test_singular_values(rows, monkeypatch, n_chunks, widths, n_outputs):
-    trainer = trainer_of(rows, "tanh", n_outputs)
-    use_chunks(monkeypatch, trainer.task, n_chunks)
+    polisher = polisher_of(rows, "tanh", n_outputs)
+    use_chunks(monkeypatch, polisher.task, n_chunks)
     network = random_network(widths, n_outputs)
-    jacobian = numerical_jacobian(trainer.task, network)
+    jacobian = numerical_jacobian(polisher.task, network)
     scaled = jacobian * incoming_lengths(network) / np.sqrt(len(jacobian))
     values = np.linalg.svd(scaled, compute_uv=False)
-    computed = Linearization(trainer.task, network)
+    computed = Linearization(polisher.task, network)
     assert_allclose(computed.singular_values.numpy(), values, rtol=1e-5)
     changes = np.linalg.norm(jacobian @ computed.directions.numpy().T, axis=0)
     assert_allclose(changes / np.sqrt(len(jacobian)), values, rtol=1e-5)
@@ -99,15 +99,15 @@ def test_singular_values(rows, monkeypatch, n_chunks, widths, n_outputs):
 
 @pytest.mark.parametrize(("widths", "seed"), KINKED)
 def test_scale_of_homogeneous_neurons_is_pinned(rows, widths, seed):
-    trainer = Polisher(rows, rows, "relu", "cpu", has_skip=False)
+    polisher = Polisher(rows, rows, "relu", "cpu", has_skip=False)
     network = random_network(widths, seed=seed)
-    unpinned = numerical_jacobian(trainer.task, network) * incoming_lengths(network)
+    unpinned = numerical_jacobian(polisher.task, network) * incoming_lengths(network)
     values = np.linalg.svd(unpinned / np.sqrt(len(unpinned)), compute_uv=False)
     assert np.sum(values < 1e-8) == sum(widths)
-    assert Linearization(trainer.task, network).singular_values[-1] > 1e-3
+    assert Linearization(polisher.task, network).singular_values[-1] > 1e-3
     for layer in range(len(widths)):
         doubled = with_double(network, layer)
-        assert Linearization(trainer.task, doubled).singular_values[-1] < 1e-12
+        assert Linearization(polisher.task, doubled).singular_values[-1] < 1e-12
 
 
 SMOOTH = sorted(name for name, a in ACTIVATIONS.items() if not a.homogeneous)
@@ -118,9 +118,9 @@ SMOOTH = sorted(name for name, a in ACTIVATIONS.items() if not a.homogeneous)
 @pytest.mark.parametrize("name", [*SMOOTH, "relu", "leaky_relu"])
 def test_least_singular_value_of_single_neurons(rows, name, widths, n_outputs):
     """It is that of the columns of one neuron's incoming vector, and bounds that of all."""
-    trainer = trainer_of(rows, name, n_outputs)
+    polisher = polisher_of(rows, name, n_outputs)
     network = random_network(widths, n_outputs)
-    jacobian = numerical_jacobian(trainer.task, network)
+    jacobian = numerical_jacobian(polisher.task, network)
     jacobian = jacobian * incoming_lengths(network) / np.sqrt(len(jacobian))
     least, start = [], 0
     for layer in network.layers:
@@ -128,20 +128,20 @@ def test_least_singular_value_of_single_neurons(rows, name, widths, n_outputs):
             columns = jacobian[:, start : start + layer.shape[1]]
             least.append(np.linalg.svd(columns, compute_uv=False)[-1])
             start += layer.shape[1]
-    found = least_neuron_singular_value(trainer.task, network)
+    found = least_neuron_singular_value(polisher.task, network)
     assert_allclose(found, min(least), rtol=1e-4, atol=1e-9)
-    if not trainer.activation.homogeneous:
-        smallest = Linearization(trainer.task, network).singular_values[-1].item()
+    if not polisher.activation.homogeneous:
+        smallest = Linearization(polisher.task, network).singular_values[-1].item()
         assert smallest <= found * (1.0 + 1e-9)
 
 
 def test_a_readout_alone_is_judged_by_its_own_singular_value(rows):
     """A neuron that is switched off leaves the readout's columns alone."""
-    trainer = trainer_of(rows, "relu", 1)
+    polisher = polisher_of(rows, "relu", 1)
     hidden = np.array([[0.0, 0.0, 0.0, 2.0]])
     on, off = Network((hidden, np.ones((1, 2)))), Network((-hidden, np.ones((1, 2))))
-    assert least_neuron_singular_value(trainer.task, off) == 0.0
-    assert least_neuron_singular_value(trainer.task, on) < 1e-12  # h is constant, like the bias
+    assert least_neuron_singular_value(polisher.task, off) == 0.0
+    assert least_neuron_singular_value(polisher.task, on) < 1e-12  # h is constant, like the bias
 
 
 def test_inputs_that_vary_where_a_neuron_is_off_leave_it_open(rows):
@@ -150,13 +150,13 @@ def test_inputs_that_vary_where_a_neuron_is_off_leave_it_open(rows):
     X[X[:, 0] < 0.0, 2] = 0.0
     hidden = np.array([[0.3, 1.0, 0.2, 0.1], [-1.0, 0.1, 0.0, -0.3]])
     network = Network((hidden, np.array([[1.0, -0.5, 0.2]])))
-    trainer = trainer_of(Samples(X, rows.y, rows.sample_weight), "relu", 1)
+    polisher = polisher_of(Samples(X, rows.y, rows.sample_weight), "relu", 1)
     z = X @ hidden[1, :-1] + hidden[1, -1]
     assert (X[z > 0, 2] == 0).all()
     assert np.mean(z > 0) > 0.2
-    assert least_neuron_singular_value(trainer.task, network) < 1e-15
-    assert Linearization(trainer.task, network).singular_values[-1] < 1e-15
-    elsewhere = trainer_of(rows, "relu", 1)
+    assert least_neuron_singular_value(polisher.task, network) < 1e-15
+    assert Linearization(polisher.task, network).singular_values[-1] < 1e-15
+    elsewhere = polisher_of(rows, "relu", 1)
     assert least_neuron_singular_value(elsewhere.task, network) > 1e-3
 
 
@@ -171,11 +171,11 @@ def with_double(network, layer):
 @pytest.mark.parametrize("name", ["tanh", "relu"])
 @pytest.mark.parametrize("widths", [(3,), (3, 2), (3, 2, 2)])
 def test_newton_step_solves_the_linearized_problem(rows, name, widths):
-    trainer = Polisher(rows, rows, name, "cpu", has_skip=False)
+    polisher = Polisher(rows, rows, name, "cpu", has_skip=False)
     network = random_network(widths)
-    jacobian = numerical_jacobian(trainer.task, network)
-    residuals = residuals_of(trainer.task, network.layers)
-    steps = Linearization(trainer.task, network).newton_step()
+    jacobian = numerical_jacobian(polisher.task, network)
+    residuals = residuals_of(polisher.task, network.layers)
+    steps = Linearization(polisher.task, network).newton_step()
     assert [tuple(step.shape) for step in steps] == [(1, *a.shape) for a in network.layers]
     step, scale = flat(steps), incoming_lengths(network)
     # Minimum norm in units of the parameters' scales.
@@ -184,14 +184,14 @@ def test_newton_step_solves_the_linearized_problem(rows, name, widths):
 
 
 @pytest.mark.parametrize("widths", [(3,), (3, 2), (3, 2, 2)])
-def test_curvatures_match_finite_differences(trainer, widths):
+def test_curvatures_match_finite_differences(polisher, widths):
     network = random_network(widths)
-    linearization = Linearization(trainer.task, network)
+    linearization = Linearization(polisher.task, network)
     size, squares = 1e-4, []
     for direction in linearization.directions[-4:].numpy():
         values = [
             residuals_of(
-                trainer.task, unflatten(flat(network.layers) + sign * size * direction, network)
+                polisher.task, unflatten(flat(network.layers) + sign * size * direction, network)
             )
             for sign in (1.0, 0.0, -1.0)
         ]
@@ -208,13 +208,13 @@ def test_curvatures_match_finite_differences(trainer, widths):
 def test_least_redundancy_is_that_of_the_hat_matrix(
     rows, monkeypatch, n_chunks, name, widths, seed, n_outputs
 ):
-    trainer = trainer_of(rows, name, n_outputs)
-    use_chunks(monkeypatch, trainer.task, n_chunks)
+    polisher = polisher_of(rows, name, n_outputs)
+    use_chunks(monkeypatch, polisher.task, n_chunks)
     network = random_network(widths, n_outputs, seed)
-    left, values, _ = np.linalg.svd(numerical_jacobian(trainer.task, network), full_matrices=False)
+    left, values, _ = np.linalg.svd(numerical_jacobian(polisher.task, network), full_matrices=False)
     left = left[:, values > 1e-6 * values[0]]
     expected = 1.0 - np.square(left).sum(axis=1).max()
-    computed = Linearization(trainer.task, network).least_redundancy()
+    computed = Linearization(polisher.task, network).least_redundancy()
     assert 0.1 < computed < 0.95
     assert_allclose(computed, expected, rtol=1e-5)
 
@@ -251,12 +251,12 @@ def length_constraints(network):
 def test_standard_errors_match_dense_least_squares(
     rows, monkeypatch, n_chunks, widths, noise_level
 ):
-    trainer = trainer_of(rows, "tanh", len(noise_level))
-    use_chunks(monkeypatch, trainer.task, n_chunks)
+    polisher = polisher_of(rows, "tanh", len(noise_level))
+    use_chunks(monkeypatch, polisher.task, n_chunks)
     network = random_network(widths, len(noise_level))
-    computed = layer_errors(trainer.task, network, np.array(noise_level))
+    computed = layer_errors(polisher.task, network, np.array(noise_level))
     assert [part.shape for part in computed] == [layer.shape for layer in network.layers]
-    jacobian = numerical_jacobian(trainer.task, network)
+    jacobian = numerical_jacobian(polisher.task, network)
     expected = dense_standard_errors(jacobian, np.array(noise_level))
     assert_allclose(flat(computed), expected, rtol=1e-4)
     if len(noise_level) == 1:
@@ -269,32 +269,32 @@ def test_standard_errors_match_dense_least_squares(
 def test_standard_errors_of_homogeneous_neurons_are_those_at_fixed_lengths(
     rows, widths, seed, noise_level
 ):
-    trainer = trainer_of(rows, "relu", len(noise_level))
+    polisher = polisher_of(rows, "relu", len(noise_level))
     network = random_network(widths, len(noise_level), seed)
-    jacobian = numerical_jacobian(trainer.task, network)
+    jacobian = numerical_jacobian(polisher.task, network)
     expected = dense_standard_errors(jacobian, np.array(noise_level), length_constraints(network))
-    computed = layer_errors(trainer.task, network, np.array(noise_level))
+    computed = layer_errors(polisher.task, network, np.array(noise_level))
     assert_allclose(flat(computed), expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["tanh", "relu"])
 def test_standard_errors_are_finite_where_the_data_leave_weights_open(rows, name):
     """A neuron that is there twice, and a column of zeros: what is determined has its error."""
-    trainer, noise = trainer_of(rows, name, 1), np.array([0.1])
+    polisher, noise = polisher_of(rows, name, 1), np.array([0.1])
     network = random_network(seed=0)
-    doubled = layer_errors(trainer.task, with_double(network, 0), noise)
+    doubled = layer_errors(polisher.task, with_double(network, 0), noise)
     assert np.isfinite(flat(doubled)).all()
     X = np.insert(rows.X, 1, 0.0, axis=1)
     idle = Network((np.insert(network.layers[0], 1, 0.0, axis=1), network.layers[1]))
-    wider = trainer_of(Samples(X, rows.y, rows.sample_weight), name, 1)
-    expected = layer_errors(trainer.task, network, noise)
+    wider = polisher_of(Samples(X, rows.y, rows.sample_weight), name, 1)
+    expected = layer_errors(polisher.task, network, noise)
     expected[0] = np.insert(expected[0], 1, 0.0, axis=1)
     for part, same in zip(layer_errors(wider.task, idle, noise), expected, strict=True):
         assert_allclose(part, same, rtol=1e-8, atol=1e-12)
 
 
-def test_standard_errors_are_zero_without_noise(trainer):
-    assert not flat(layer_errors(trainer.task, random_network(), np.zeros(1))).any()
+def test_standard_errors_are_zero_without_noise(polisher):
+    assert not flat(layer_errors(polisher.task, random_network(), np.zeros(1))).any()
 
 
 # Errors relative to the lengths of the incoming vectors
@@ -321,11 +321,11 @@ def in_coordinates(layers, incoming_map, output_scale, output_shift):
 @pytest.mark.parametrize("widths", [(3,), (3, 2)])
 def test_relative_errors_are_those_of_moved_networks(rows, widths, n_outputs):
     """Brute force: solve for each error with the numerical Jacobian, and move the weights by it."""
-    trainer, network = trainer_of(rows, "tanh", n_outputs), random_network(widths, n_outputs)
+    polisher, network = polisher_of(rows, "tanh", n_outputs), random_network(widths, n_outputs)
     errors = torch.from_numpy(np.random.default_rng(3).uniform(0.1, 1.0, network.n_parameters))
     coordinates = other_coordinates(3, n_outputs)
-    linearization = Linearization(trainer.task, network)
-    jacobian = numerical_jacobian(trainer.task, network)
+    linearization = Linearization(polisher.task, network)
+    jacobian = numerical_jacobian(polisher.task, network)
     lengths = incoming_lengths(network)
     left, values, right = np.linalg.svd(jacobian * lengths, full_matrices=False)
     assert_allclose(values / np.sqrt(len(left)), linearization.singular_values, rtol=1e-5)
@@ -348,9 +348,9 @@ def test_relative_errors_are_those_of_moved_networks(rows, widths, n_outputs):
 @pytest.mark.parametrize(("widths", "seed"), KINKED[:2])
 def test_relative_errors_of_homogeneous_neurons_keep_their_lengths(rows, widths, seed):
     """Brute force: move the weights, rescale the neurons to the unit lengths that they had."""
-    trainer = trainer_of(rows, "relu", 1)
+    polisher = polisher_of(rows, "relu", 1)
     network = canonical_network(random_network(widths, 1, seed), ACTIVATIONS["relu"])
-    linearization = Linearization(trainer.task, network)
+    linearization = Linearization(polisher.task, network)
     errors, step = torch.full((network.n_parameters,), 0.3, dtype=torch.float64), 1e-7
     squares = [np.zeros_like(layer) for layer in network.layers]
     for direction, value in zip(
@@ -376,7 +376,7 @@ def test_without_fixed_lengths_an_open_column_opens_no_other(rows):
     incoming_map = torch.diag(torch.tensor([1.0, 1.0, 1e9, 1.0], dtype=torch.float64))
     network = random_network((3,), 1, KINKED[0][1])
     network.layers[0][:, 2] = 1e-9
-    linearization = Linearization(trainer_of(rows, "relu", 1).task, network)
+    linearization = Linearization(polisher_of(rows, "relu", 1).task, network)
     errors = torch.full((network.n_parameters,), 1e-9, dtype=torch.float64)
     free = linearization.relative_errors(errors, incoming_map, fixed_lengths=False)[0]
     assert (free[:, 2] > 0.1).all()
@@ -388,21 +388,21 @@ def test_without_fixed_lengths_an_open_column_opens_no_other(rows):
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 @pytest.mark.parametrize("n_chunks", [1, 5])
 def test_other_residuals_along_the_singular_directions(rows, monkeypatch, activation, n_chunks):
-    trainer, network = trainer_of(rows, activation, 2), random_network((3,), 2)
-    use_chunks(monkeypatch, trainer.task, n_chunks)
+    polisher, network = polisher_of(rows, activation, 2), random_network((3,), 2)
+    use_chunks(monkeypatch, polisher.task, n_chunks)
     given = torch.from_numpy(np.random.default_rng(5).normal(size=(3, 300, 2)))
-    several = Linearization(trainer.task, network, given)
+    several = Linearization(polisher.task, network, given)
     assert several.coefficients.shape == (network.n_parameters, 3)
     for index, residuals in enumerate(given):
-        alone = Linearization(trainer.task, network, residuals[None])
+        alone = Linearization(polisher.task, network, residuals[None])
         assert_allclose(alone.singular_values, several.singular_values, rtol=1e-10)
         found = several.coefficients[:, index].abs()
         assert_allclose(found, alone.coefficients[:, 0].abs(), rtol=1e-6, atol=1e-12)
-        jacobian = trainer.task.jacobian(several.layers, slice(None))
+        jacobian = polisher.task.jacobian(several.layers, slice(None))
         weighted = residuals.mT.reshape(-1)
         own = several.singular_values * several.coefficients[:, index]
         if activation == "tanh":  # no free scales
-            along = several.directions @ (jacobian.mT @ weighted) / trainer.task.n_equations
+            along = several.directions @ (jacobian.mT @ weighted) / polisher.task.n_equations
             assert_allclose(along, own, rtol=1e-6, atol=1e-12)
 
 
@@ -419,10 +419,10 @@ def at_unit_lengths(layers):
 @pytest.mark.parametrize(("widths", "seed"), KINKED[:2])
 def test_relative_errors_in_other_coordinates_are_at_unit_lengths_there(rows, widths, seed):
     """Brute force: move the weights, go to the other coordinates and to unit lengths there."""
-    trainer = trainer_of(rows, "relu", 1)
+    polisher = polisher_of(rows, "relu", 1)
     network = canonical_network(random_network(widths, 1, seed), ACTIVATIONS["relu"])
     incoming_map, output_scale, output_shift = other_coordinates(3, 1)
-    linearization = Linearization(trainer.task, network)
+    linearization = Linearization(polisher.task, network)
     errors, step = torch.full((network.n_parameters,), 0.3, dtype=torch.float64), 1e-7
 
     def elsewhere(layers):

@@ -21,6 +21,7 @@ from test_levenberg import (
     task_of_teacher,
 )
 
+from builders import SHORT_POLISH, SHORT_WARM_UP, settings_with, with_settings
 from sklearn_ec import ExpandClusterRegressor
 from sklearn_ec._core.activations import ACTIVATIONS
 from sklearn_ec._core.coordinates import split_rows, standardize
@@ -32,7 +33,6 @@ from sklearn_ec._core.settings import (
     Polish,
     Settings,
     Training,
-    WarmUp,
 )
 from sklearn_ec._expand.polishing import Polisher
 from sklearn_ec._expand.training import StudentTrainer
@@ -579,7 +579,8 @@ def levenberg_kinds(monkeypatch):
 def test_the_trainer_uses_the_chosen_or_the_suited_solver(
     rows, monkeypatch, solver, working_memory, expected
 ):
-    polisher = Polisher(*rows, "tanh", "cpu", False, working_memory, solver, settings=SHORT_WARM_UP)
+    settings = settings_with(**SHORT_WARM_UP)
+    polisher = Polisher(*rows, "tanh", "cpu", False, working_memory, solver, settings=settings)
     kinds = levenberg_kinds(monkeypatch)
     trainer = StudentTrainer(polisher)
     students = trainer.train(np.arange(2), (8,), max_iter=20, tol=0.0)
@@ -593,7 +594,6 @@ def test_the_trainer_uses_the_chosen_or_the_suited_solver(
     assert polisher.is_matrix_free(network) == (expected is MatrixFree)
 
 
-SHORT_WARM_UP = Settings(warm_up=WarmUp(steps=100))
 ALL_MATRIX_FREE = Settings(training=Training(dense_flops=0.0))
 
 
@@ -655,13 +655,13 @@ def test_steps_of_the_final_solver_are_nearly_exact():
 
 
 def test_too_little_memory_is_told_by_the_solver_that_trains(rows):
-    options = {"working_memory": 1.0, "settings": SHORT_WARM_UP}
+    options = {"working_memory": 1.0, "settings": settings_with(**SHORT_WARM_UP)}
     trainer = StudentTrainer(Polisher(*rows, "tanh", "cpu", has_skip=False, **options))
     with pytest.warns(EfficiencyWarning, match="3 students take about 2 MiB .* 1 at a time"):
         trainer.train(np.arange(3), (8,), max_iter=10, tol=0.0)
 
 
-def test_a_network_is_recovered_without_normal_equations(monkeypatch, short_warm_up, short_polish):
+def test_a_network_is_recovered_without_normal_equations(monkeypatch):
     def fail(*args):
         raise AssertionError("normal equations")
 
@@ -675,7 +675,8 @@ def test_a_network_is_recovered_without_normal_equations(monkeypatch, short_warm
         solver="matrix_free",
         n_students=2,
         random_state=0,
-    ).fit(X, teacher.predict(X))
+    )
+    with_settings(model, **SHORT_WARM_UP, **SHORT_POLISH).fit(X, teacher.predict(X))
     assert model.recovered_
     assert model.layer_sizes_ == (3,)
     assert max_cosine_distance(teacher, model, "tanh") < 1e-12
