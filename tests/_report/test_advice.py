@@ -32,6 +32,7 @@ def make_certificate(obstacle, **fields):
         "n_parameters": 16,
         "weight_error": np.nan,
         "isolation": np.nan,
+        "redundancy": np.nan,
         "function_certified": False,
         "passed": False,
         "obstacle": obstacle,
@@ -325,7 +326,17 @@ def test_another_model_is_proposed_only_where_it_was_given(obstacle, activation_
 
 @pytest.mark.parametrize(
     "obstacle",
-    ["error", "structure", "equations", "bend", "weights", "isolation", "columns", "no rows left"],
+    [
+        "error",
+        "structure",
+        "equations",
+        "bend",
+        "weights",
+        "isolation",
+        "redundancy",
+        "columns",
+        "no rows left",
+    ],
 )
 def test_every_obstacle_has_its_advice(obstacle):
     certificate = make_certificate(obstacle, open_columns=("x1",) if obstacle == "columns" else ())
