@@ -8,13 +8,35 @@ from sklearn_ec import ExpandClusterRegressor
 SMALL = {"n_students": 3, "max_iter": 20, "random_state": 0}
 
 
-@pytest.mark.usefixtures("short_warm_up")
-@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+pytestmark = [
+    pytest.mark.usefixtures("short_warm_up"),
+    pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
+]
+
+
+@parametrize_with_checks(
+    [
+        ExpandClusterRegressor(
+            1,
+            hidden_layer_sizes=1,
+            activation="relu",
+            n_students=1,
+            max_iter=5,
+            prune=False,
+            random_state=0,
+        )
+    ]
+)
+def test_common_checks(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.slow
 @parametrize_with_checks(
     [
         ExpandClusterRegressor(2, hidden_layer_sizes=2, activation="relu", **SMALL),
         ExpandClusterRegressor(1, activation="tanh", prune=False, cut="global", **SMALL),
     ]
 )
-def test_common_checks(estimator, check):
+def test_common_checks_of_usual_settings(estimator, check):
     check(estimator)

@@ -82,6 +82,7 @@ def test_torch_does_not_use_more_threads_than_a_worker_has(client):
     assert set(client.run(n_threads).values()) == {1}
 
 
+@pytest.mark.slow
 def test_a_worker_may_die(client, problem, serial, monkeypatch, tmp_path):
     monkeypatch.setattr(scheduling, "GROUP_SIZE", 2)
     killed = []

@@ -228,6 +228,7 @@ def test_an_interrupt_while_neurons_are_pooled_ends_the_training(large_trainer, 
     assert students.n_iter == 0
 
 
+@pytest.mark.slow
 def test_the_compact_network_gives_the_network_behind_the_data(large_trainer, monkeypatch):
     samples = large_trainer.samples
     monkeypatch.setattr(training, "LARGE_WARM_UP_STEPS", 1000)

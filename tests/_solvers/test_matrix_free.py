@@ -349,7 +349,13 @@ def at_unit_lengths(layers, activation):
     return layers
 
 
-@pytest.mark.parametrize("number", range(N_PROBLEMS))
+@pytest.mark.parametrize(
+    "number",
+    [
+        *range(10),  # one of each activation
+        *(pytest.param(number, marks=pytest.mark.slow) for number in range(10, N_PROBLEMS)),
+    ],
+)
 def test_both_solvers_find_the_same_minimum(number):
     task, start = mid_size_problem(number)
     solvers = [kind(task, start) for kind in (BatchedLevenberg, MatrixFreeLevenberg)]
@@ -468,6 +474,7 @@ def test_smaller_batches_take_the_same_steps(widths, exact_solves):
     assert_close_layers(split.layers, whole.layers, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_smaller_batches_find_the_same_minimum():
     """With inexact solves, too: fresh blocks for every batch change the way, not where it ends."""
     task, start = mid_size_problem(0)
@@ -562,7 +569,7 @@ def levenberg_kinds(monkeypatch):
     ("solver", "working_memory", "expected"),
     [
         ("auto", None, BatchedLevenberg),
-        ("auto", 4.0, MatrixFreeLevenberg),
+        pytest.param("auto", 4.0, MatrixFreeLevenberg, marks=pytest.mark.slow),
         ("levenberg", None, BatchedLevenberg),
         ("matrix_free", None, MatrixFreeLevenberg),
     ],
@@ -597,7 +604,7 @@ def spread_out(solver="auto", working_memory=None):
     ("solver", "working_memory", "expected"),
     [
         ("auto", 10.0, BatchedLevenberg),
-        ("auto", 4.0, FinalMatrixFreeLevenberg),
+        pytest.param("auto", 4.0, FinalMatrixFreeLevenberg, marks=pytest.mark.slow),
         ("matrix_free", 10.0, FinalMatrixFreeLevenberg),
     ],
 )
@@ -618,6 +625,7 @@ def test_large_networks_that_stall_near_zero_get_exact_steps(
     assert loss < 1e-26
 
 
+@pytest.mark.slow
 def test_large_networks_that_do_not_stall_keep_cheap_steps(monkeypatch):
     monkeypatch.setattr(matrix_free, "DENSE_FLOPS", 0.0)
     network, trainer = spread_out()
@@ -642,6 +650,7 @@ def test_steps_of_the_final_solver_are_nearly_exact():
     assert missed[1] < 0.1 * missed[0]
 
 
+@pytest.mark.slow
 def test_too_little_memory_is_told_by_the_solver_that_trains(rows, short_warm_up):
     trainer = Trainer(*rows, "tanh", "cpu", has_skip=False, working_memory=1.0)
     with pytest.warns(EfficiencyWarning, match="3 students take about 2 MiB .* 1 at a time"):
