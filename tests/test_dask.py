@@ -80,6 +80,7 @@ def test_torch_does_not_use_more_threads_than_a_worker_has(client):
     assert set(client.run(n_threads).values()) == {1}
 
 
+@pytest.mark.slow
 def test_a_worker_may_die(client, problem, serial, tmp_path):
     killed = []
 

@@ -31,7 +31,7 @@ def recover(queries, proba):
     ).fit(queries, targets_from_proba(proba))
 
 
-@pytest.mark.parametrize("classes", [(0, 1, 2), (1, 2)])
+@pytest.mark.parametrize("classes", [pytest.param((0, 1, 2), marks=pytest.mark.slow), (1, 2)])
 def test_recovers_a_classifier(classes):
     classifier = train_classifier(classes)
     queries, new = np.random.default_rng(0).normal(size=(2, 1500, 4))
@@ -42,6 +42,7 @@ def test_recovers_a_classifier(classes):
     assert_allclose(proba, classifier.predict_proba(new), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_tiny_probabilities_of_several_classes_keep_their_digits():
     classifier = train_classifier((0, 1, 2), sharpness=10.0)
     queries = np.random.default_rng(0).normal(size=(1500, 4))

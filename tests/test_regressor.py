@@ -50,7 +50,13 @@ def fitted(tanh_problem):
     return make_model().fit(X, y)
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(
+    "activation",
+    [
+        name if name in ("tanh", "relu") else pytest.param(name, marks=pytest.mark.slow)
+        for name in ACTIVATIONS
+    ],
+)
 def test_recovers_every_activation(activation):
     teacher = make_teacher(3, 3, activation=activation, random_state=1)
     X = np.random.default_rng(1).uniform(-2, 2, size=(800, 3))
@@ -77,6 +83,7 @@ def test_recovers_leaky_relu_of_any_slope(tmp_path):
     assert_array_equal(type(model).load(tmp_path / "network").predict(X), model.predict(X))
 
 
+@pytest.mark.slow
 def test_hard_tanh_neurons_are_two_relu_neurons_each():
     rng = np.random.default_rng(0)
     X = rng.uniform(-2, 2, size=(600, 3))
@@ -89,7 +96,7 @@ def test_hard_tanh_neurons_are_two_relu_neurons_each():
     assert max_cosine_distance(expected, model, "relu") <= EXACT
 
 
-@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize("activation", [pytest.param("tanh", marks=pytest.mark.slow), "relu"])
 def test_recovers_several_outputs(activation):
     teacher = make_teacher(4, 5, 3, activation, family="rough", random_state=0)
     X = np.random.default_rng(0).normal(size=(700, 4))
@@ -99,7 +106,7 @@ def test_recovers_several_outputs(activation):
     assert model.predict(X).shape == (700, 3)
 
 
-@pytest.mark.parametrize("width", [8, "auto"])
+@pytest.mark.parametrize("width", [pytest.param(8, marks=pytest.mark.slow), "auto"])
 def test_recovers_an_mlp_regressor_from_its_predictions(width):
     X, y = load_diabetes(return_X_y=True)
     X, y = scale(X), scale(y)
@@ -123,6 +130,7 @@ def test_recovers_from_badly_scaled_columns(tanh_problem):
     assert_allclose(model.predict(X * factors), y, rtol=1e-11)
 
 
+@pytest.mark.slow
 def test_dependent_columns_get_the_minimum_norm_weights(tanh_problem):
     teacher, X, y = tanh_problem
     constant = np.full((len(X), 1), 5.0)
@@ -141,6 +149,7 @@ def test_dependent_columns_get_the_minimum_norm_weights(tanh_problem):
     assert max_cosine_distance(network, model, "tanh") <= EXACT
 
 
+@pytest.mark.slow
 def test_clusters_alone_give_the_network(tanh_problem):
     teacher, X, y = tanh_problem
     model = make_model(prune=False, n_students=20).fit(X, y)
@@ -178,6 +187,7 @@ def test_learned_attributes(tanh_problem, fitted):
     assert_allclose(fitted.predict(X), outputs[:, 0] + fitted.biases_[1], rtol=1e-15)
 
 
+@pytest.mark.slow
 def test_an_early_network_is_compared_with_students_as_they_are(tanh_problem, monkeypatch):
     """One student ends the training; it votes with the better half, of which none is pruned."""
     pruned = []
@@ -214,6 +224,7 @@ def test_no_student_agrees_on_a_network_that_none_holds(tanh_problem):
     assert model.n_agreeing_ <= 1
 
 
+@pytest.mark.slow
 def test_students_of_adam_can_be_recovered_from(tanh_problem):
     teacher, X, y = tanh_problem
     model = make_model(n_students=4, solver="adam", max_iter=30).fit(X, y)
@@ -243,6 +254,7 @@ def test_fit_does_not_touch_global_random_states(tanh_problem, fitted):
     assert_array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
 
 
+@pytest.mark.slow
 def test_result_does_not_depend_on_the_order_of_rows(tanh_problem, fitted):
     _, X, y = tanh_problem
     order = np.random.default_rng(0).permutation(len(X))
@@ -250,6 +262,7 @@ def test_result_does_not_depend_on_the_order_of_rows(tanh_problem, fitted):
     assert_array_equal(model.weights_[0], fitted.weights_[0])
 
 
+@pytest.mark.slow
 def test_repeated_rows_are_no_new_equations(tanh_problem, fitted):
     _, X, y = tanh_problem
     model = make_model().fit(np.vstack([X, X]), np.hstack([y, y]))
@@ -265,6 +278,7 @@ def test_rows_of_weight_zero_are_ignored(tanh_problem, fitted):
     assert_array_equal(model.weights_[0], fitted.weights_[0])
 
 
+@pytest.mark.slow
 def test_input_types(tanh_problem, fitted):
     _, X, y = tanh_problem
     frame = pd.DataFrame(X, columns=["a", "b", "c"])
@@ -288,12 +302,14 @@ def test_float32_input_is_predicted_in_float64(tanh_problem):
     assert max_cosine_distance(teacher, model, "tanh") < certificate.weight_error**2 < 1e-6
 
 
+@pytest.mark.slow
 def test_pipeline_and_cross_validation(tanh_problem):
     _, X, y = tanh_problem
     scores = cross_val_score(make_pipeline(StandardScaler(), make_model()), X, y, cv=2)
     assert_allclose(scores, 1.0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_grid_search_over_thresholds(tanh_problem):
     _, X, y = tanh_problem
     grid = {"gamma": [0.5, 0.9], "beta": [0.1, 0.5]}
@@ -304,8 +320,15 @@ def test_grid_search_over_thresholds(tanh_problem):
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-@pytest.mark.parametrize("prune", [True, False])
-@pytest.mark.parametrize("change", [{"gamma": 1.0}, {"beta": 0.0}, {"cut": "global"}])
+@pytest.mark.parametrize("prune", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"gamma": 1.0}, marks=pytest.mark.slow),
+        pytest.param({"beta": 0.0}, marks=pytest.mark.slow),
+        {"cut": "global"},
+    ],
+)
 def test_recluster_equals_fit(tanh_problem, prune, change):
     _, X, y = tanh_problem
     model = make_model(prune=prune, max_iter=20).fit(X, y).recluster(**change)
@@ -348,6 +371,7 @@ def assert_not_recovered(model, X, y, match="not certified"):
     return model
 
 
+@pytest.mark.slow
 def test_noise_is_not_certified(tanh_problem):
     _, X, y = tanh_problem
     noisy = y + 1e-3 * np.random.default_rng(0).normal(size=len(y))
@@ -355,6 +379,7 @@ def test_noise_is_not_certified(tanh_problem):
     assert relative_rmse(y, model.predict(X)) < 5e-3
 
 
+@pytest.mark.slow
 def test_wrong_activation_is_not_certified(tanh_problem):
     _, X, y = tanh_problem
     model = make_quick_model(activation="softplus", rho=2, n_students=3, max_iter=30)
@@ -363,12 +388,14 @@ def test_wrong_activation_is_not_certified(tanh_problem):
     assert_not_recovered(model, X[:300], y[:300], message)
 
 
+@pytest.mark.slow
 def test_other_functions_are_not_certified(tanh_problem):
     X = tanh_problem[1]
     model = with_settings(make_quick_model(rho=2, max_iter=60), **SHORT_POLISH)
     assert_not_recovered(model, X, np.sin(3 * X[:, 0]) * X[:, 1], "above rounding")
 
 
+@pytest.mark.slow
 def test_too_few_rows_are_not_certified(tanh_problem):
     _, X, y = tanh_problem
     assert_not_recovered(make_model(), X[:12], y[:12])
@@ -481,6 +508,7 @@ def test_recovers_on_cuda(tanh_problem):
 # Nothing known
 
 
+@pytest.mark.slow
 def test_depth_and_widths_are_found():
     (problem,) = load_deep_suite(sizes=((4, 3, 2, 1),), n_seeds=1)
     model = QuickRegressor(activation="tanh", n_students=5, random_state=0)
@@ -495,6 +523,7 @@ def test_depth_and_widths_are_found():
     assert [entry["certified"] for entry in model.search_report_] == [False, True]
 
 
+@pytest.mark.slow
 def test_width_and_activation_are_found():
     teacher, X, y = small_problem("silu", n_rows=60)
     model = QuickRegressor(2, activation="auto", n_students=3, random_state=0).fit(X, y)
@@ -538,6 +567,7 @@ def test_everything_reads_the_activation_that_was_found(found_g, capsys):
     assert again.recovered_
 
 
+@pytest.mark.slow
 def test_logistic_neurons_are_found_as_tanh():
     _, X, y = small_problem("logistic")
     model = make_quick_model(2, "auto", rho=2, n_students=3).fit(X, y)
@@ -595,7 +625,11 @@ def fit_noisy(X, y, **params):
     return model, str(caught[0].message)
 
 
-@pytest.fixture(scope="module", params=[("tanh", 2), ("relu", 1)], ids=["tanh", "relu"])
+@pytest.fixture(
+    scope="module",
+    params=[("tanh", 2), pytest.param(("relu", 1), marks=pytest.mark.slow)],
+    ids=["tanh", "relu"],
+)
 def noisy_fit(request):
     problem = noisy_problem(*request.param)
     return *problem, *fit_noisy(*problem[1:3], activation=request.param[0])
@@ -633,6 +667,7 @@ def test_standard_errors_cover_the_weights(noisy_fit):
     assert 0.3 < np.sqrt(np.mean(deviations**2)) < 1.7
 
 
+@pytest.mark.slow
 def test_recluster_equals_fit_under_noise(noisy_fit):
     teacher, X, y, _, model, _ = noisy_fit
     change = {"gamma": 1.0, "cut": "global"}
@@ -655,6 +690,7 @@ def test_rounded_outputs_are_certified():
     assert max_cosine_distance(teacher, model, "tanh") < model.certificate_.weight_error**2 < 1e-4
 
 
+@pytest.mark.slow
 def test_noise_in_rounded_outputs_is_noise():
     """Of three times the rounding; the same where the user says that nothing was rounded."""
     teacher, X, _, _ = noisy_problem("tanh", 2, n_rows=1000)
@@ -679,6 +715,7 @@ def test_precision_is_a_type_or_a_step(tanh_problem, precision):
         make_model(precision=precision).fit(X, y)
 
 
+@pytest.mark.slow
 def test_a_single_student_is_pruned_on_noisy_data():
     _, X, y, noise = noisy_problem("tanh")
     model, _ = fit_noisy(X, y, n_students=1)
@@ -687,6 +724,7 @@ def test_a_single_student_is_pruned_on_noisy_data():
     assert_allclose(model.noise_level_, noise, rtol=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:lbfgs failed to converge")
 def test_ordinary_data_give_a_regressor_as_good_as_an_mlp():
     X, y = make_friedman1(1300, noise=1, random_state=0)
@@ -746,7 +784,7 @@ def test_reclustering_a_deep_fit_changes_nothing_at_the_same_thresholds(deep_mod
         assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("sizes", [(4,), (2, 2, 2)])
+@pytest.mark.parametrize("sizes", [(4,), pytest.param((2, 2, 2), marks=pytest.mark.slow)])
 def test_a_wrong_depth_is_never_certified(deep_problem, sizes):
     _, X, y = deep_problem
     model = make_quick_model(sizes, rho=2, n_students=2, max_iter=20)

@@ -91,7 +91,14 @@ def test_a_pipeline_gives_the_network_itself(problem, fitted):
     assert_allclose(network.dendrogram_[0].linkage, again.dendrogram_[0].linkage, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("activation", ["relu", "leaky_relu(0.2)", "logistic"])
+@pytest.mark.parametrize(
+    "activation",
+    [
+        "relu",
+        pytest.param("leaky_relu(0.2)", marks=pytest.mark.slow),
+        pytest.param("logistic", marks=pytest.mark.slow),
+    ],
+)
 def test_inputs_and_targets_of_several_outputs(activation):
     teacher, X, y = make_problem(activation, n_outputs=2)
     y = y * [1e3, 0.1] + [50.0, -7.0]
@@ -111,7 +118,7 @@ def test_inputs_and_targets_of_several_outputs(activation):
         assert_allclose(np.linalg.norm(vectors, axis=0), 1.0)
 
 
-@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("inside", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("column", [False, True])
 def test_targets_of_one_output(column, inside, problem):
     _, X, y = problem

@@ -65,7 +65,8 @@ def _softplus(graph: Graph, z: str) -> str:
 
 
 def _silu(graph: Graph, z: str) -> str:
-    return graph.apply("Mul", z, graph.apply("Sigmoid", z))
+    """Not ``z * Sigmoid(z)``: older onnxruntimes fuse it to an operator that float64 lacks."""
+    return graph.apply("Div", z, graph.apply("Add", graph.apply("Exp", graph.apply("Neg", z)), 1.0))
 
 
 def _elu(graph: Graph, z: str) -> str:

@@ -183,9 +183,12 @@ def test_readouts_are_measured_in_the_units_of_y(offset):
     assert_allclose(certificate.weight_error, expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("units", ["plain", "badly scaled", "nearly constant"])
 @pytest.mark.parametrize(
-    ("activation", "sizes"), [("tanh", (3,)), ("relu", (3,)), ("tanh", (3, 2))]
+    "units", ["plain", "badly scaled", pytest.param("nearly constant", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize(
+    ("activation", "sizes"),
+    [("tanh", (3,)), ("relu", (3,)), pytest.param("tanh", (3, 2), marks=pytest.mark.slow)],
 )
 def test_weight_error_bounds_what_noise_does(activation, sizes, units):
     """Brute force: least squares for many draws of an error that is spread over all rows.

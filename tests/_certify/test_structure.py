@@ -19,7 +19,7 @@ def smooth(X, n_outputs=1):
 
 
 @pytest.mark.parametrize("n_outputs", [1, 3])
-@pytest.mark.parametrize("n_samples", [60, 200, 800])
+@pytest.mark.parametrize("n_samples", [60, 200, pytest.param(800, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("draw", ["normal", "uniform"])
 def test_noise_has_a_share_near_its_chance(n_samples, n_outputs, draw):
     """The squared correlation of two independent vectors is one over their length on average.
@@ -52,7 +52,7 @@ def test_a_linear_or_a_constant_residual_is_structure():
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
-@pytest.mark.parametrize("n_samples", [200, 400, 800, 2000])
+@pytest.mark.parametrize("n_samples", [200, 400, 800, pytest.param(2000, marks=pytest.mark.slow)])
 def test_mixtures_are_in_between(n_samples, share):
     """With features for a quarter of the rows, a fit that takes all of them would find nothing."""
     X = inputs(n_samples)

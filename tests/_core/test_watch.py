@@ -280,6 +280,7 @@ def test_time_that_is_over_with_the_last_epoch_of_the_warm_up_ends_the_fit(probl
     assert not model.recovered_
 
 
+@pytest.mark.slow
 def test_enough_time_changes_nothing(problem):
     timed = make_model(max_time=1e6).fit(*problem)
     assert timed.recovered_
@@ -304,6 +305,7 @@ def test_a_certified_network_is_kept_when_time_is_over(problem, monkeypatch):
     assert model.layer_sizes_ == (4,)
 
 
+@pytest.mark.slow
 def test_recluster_obeys_the_time_and_finishes_later(problem, monkeypatch):
     model = make_model(prune=True, max_iter=20, max_time=1e6)
     with monkeypatch.context() as patch:
@@ -332,6 +334,7 @@ def test_workers_end_in_time():
     assert np.isfinite(model.predict(X)).all()
 
 
+@pytest.mark.slow
 def test_interrupted_students_are_not_remembered(problem, monkeypatch, tmp_path):
     model = make_model(memory=tmp_path, max_time=1e6)
     with monkeypatch.context() as patch:
@@ -344,6 +347,7 @@ def test_interrupted_students_are_not_remembered(problem, monkeypatch, tmp_path)
     assert_array_equal(whole.predict(problem[0]), make_model().fit(*problem).predict(problem[0]))
 
 
+@pytest.mark.slow
 def test_time_does_not_matter_to_what_is_remembered(problem, tmp_path):
     make_model(memory=tmp_path).fit(*problem)
     timed = make_model(memory=tmp_path, max_time=1e6).fit(*problem)

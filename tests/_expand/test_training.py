@@ -75,7 +75,10 @@ def test_each_student_has_a_seed_of_its_own(has_skip):
 
 @pytest.mark.parametrize(
     ("widths", "shapes"),
-    [((8,), [(8, 4), (1, 9)]), ((8, 6), [(8, 4), (6, 9), (1, 7)])],
+    [
+        ((8,), [(8, 4), (1, 9)]),
+        pytest.param((8, 6), [(8, 4), (6, 9), (1, 7)], marks=pytest.mark.slow),
+    ],
 )
 def test_students_reach_the_loss_they_report(trainer, rows, widths, shapes):
     students = trainer.train(SEEDS, widths, max_iter=40, tol=1e-20)
@@ -99,6 +102,7 @@ def test_loss_curves_end_at_the_losses(trainer, solver):
     assert (students.loss_curves[:, -1] < students.loss_curves[:, 0]).all()
 
 
+@pytest.mark.slow
 def test_joined_students_keep_their_loss_curves(trainer):
     short = trainer.train(SEEDS, (4,), max_iter=10, tol=0.0)
     long = trainer.train(SEEDS[:2], (4,), max_iter=30, tol=0.0)
@@ -108,6 +112,7 @@ def test_joined_students_keep_their_loss_curves(trainer):
     assert_array_equal(curves[6:], long.loss_curves)
 
 
+@pytest.mark.slow
 def test_deep_students_of_even_linear_activations_reach_the_loss_they_report(rows):
     trainer = StudentTrainer(Polisher(*rows, "softplus", "cpu", has_skip=True))
     students = trainer.train(SEEDS, (8, 6), max_iter=40, tol=1e-20)
@@ -182,6 +187,7 @@ def with_one_failing_student(monkeypatch):
     monkeypatch.setattr(warm_up, "initial_weights", broken)
 
 
+@pytest.mark.slow
 def test_a_failing_student_harms_no_other(trainer, monkeypatch):
     healthy = trainer.train(SEEDS, (8,), max_iter=20, tol=0.0)
     with_one_failing_student(monkeypatch)
@@ -218,6 +224,7 @@ def test_all_students_failing_is_an_error(tanh_problem, monkeypatch):
         model.fit(X, y)
 
 
+@pytest.mark.slow
 def test_large_students_are_trained_in_groups_best_first(rows):
     settings = Settings(training=Training(batch_flops_on_cpu=0.0, min_batch=2))
     trainer = StudentTrainer(Polisher(*rows, "tanh", "cpu", has_skip=False, settings=settings))
@@ -313,6 +320,7 @@ def planted(rows, network):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("widths", [(8,), (8, 6)])
 def test_adam_alone_trains_students(trainer, widths):
     students = trainer.train_with_adam(SEEDS, widths, max_iter=5)

@@ -327,7 +327,17 @@ def test_another_model_is_proposed_only_where_it_was_given(obstacle, activation_
 
 @pytest.mark.parametrize(
     "obstacle",
-    ["error", "structure", "equations", "bend", "weights", "isolation", "columns", "no rows left"],
+    [
+        "error",
+        "structure",
+        "equations",
+        "bend",
+        "weights",
+        "isolation",
+        "redundancy",
+        "columns",
+        "no rows left",
+    ],
 )
 def test_every_obstacle_has_its_advice(obstacle):
     certificate = make_certificate(obstacle, open_columns=("x1",) if obstacle == "columns" else ())

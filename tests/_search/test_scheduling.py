@@ -168,6 +168,7 @@ def n_trained(model, X, y):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_a_search_over_thresholds_trains_once_per_fold(problem, tmp_path, n_jobs):
     """Two processes want the same students at the same time; one of them trains."""
@@ -210,6 +211,7 @@ def test_memory_needs_a_seed(problem, tmp_path):
         model.fit(*problem)
 
 
+@pytest.mark.slow
 def test_warm_start_keeps_the_students(problem, trainings):
     model = make_model(warm_start=True, random_state=None, n_students=5).fit(*problem)
     losses = model.student_losses_
@@ -310,7 +312,9 @@ def fail_at_save(monkeypatch, number):
 
 
 @pytest.mark.parametrize("solver", ["levenberg", "matrix_free", "adam"])
-@pytest.mark.parametrize("n_saved", [1, 3, 5])
+@pytest.mark.parametrize(
+    "n_saved", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow)]
+)
 def test_a_failed_fit_goes_on_where_it_was(
     problem, checkpoint_every_epoch, tmp_path, monkeypatch, solver, n_saved
 ):

@@ -182,6 +182,7 @@ class UncorrectedTask(LeastSquaresTask):
         return tuple(torch.zeros_like(layer) for layer in layers)
 
 
+@pytest.mark.slow
 def test_second_order_correction_speeds_up_curved_valleys():
     """Eight nearly polynomial neurons over two inputs, from students of twice the width."""
     rng = np.random.default_rng(0)

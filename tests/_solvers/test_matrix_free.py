@@ -358,7 +358,13 @@ def at_unit_lengths(layers, activation):
     return layers
 
 
-@pytest.mark.parametrize("number", range(N_PROBLEMS))
+@pytest.mark.parametrize(
+    "number",
+    [
+        *range(10),  # one of each activation
+        *(pytest.param(number, marks=pytest.mark.slow) for number in range(10, N_PROBLEMS)),
+    ],
+)
 def test_both_solvers_find_the_same_minimum(number):
     task, start = mid_size_problem(number)
     solvers = [Levenberg(task, start, linear) for linear in (Dense(), MatrixFree())]
@@ -480,6 +486,7 @@ def test_smaller_batches_take_the_same_steps(widths):
     assert_close_layers(split.layers, whole.layers, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_smaller_batches_find_the_same_minimum():
     """With inexact solves, too: fresh blocks for every batch change the way, not where it ends."""
     task, start = mid_size_problem(0)
@@ -571,7 +578,7 @@ def levenberg_kinds(monkeypatch):
     ("solver", "working_memory", "expected"),
     [
         ("auto", None, Dense),
-        ("auto", 4.0, MatrixFree),
+        pytest.param("auto", 4.0, MatrixFree, marks=pytest.mark.slow),
         ("levenberg", None, Dense),
         ("matrix_free", None, MatrixFree),
     ],
@@ -612,7 +619,7 @@ def spread_out(solver="auto", working_memory=None, settings=ALL_MATRIX_FREE):
     ("solver", "working_memory", "expected"),
     [
         ("auto", 10.0, Dense),
-        ("auto", 4.0, "final"),
+        pytest.param("auto", 4.0, "final", marks=pytest.mark.slow),
         ("matrix_free", 10.0, "final"),
     ],
 )
@@ -631,6 +638,7 @@ def test_large_networks_that_stall_near_zero_get_exact_steps(
     assert loss < 1e-26
 
 
+@pytest.mark.slow
 def test_large_networks_that_do_not_stall_keep_cheap_steps(monkeypatch):
     network, trainer = spread_out()
     kinds = levenberg_kinds(monkeypatch)
@@ -654,6 +662,7 @@ def test_steps_of_the_final_solver_are_nearly_exact():
     assert missed[1] < 0.1 * missed[0]
 
 
+@pytest.mark.slow
 def test_too_little_memory_is_told_by_the_solver_that_trains(rows):
     options = {"working_memory": 1.0, "settings": settings_with(**SHORT_WARM_UP)}
     trainer = StudentTrainer(Polisher(*rows, "tanh", "cpu", has_skip=False, **options))
