@@ -64,7 +64,7 @@ class FakeFinisher:
         self.events = [] if events is None else events
         self.denoised = list(denoised)
         samples = SimpleNamespace(n_equations=n_equations, rounding_loss=rounding_loss)
-        self.trainer = SimpleNamespace(samples=samples)
+        self.polisher = SimpleNamespace(samples=samples)
 
     def finish(self, network):
         self.events.append(("finish", self.name, network.widths))
