@@ -13,7 +13,7 @@ scaled Jacobian, ``recovered`` demands all of
 5. no other network nearby fits as well: ``ε_i c_i ≤ 0.1 σ_i²`` (``σ_i²`` where targets are rounded)
    along the weakest directions, with ``c_i`` the root mean square of the second derivative of the
    residuals along ``v_i``;
-6. neurons with kinks, which have no curvature: every equation is checked by others, its redundancy
+6. neurons with kinks, which have no curvature: every row is checked by others, its redundancy
    ``1 - h`` is at least 10⁻³ (0.1 where targets are rounded), with its leverage ``h``.
 
 Where the targets are exact, all of ``e`` may lie along any one direction: ``ε_i = e``. Where they
@@ -32,11 +32,12 @@ singular value of ``δ c`` and an error of ``δ² c / 2`` that nothing else can 
 is 3e-8 to 5e-5, ``σ² / (e c)`` is at least 26 with the right neurons and at most 0.1 with a
 duplicate, a group that cancels or an idle neuron added.
 
-The sixth is Baarda's local redundancy (1968): an error of an equation shows in its own residual up
-to that share, and not at all where a direction of weights is there for it alone. Two nearly equal
-ReLU neurons with no more rows between their kinks than it takes to place these fit them whatever
-their targets are, and so do others with their kinks elsewhere. Measured on 117 true networks of 300
-to 20,000 rows, the least redundancy is 0.3 to 0.99; in a wrong one of that kind it was 1e-13.
+The sixth is Baarda's local redundancy (1968): an error of a row's targets shows in its residuals up
+to that share, and not at all where a direction of weights is there for it alone. All outputs of a
+row count together, since outputs that depend on each other check nothing. Two nearly equal ReLU
+neurons with no more rows between their kinks than it takes to place these fit them whatever their
+targets are, and so do others with their kinks elsewhere. No data tell a ReLU neuron from two that
+are on in the same rows and have parallel outgoing weights; these count as one.
 
 A network that meets all of this in standardized coordinates *computes* what the data tell: its
 function is certified on their subspace. Where columns are constant or depend on each other, or
@@ -107,7 +108,7 @@ class Certificate:
         How far the nearest other solution is out of reach, the least of ``σ_i² / (ε_i c_i)`` over
         the weakest directions; nan where the errors are above rounding.
     redundancy : float
-        Share of an error in a target that shows in its own residual, the least of all equations;
+        Share of an error in a row's targets that shows in its own residuals, the least of all rows;
         nan where the errors are above rounding and of activations without kinks.
     function_certified : bool
         Whether the network computes the function behind the data, on all inputs that satisfy the

@@ -272,8 +272,8 @@ class Verdict:
     # what the Newton-Kantorovich condition asks. A spare neuron has at most half of it.
     min_rounded_isolation: float = 1.0
     n_weak_directions: int = 10
-    # Least redundancy of the equations of networks with kinks: 0.3 or more in 117 true ones. Where
-    # targets are rounded, other kinks need to meet the targets only about.
+    # Least redundancy of the rows of networks with kinks. Where targets are rounded, other kinks
+    # need to meet the targets only about.
     min_redundancy: float = 1e-3
     min_rounded_redundancy: float = 0.1
     min_bend: float = 1e-9  # deviation of an activation from an affine function, per its spread

@@ -72,13 +72,18 @@ class Linearization:
         return (squares / self.task.n_equations).sqrt()
 
     def least_redundancy(self) -> float:
-        """One minus the leverage of the equation that the others check least."""
+        """One minus the leverage of the row that the others check least, all its outputs together.
+
+        Outputs may depend on each other, and check nothing then: the leverage is that of the
+        combination of outputs with the largest one.
+        """
         kept = self.singular_values > RCOND * self.singular_values[0]
         spread = (self.directions[kept] / self.singular_values[kept, None]).mT
-        largest = 0.0
-        for rows in self.task.chunks(spread.shape[0] * self.task.targets.shape[1]):
+        n_outputs, largest = self.task.targets.shape[1], 0.0
+        for rows in self.task.chunks(spread.shape[0] * n_outputs):
             left = self.task.jacobian(self.layers, rows) @ spread
-            largest = max(largest, float(left.square().sum(dim=1).max()))
+            left = left.reshape(n_outputs, -1, left.shape[1]).transpose(0, 1)
+            largest = max(largest, float(torch.linalg.eigvalsh(left @ left.mT).max()))
         return 1.0 - largest / self.task.n_equations
 
     def standard_errors(

@@ -545,7 +545,7 @@ def test_exact_networks_of_rounded_targets_need_no_imitation():
 # Kinks that nothing checks
 
 
-def with_rows_between_kinks(n_rows, activation="relu"):
+def with_rows_between_kinks(n_rows, activation="relu", n_outputs=1):
     """Two nearly equal neurons and a third; so many of the rows lie between the kinks of the two.
 
     With four such rows of three columns, others than these kinks could fit them as well.
@@ -553,7 +553,8 @@ def with_rows_between_kinks(n_rows, activation="relu"):
     teacher = make_teacher(3, 3, 1, activation, family="rough", random_state=0)
     teacher.weights_[0][:, :2] = [[1.0, 1.0], [0.5, 0.5], [-0.5, -0.5]]
     teacher.biases_[0][:2] = [0.0, -0.05]
-    teacher.weights_[1][:] = [[1.0], [1.0], [-0.7]]
+    teacher.weights_[1] = np.outer([1.0, 1.0, -0.7], [1.0, -2.0, 0.5][:n_outputs])
+    teacher.biases_[1] = np.zeros(n_outputs)
     X = uniform(3000)
     z = X @ teacher.weights_[0][:, 0]
     X = X[(z < 0.0) | (z > 0.05)]
@@ -562,9 +563,11 @@ def with_rows_between_kinks(n_rows, activation="relu"):
     return Planted(teacher, np.vstack([X, between]))
 
 
+@pytest.mark.parametrize("n_outputs", [1, 3])
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
-def test_kinks_that_no_other_row_checks_are_refused(activation):
-    certificate = with_rows_between_kinks(4, activation).certify()
+def test_kinks_that_no_other_row_checks_are_refused(activation, n_outputs):
+    """Outputs that are multiples of each other do not check each other."""
+    certificate = with_rows_between_kinks(4, activation, n_outputs).certify()
     assert certificate.obstacle == "redundancy"
     assert certificate.isolation > VERDICT.min_isolation  # kinks have no curvature
     assert abs(certificate.redundancy) < 1e-9
