@@ -191,7 +191,7 @@ def measure_rate(model, n_students):
     """GFLOP/s of a Gauss-Newton product of all students, and of a matrix product, in float64."""
     with Fit(model) as run:
         run.resume(model._problem, model._trained, model.search_report_)
-        task = run.finisher(model.activation_).trainer.task
+        task = run.finisher(model.activation_).polisher.task
     device, students = task.inputs.device, model._trained.ensemble.students.layers
     layers = tuple(torch.from_numpy(layer[:n_students]).to(device) for layer in students)
     equations = MatrixFreeEquations.assemble(task, layers, ())

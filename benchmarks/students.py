@@ -20,7 +20,8 @@ from scipy.optimize import least_squares
 from sklearn_ec._core.coordinates import split_rows, standardize
 from sklearn_ec._expand.polishing import Polisher
 from sklearn_ec._expand.students import initial_weights
-from sklearn_ec._solvers.task import LeastSquaresTask, gram_block_size
+from sklearn_ec._expand.training import StudentTrainer
+from sklearn_ec._solvers.task import LeastSquaresTask
 from sklearn_ec.datasets import load_reference_suite
 
 TOL = 1e-20
@@ -43,7 +44,7 @@ def make_trainer():
     y = problem.y[:, None]
     samples, _ = standardize(problem.X, y, np.ones(len(y)))
     train, held_out = split_rows(samples, np.random.default_rng(0))
-    return Polisher(train, held_out, "g", "cpu", has_skip=False)
+    return StudentTrainer(Polisher(train, held_out, "g", "cpu", has_skip=False))
 
 
 def time_package(trainer):
@@ -92,12 +93,12 @@ class ScipyStudent:
 
 
 def time_scipy(trainer):
-    module, _ = trainer._warm_up(np.arange(N_STUDENTS), (16,))
+    module, _ = trainer.warm_up.train(np.arange(N_STUDENTS), (16,))
     layers = [layer.numpy() for layer in module.weights]
     start, n_converged = time.perf_counter(), 0
     for student in range(N_SCIPY_STUDENTS):
         first = [layer[student] for layer in layers]
-        n_converged += ScipyStudent(trainer.task, first).fit() <= TOL
+        n_converged += ScipyStudent(trainer.polisher.task, first).fit() <= TOL
     return time.perf_counter() - start, n_converged
 
 
@@ -122,9 +123,9 @@ def compare_with_scipy():
         print(f"  ratio per converged student {(theirs / n_theirs) / (ours / n_ours):6.1f}")
 
 
-def executed_share(n_columns):
+def executed_share(task, n_columns):
     """Share of the plain product's operations that the upper block triangle takes."""
-    size = gram_block_size(n_columns)
+    size = task.gram_columns(n_columns)
     starts = np.arange(0, n_columns, size)
     widths = np.minimum(size, n_columns - starts)
     return float(np.sum(widths * (n_columns - starts)) / n_columns**2)
@@ -137,14 +138,14 @@ def rate_of_assembly():
         torch.from_numpy(np.hstack([rng.normal(size=(n, d)), np.ones((n, 1))])),
         torch.from_numpy(rng.normal(size=(n, 1))),
         torch.ones(n, 1, dtype=torch.float64),
-        make_trainer().activation,
+        make_trainer().polisher.activation,
     )
     weights = initial_weights(np.arange(N_STUDENTS), d, (width,), 1, has_skip=False)
     layers = tuple(torch.from_numpy(layer) for layer in weights)
     n_parameters = sum(layer[0].numel() for layer in layers)
     seconds = best_of(lambda: task.normal_equations(layers))
     rate = 2 * n * n_parameters**2 * N_STUDENTS / seconds
-    executed = executed_share(n_parameters)
+    executed = executed_share(task, n_parameters)
     size = 2000
     matrix = torch.from_numpy(rng.normal(size=(size, size)))
     peak = 2 * size**3 / best_of(lambda: matrix @ matrix)
