@@ -246,28 +246,11 @@ class Fit:
         self, trained: Trained, finisher: Finisher, interrupted_by: str = ""
     ) -> Recovery:
         """Everything that depends on the thresholds: cluster, collapse, finish."""
-        ensemble, polisher, settings = (
-            trained.ensemble,
-            finisher.polisher,
-            finisher.settings.cluster,
-        )
+        ensemble = trained.ensemble
         check_students(ensemble.students)
         start = time.perf_counter()
         certified = next(iter(ensemble.certified.values()), None)
-        voters = Voters(
-            ensemble.voters(settings.min_voters),
-            ensemble.students.losses,
-            polisher.samples,
-            polisher.activation,
-            polisher.device,
-        )
-        layers = cluster_layers(
-            voters,
-            len(trained.widths),
-            Thresholds(self.estimator.gamma, self.estimator.beta, self.estimator.cut),
-            certified.network if certified else None,
-            settings,
-        )
+        layers = self._cluster(trained, finisher, certified)
         if certified:
             candidate = certified
         else:
@@ -286,6 +269,26 @@ class Fit:
             ),
             seconds=time.perf_counter() - start,
             interrupted_by=interrupted_by,
+        )
+
+    def _cluster(
+        self, trained: Trained, finisher: Finisher, certified: Candidate | None
+    ) -> ClusteredLayers:
+        ensemble, polisher = trained.ensemble, finisher.polisher
+        settings = finisher.settings.cluster
+        voters = Voters(
+            ensemble.voters(settings.min_voters),
+            ensemble.students.losses,
+            polisher.samples,
+            polisher.activation,
+            polisher.device,
+        )
+        return cluster_layers(
+            voters,
+            len(trained.widths),
+            Thresholds(self.estimator.gamma, self.estimator.beta, self.estimator.cut),
+            certified.network if certified else None,
+            settings,
         )
 
 

@@ -96,24 +96,21 @@ class ExpandClusterRegressor(
         alone.
     precision : {"auto", "float64", "float32", "float16"} or float, default="auto"
         How precisely y is known. A float is the step between neighboring values in the units of y:
-        0.001 for three decimals. ``"auto"`` finds out from the type of y and from its values:
-        float32 numbers in a float64 array and numbers with a few decimals are recognized. Say it
-        where y was computed from such numbers. See :ref:`precision`.
+        0.001 for three decimals. ``"auto"`` finds out from the type of y and from its values. Say
+        it where y was computed from rounded numbers. See :ref:`precision`.
     device : str, default="auto"
-        Device to train on and to compute distances on, as in torch: "cpu", "cuda", ...; "auto" is
-        CUDA where there is one.
+        Device to compute on, as in torch: "cpu", "cuda", ...; "auto" is CUDA where there is one.
     memory : str, path or object with the joblib.Memory interface, default=None
         Where trained students are kept. A further fit to the same data with the same settings loads
-        them, whatever its ``gamma``, ``beta``, ``cut`` and ``n_students``; a fit that was killed
-        goes on from its last checkpoint (at most a second, or 10 Levenberg steps, earlier). Needs
-        a fixed ``random_state``. See :ref:`cache`.
+        them, whatever its thresholds and ``n_students``; a fit that was killed goes on from its
+        last checkpoint. Needs a fixed ``random_state``. See :ref:`cache`.
     n_jobs : int, default=None
-        Number of groups of students that are trained at a time, as in joblib: None is 1 unless in
-        a ``joblib.parallel_config`` context, -1 all processors. The result does not depend on it.
+        Number of groups of students that are trained at a time, as in joblib. The result does not
+        depend on it.
     working_memory : float, default=None
-        Memory in MiB that the training may take for temporary arrays: as many students take a step
-        at a time as fit in, with the same result up to rounding. None is scikit-learn's setting
-        ``working_memory`` (1024 by default) on the CPU, and 80 % of the free memory on a GPU.
+        Memory in MiB for temporary arrays: as many students take a step at a time as fit in, with
+        the same result up to rounding. None is scikit-learn's setting ``working_memory`` (1024 by
+        default) on the CPU, and 80 % of the free memory on a GPU.
     max_time : float, default=None
         Seconds after which ``fit`` and ``recluster`` end with the best network so far, as after
         Ctrl-C, and warn. They end at the next step, and reconstruct the network then. None sets no
@@ -122,11 +119,9 @@ class ExpandClusterRegressor(
         Whether a further ``fit`` to the same data keeps the students that it has, so that with a
         larger ``n_students`` only new ones are trained. The seed of the first fit is kept, too.
     random_state : int, RandomState instance or None, default=None
-        Seeds the students' initial weights, the minibatches of the warm-up and the choice of
-        held-out rows.
+        Seeds initial weights, minibatches of the warm-up and the choice of held-out rows.
     verbose : int, default=0
-        Print one line per group of students, one every few seconds in between, and one for the
-        network if positive.
+        If positive, print a line per group of students, and one every few seconds in between.
 
     Attributes
     ----------
@@ -139,15 +134,13 @@ class ExpandClusterRegressor(
         sorted by decreasing norm of their outgoing weights. Odd activations have the sign that
         makes a neuron's largest outgoing weight positive; homogeneous activations have incoming
         vectors ``[w; b]`` of unit length in all hidden layers, their scale moved up. Where columns
-        of X are constant or linearly dependent, incoming weights are not determined (``recovered_``
-        is False, ``certificate_.open_columns`` names them); those of minimum norm are returned.
+        of X leave weights open (``certificate_.open_columns``), those of minimum norm are returned.
     biases_ : list of ndarray
         Bias vectors, shape (fan_out,) each.
     dendrogram_ : list of Dendrogram
         Per hidden layer the linkage tree over the students' neurons, with its cut. Above the first
-        layer, incoming vectors are expressed on the neurons kept in the layers below (on those of
-        the reconstructed network once it is certified), and neurons that these do not explain are
-        left out. Without a certificate, the list ends with a layer without kept clusters.
+        layer, incoming vectors are expressed on the neurons kept in the layers below, or on those
+        of a certified network. Without one, the list ends with a layer without kept clusters.
     cluster_report_ : list of dict
         Per cluster its ``layer``, ``size`` (neurons), ``n_students`` (distinct), ``median_angle``
         (radians), ``height`` of its last merge, ``persistence`` (height of the next merge over that
@@ -158,8 +151,7 @@ class ExpandClusterRegressor(
         Relative mean squared error of every student that was trained; nan where training failed.
     student_loss_curves_ : ndarray of shape (n_trained_students, n_epochs + 1)
         Relative mean squared error of every student after the warm-up and after each epoch of 10
-        Levenberg steps (before training and after each epoch of 100 minibatches with
-        ``solver="adam"``); nan where a student was not trained any more.
+        Levenberg steps or 100 minibatches of Adam; nan where it was not trained any more.
     n_reused_students_ : int
         How many of them were not trained by this fit, but come from ``memory`` or, with
         ``warm_start``, from the fit before.
@@ -167,12 +159,11 @@ class ExpandClusterRegressor(
         Number of voting students that hold every neuron of the reconstructed network, up to an
         angle of 0.01 between incoming vectors.
     width_agreement_ : tuple of int
-        How many pruned students have the widths of the reconstructed network, and how many there
-        are.
+        How many pruned students have the widths of the network, and how many there are.
     search_report_ : list of dict
-        What was tried, in order: ``depth``, assumed ``width`` of each layer, ``activation``,
-        ``n_students``, share of ``converged`` students, lowest ``loss``, lowest
-        ``held_out_loss``, whether the network that came of it is ``certified``, and ``seconds``.
+        What was tried, in order: ``depth``, assumed ``width``, ``activation``, ``n_students``,
+        share of ``converged`` students, lowest ``loss`` and ``held_out_loss``, whether the network
+        that came of it is ``certified``, and ``seconds``.
     loss_ : float
         Relative mean squared error of the reconstructed network on the training rows.
     noise_level_ : ndarray of shape (n_outputs,)
@@ -183,8 +174,7 @@ class ExpandClusterRegressor(
         behind the data, up to a relative error of ``certificate_.weight_error``. See Notes.
     certificate_ : Certificate
         The measurements behind ``recovered_`` and the reason of a refusal. Where only columns of X
-        leave weights open, its ``function_certified`` is True: predictions are right for inputs
-        that satisfy the linear relations between columns that hold in X.
+        leave weights open, its ``function_certified`` is True.
     n_iter_ : int
         Iterations taken by the students.
     n_outputs_ : int
@@ -335,8 +325,7 @@ class ExpandClusterRegressor(
         -----
         ConvergenceWarning
             If the network is not certified, with what was measured and what to change. If the fit
-            was interrupted (Ctrl-C, a callback) or reached ``max_time``: the network is then the
-            best one so far.
+            was interrupted or reached ``max_time``: the network is then the best one so far.
         UserWarning
             If ``memory`` is set without a fixed ``random_state``: nothing can be found again.
         EfficiencyWarning
