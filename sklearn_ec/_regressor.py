@@ -335,7 +335,7 @@ class ExpandClusterRegressor(
         widths = assumed_widths(self.hidden_layer_sizes, self.rho)
         with Fit(self) as run:
             X, y, sample_weight, precision = self._validate(X, y, sample_weight)
-            progress = begin_fit(self, X, y)
+            context = begin_fit(self, X, y)
             rng = np.random.default_rng(self._draw_seed())
             problem = prepare(
                 X,
@@ -356,7 +356,7 @@ class ExpandClusterRegressor(
                 recovery = run.best_so_far(interrupt)
         self._problem, self._targets = problem, targets
         self._set(recovery)
-        end_fit(progress, self, X, y)
+        end_fit(context, self, X, y)
         return self
 
     def predict(self, X):

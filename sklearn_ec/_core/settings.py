@@ -198,7 +198,7 @@ class Imitators:
     """Neurons that imitate one neuron together, and the one that takes their place."""
 
     max_angle: float = 0.03  # between parallel outgoing weight vectors, in radians
-    # A group imitates another neuron where the strongest of it leaves more than this share of the
+    # A set imitates another neuron where the strongest of it leaves more than this share of the
     # variance of their joint contribution. Copies and traces of the right neuron are left to
     # pruning, which needs less time: for networks of 8 tanh neurons on MNIST, 160 s less.
     max_unexplained: float = 0.01

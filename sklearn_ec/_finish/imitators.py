@@ -29,29 +29,29 @@ from sklearn_ec._expand.polishing import Polisher
 def merged_network(network: Network, polisher: Polisher) -> Network | None:
     """The network with one neuron for all that have parallel outgoing weights.
 
-    It has one hidden layer. None where no group of neurons imitates another one, and with a single
+    It has one hidden layer. None where no set of neurons imitates another one, and with a single
     output, where it does not show.
     """
     settings, samples, (width,) = polisher.settings.imitators, polisher.samples, network.widths
     incoming, outgoing = network.layers[0], network.layers[-1][:, :width]
     features = read_features(network.layers[:-1], samples.X, polisher.activation, False)[:, :width]
-    groups = parallel_groups(outgoing, settings.max_angle)
-    parts = [joint_contributions(features[:, group], outgoing[:, group]) for group in groups]
+    sets = parallel_sets(outgoing, settings.max_angle)
+    parts = [joint_contributions(features[:, members], outgoing[:, members]) for members in sets]
     if len(outgoing) == 1 or max(map(unexplained_share, parts)) <= settings.max_unexplained:
         return None
     neurons = [
-        _joint_neuron(incoming[group], part, polisher)
-        for group, part in zip(groups, parts, strict=True)
+        _joint_neuron(incoming[members], part, polisher)
+        for members, part in zip(sets, parts, strict=True)
     ]
     return solve_readout([np.vstack(neurons)], samples, polisher.activation, network.has_skip)
 
 
-def parallel_groups(outgoing: np.ndarray, max_angle: float) -> list[np.ndarray]:
+def parallel_sets(outgoing: np.ndarray, max_angle: float) -> list[np.ndarray]:
     """Neurons whose outgoing weight vectors, the columns, are about parallel or opposite."""
     directions = unit_rows(outgoing.T)
     is_parallel = np.abs(directions @ directions.T) >= np.cos(max_angle)
-    n_groups, labels = connected_components(is_parallel, directed=False)
-    return [np.flatnonzero(labels == group) for group in range(n_groups)]
+    n_sets, labels = connected_components(is_parallel, directed=False)
+    return [np.flatnonzero(labels == label) for label in range(n_sets)]
 
 
 def joint_contributions(features: np.ndarray, outgoing: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Pruning: remove neurons from an over-wide network near zero loss.
 
-Groups of neurons are removed, the rest is polished, and the removal stands if the loss stays below
+Sets of neurons are removed, the rest is polished, and the removal stands if the loss stays below
 a cap that is tied to the lowest loss reached so far. Each removal that keeps only neurons of the
 sought network makes the loss *fall*, so a student stuck at 1e-8 ends at rounding level.
 
@@ -43,7 +43,7 @@ class Removal:
 class ExactCap:
     """The loss allowed after a removal where the data are exact.
 
-    That is ten times the lowest so far, but no more than rounding once this is reached. Groups need
+    That is ten times the lowest so far, but no more than rounding once this is reached. Sets need
     not be polished further than the factor ``margin`` below it.
     """
 
@@ -134,20 +134,20 @@ def pruning_path(
 ) -> Iterator[tuple[Network, float]]:
     """Smaller and smaller networks and their losses, the given one first.
 
-    Groups of up to a quarter of a layer are tried before single neurons, the cheapest over all
+    Sets of up to a quarter of a layer are tried before single neurons, the cheapest over all
     layers first. A layer rests once no single neuron could be removed, until other layers are
     smaller than they were then.
     """
     yield network, loss
     watch = polisher.watch
-    groups = list(network.widths)
+    sizes = list(network.widths)
     resting: dict[int, int] = {}  # layer: number of neurons in the network when it came to rest
     while True:
         watch.say(f"pruning, widths {network.widths}, loss {loss:.1e}")
         n_neurons = sum(network.widths)
-        groups = [max(1, min(g, w // 4)) for g, w in zip(groups, network.widths, strict=True)]
+        sizes = [max(1, min(g, w // 4)) for g, w in zip(sizes, network.widths, strict=True)]
         removals = [
-            removal_candidates(network, polisher, layer, groups[layer])
+            removal_candidates(network, polisher, layer, sizes[layer])
             for layer, width in enumerate(network.widths)
             if width > 1 and resting.get(layer, math.inf) > n_neurons
         ]
@@ -161,9 +161,9 @@ def pruning_path(
                 yield network, loss
                 break
             layer = candidates[0].layer
-            if groups[layer] == 1:
+            if sizes[layer] == 1:
                 resting[layer] = n_neurons
-            groups[layer] //= 2
+            sizes[layer] //= 2
 
 
 def _try_removals(
@@ -286,20 +286,20 @@ def without_neurons(network: Network, polisher: Polisher, removal: Removal) -> N
 
 
 def removal_candidates(
-    network: Network, polisher: Polisher, layer: int, group: int
+    network: Network, polisher: Polisher, layer: int, n_removed: int
 ) -> list[Removal]:
-    """Sets of neurons worth removing, cheapest first: one group, or a few single neurons.
+    """Sets of neurons worth removing, cheapest first: one of several neurons, or a few single ones.
 
-    A group is found by backward elimination, one neuron after the other.
+    A set of several is found by backward elimination, one neuron after the other.
     """
     problems = _reader_problems(network, polisher, layer)
     neurons = np.arange(network.widths[layer])
-    if group == 1:
+    if n_removed == 1:
         costs = _total_costs(problems, len(neurons))
         order = np.argsort(costs)[: polisher.settings.prune.single_tries]
         return [Removal(layer, neurons[[i]], float(costs[i])) for i in order]
     removed, cost = [], 0.0
-    for _ in range(group):
+    for _ in range(n_removed):
         costs = _total_costs(problems, len(neurons))
         cheapest = int(np.argmin(costs))
         removed.append(neurons[cheapest])

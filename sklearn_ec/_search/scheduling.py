@@ -18,7 +18,7 @@ from sklearn_ec._io.cache import digest
 from .ensemble import Ensemble, Recipe, train_group
 
 
-class Progress(Protocol):
+class StageListener(Protocol):
     """Told how the training of one shape goes on; says whether it shall stop."""
 
     def end_epoch(self) -> bool:
@@ -52,7 +52,7 @@ class GroupTrainer:
         self,
         finisher: Finisher,
         recipe: Recipe,
-        stage: Progress,
+        stage: StageListener,
         *,
         n_jobs: int | None = None,
         known: dict[str, Ensemble] | None = None,

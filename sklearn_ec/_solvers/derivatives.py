@@ -163,8 +163,8 @@ def curvature(layers: Layers, run: ForwardPass, activation: Activation, steps: L
         layer, step = layers[index], steps[index]
         z = run.preactivations[index - 1]
         slopes = activation.tensor_derivative(z)
-        bends = activation.tensor_second_derivative(z)
-        h_second = bends * z_first.square() + slopes * z_second
+        curvatures = activation.tensor_second_derivative(z)
+        h_second = curvatures * z_first.square() + slopes * z_second
         first = _next_features(slopes * z_first, first, has_skip(layers))
         second = _next_features(h_second, second, has_skip(layers))
         z_second = 2.0 * (first @ step.mT) + second @ layer.mT

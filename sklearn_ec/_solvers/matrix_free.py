@@ -152,9 +152,9 @@ class DampedMatrixFreeSystem:
             if not active.any():
                 break
             product = self._product(direction)
-            bend = (direction * product).sum(dim=1)
-            active = active & (bend > 0)
-            length = torch.where(active, size / bend, 0.0)[:, None]
+            curvature = (direction * product).sum(dim=1)
+            active = active & (curvature > 0)
+            length = torch.where(active, size / curvature, 0.0)[:, None]
             step = step + length * direction
             residual = residual - length * product
             preconditioned = self._precondition(residual)

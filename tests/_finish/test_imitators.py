@@ -12,7 +12,7 @@ from sklearn_ec._core.settings import DEFAULTS
 from sklearn_ec._core.signs import with_skip
 from sklearn_ec._expand.polishing import Polisher
 from sklearn_ec._finish import pruning
-from sklearn_ec._finish.imitators import merged_network, parallel_groups, unexplained_share
+from sklearn_ec._finish.imitators import merged_network, parallel_sets, unexplained_share
 from sklearn_ec._finish.pruning import prune
 from sklearn_ec._solvers.jacobian import stacked
 
@@ -60,7 +60,7 @@ def test_parallel_and_opposite_vectors_are_grouped():
     beyond_b = np.array([3 * MAX_ANGLE, 1.0, 0.0])
     zero = np.zeros(3)
     outgoing = np.column_stack([a, b, -2 * a, zero, 0.1 * nearly_b, beyond_b, zero])
-    groups = parallel_groups(outgoing, MAX_ANGLE)
+    groups = parallel_sets(outgoing, MAX_ANGLE)
     assert [list(group) for group in groups] == [[0, 2], [1, 4], [3], [5], [6]]
 
 
@@ -108,7 +108,7 @@ def test_copies_and_traces_are_left_to_pruning():
             np.hstack([split, readout[:, :3] - split, 1e-3 * readout[:, :3], readout[:, 3:]]),
         )
     )
-    groups = parallel_groups(copied.layers[1][:, :9], MAX_ANGLE)
+    groups = parallel_sets(copied.layers[1][:, :9], MAX_ANGLE)
     assert [len(group) for group in groups] == [3, 3, 3]
     assert merged_network(copied, polisher_of(network, "tanh")) is None
 
