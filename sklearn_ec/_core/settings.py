@@ -48,8 +48,7 @@ class Damping:
     floor: float = 1e-16
     ceiling: float = 1e8
     # The gain ratio compares the decrease with what the quadratic model promised (Nocedal and
-    # Wright, 2006, Section 4.1). Marquardt's diagonal scaling, and bolder factors, throw neurons
-    # off to where the data have no bend.
+    # Wright, 2006, Section 4.1). Other thresholds and factors were not measured.
     bold_gain: float = 0.5
     timid_gain: float = 0.25
     decrease: float = 3.0  # factor after a bold step
