@@ -33,15 +33,25 @@ from sklearn.neural_network import MLPRegressor
 from sklearn.preprocessing import scale
 
 from sklearn_ec import ExpandClusterRegressor
-from sklearn_ec._core.activations import ACTIVATIONS
+from sklearn_ec._core.activations import ACTIVATIONS, get_activation
 from sklearn_ec._core.coordinates import standardize
 from sklearn_ec._core.records import Network
 from sklearn_ec._expand.polishing import Polisher
 from sklearn_ec._solvers.jacobian import Linearization
-from sklearn_ec.datasets import RecoveryProblem, load_deep_suite, load_reference_suite
+from sklearn_ec.datasets import (
+    DEEP_SIZES,
+    RecoveryProblem,
+    Teacher,
+    _all_kinks_show,
+    load_deep_suite,
+    load_reference_suite,
+    make_teacher,
+)
 from sklearn_ec.metrics import _layers, max_cosine_distance
 
 EXACT = 1e-10
+SUITES = ("reference", "rough", "deep", "deep_rough", "deep_undrawn", "mlp")
+ROUGH_SIZES = ((5, 4, 4, 1), (4, 6, 4, 2), (6, 5, 4, 3, 1), (8, 8, 8, 2))
 RANK_TOLERANCE = 1e-13
 
 
@@ -51,7 +61,48 @@ def make_problems(suite, activation, n_seeds, rho, widths):
         return [problem for seed in seeds for problem in mlp_problems(activation, seed, widths)]
     if suite == "deep":
         return load_deep_suite(activation, n_seeds=n_seeds)
+    if suite == "deep_undrawn":
+        shapes, seeds = DEEP_SIZES, range(n_seeds)
+        return [undrawn_problem(activation, shape, seed) for shape in shapes for seed in seeds]
+    if suite == "deep_rough":
+        shapes, seeds = ROUGH_SIZES, range(n_seeds)
+        return [rough_deep_problem(activation, shape, seed) for shape in shapes for seed in seeds]
     return load_reference_suite(activation, family=suite, n_seeds=n_seeds, rho=rho)
+
+
+def undrawn_problem(activation, shape, seed):
+    """A problem of the deep suite, its teacher as drawn first: neurons may be dead or linear."""
+    rng = np.random.RandomState(np.array([*shape, seed]))
+    n_rows = len(load_deep_suite(activation, sizes=(shape,), n_seeds=1)[0].X)
+    X = rng.uniform(-(3**0.5), 3**0.5, size=(n_rows, shape[0]))
+    teacher = make_teacher(
+        shape[0], shape[1:-1], shape[-1], activation, family="deep", random_state=rng
+    )
+    name = f"deep_undrawn-{activation}-{'-'.join(map(str, shape))}-s{seed}"
+    return RecoveryProblem(name, teacher, X, teacher.predict(X))
+
+
+def rough_deep_problem(activation, shape, seed, n_rows=4000):
+    """A deep teacher with weights of length 1 to 2 and 4000 Gaussian rows.
+
+    It is drawn anew until each neuron is active, and inactive, on 2 % of the rows, and the rows
+    determine it.
+    """
+    rng = np.random.RandomState(np.array([*shape, seed, 1]))
+    X = rng.normal(size=(n_rows, shape[0]))
+    name = f"deep_rough-{activation}-{'-'.join(map(str, shape))}-s{seed}"
+    while True:
+        weights, biases = [], []
+        for fan_in, width in zip(shape[:-1], shape[1:], strict=True):
+            directions = rng.normal(size=(fan_in, width))
+            lengths = rng.uniform(1.0, 2.0, size=width)
+            weights.append(lengths * directions / np.linalg.norm(directions, axis=0))
+            biases.append(rng.uniform(-1.0, 1.0, size=width))
+        teacher = Teacher(weights, biases, activation)
+        problem = RecoveryProblem(name, teacher, X, teacher.predict(X))
+        shows = not get_activation(activation).homogeneous or _all_kinks_show(teacher, X)
+        if shows and is_determined(problem, activation):
+            return problem
 
 
 def mlp_problems(activation, seed, widths):
@@ -104,13 +155,13 @@ def recover(problem, activation, options):
             first_question_epoch=np.inf,
             large_first_question_epoch=np.inf,
         )
-        model._settings = replace(model._settings, training=training)
+        search = replace(model._settings.search, brief_steps=())
+        model._settings = replace(model._settings, training=training, search=search)
     start = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(problem.X, problem.y)
     seconds = time.perf_counter() - start
-    smallest, largest = singular_values(problem, activation)[[-1, 0]]
     distance = max_cosine_distance(problem.teacher, model, activation)
     return {
         "name": problem.name,
@@ -118,8 +169,11 @@ def recover(problem, activation, options):
         "recovered_sizes": model.layer_sizes_,
         "exact": bool(model.layer_sizes_ == sizes and distance <= EXACT),
         "distance": distance,
-        "determined": bool(smallest > RANK_TOLERANCE * largest),
+        "determined": is_determined(problem, activation),
         "loss": model.loss_,
+        "new_error": new_error(problem, model),
+        "origin": model.origin_,
+        "n_students": len(model.student_losses_),
         "recovered": model.recovered_,
         "reason": model.certificate_.reason,
         "weight_error": float(model.certificate_.weight_error),
@@ -132,6 +186,20 @@ def recover(problem, activation, options):
         "n_iter": model.n_iter_,
         "seconds": seconds,
     }
+
+
+def new_error(problem, model):
+    """Largest error on rows of shuffled columns, in standard deviations of y."""
+    X = np.random.default_rng(1).permuted(problem.X, axis=0)
+    y = problem.teacher.predict(X).reshape(len(X), -1)
+    errors = np.abs(model.predict(X).reshape(len(X), -1) - y)
+    return float((errors / problem.y.std(axis=0)).max())
+
+
+def is_determined(problem, activation):
+    """Whether the Jacobian of the teacher has full rank at the rows."""
+    smallest, largest = singular_values(problem, activation)[[-1, 0]]
+    return bool(smallest > RANK_TOLERANCE * largest)
 
 
 def singular_values(problem, activation):
@@ -206,9 +274,7 @@ def _row(name, rows):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--suite", choices=["reference", "rough", "deep", "mlp"], default="reference"
-    )
+    parser.add_argument("--suite", choices=[*SUITES], default="reference")
     parser.add_argument("--activation", choices=[*ACTIVATIONS, "all"], default="g")
     parser.add_argument("--seeds", type=int, default=10, help="teachers per cell")
     parser.add_argument("--inputs", type=int, nargs="+", help="only cells with so many inputs")

@@ -14,7 +14,7 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from ._certify.certificate import Certificate
-from ._cluster.layerwise import ClusteredLayers, Thresholds, Voters, cluster_layers
+from ._cluster.layerwise import ClusteredLayers, Thresholds
 from ._core.activations import DISTINCT_ACTIVATIONS, get_activation
 from ._core.coordinates import Problem
 from ._core.records import Dendrogram, Students
@@ -24,7 +24,7 @@ from ._expand.students import has_skip_terms, layer_shapes
 from ._finish.finisher import Candidate, Finisher
 from ._io.cache import open_store
 from ._report.reporting import Heartbeat, Stage
-from ._search.ensemble import Ensemble, Recipe
+from ._search.ensemble import Ensemble, Origin, Recipe, Round
 from ._search.scheduling import GroupTrainer, Interrupted
 from ._search.shapes import Search, with_verdict
 
@@ -46,6 +46,7 @@ class Recovery:
 
     trained: Trained
     candidate: Candidate
+    origin: Origin
     layers: ClusteredLayers
     n_agreeing: int  # voters that hold every neuron of the network
     search_report: list[dict[str, Any]]
@@ -125,15 +126,16 @@ class Fit:
         self.problem = problem
 
         def train(
-            finisher: Finisher, widths: tuple[int, ...], n_students: int, n_steps: int | None = None
+            finisher: Finisher, widths: tuple[int, ...], n_students: int, round: Round
         ) -> Ensemble:
             seeds = rng.integers(MAX_SEED, size=n_students)
-            return self._train_shape(finisher, seeds, widths, n_steps, known)
+            return self._train_shape(finisher, seeds, widths, round, known)
 
         given = self.estimator.activation
         names = DISTINCT_ACTIVATIONS if given == "auto" else (given,)
         finishers = {name: self.finisher(name) for name in names}
-        search = Search(finishers, train, self._n_parameters, self.estimator.n_students)
+        n_students, max_iter = self.estimator.n_students, self.estimator.max_iter
+        search = Search(finishers, train, self._n_parameters, n_students, max_iter)
         try:
             if briefly:
                 trial = search.run_briefly(widths or (1,))
@@ -165,17 +167,17 @@ class Fit:
         finisher: Finisher,
         seeds: np.ndarray,
         widths: tuple[int, ...],
-        n_steps: int | None,
+        round: Round,
         known: dict[str, Ensemble] | None,
     ) -> Ensemble:
-        """Students of assumed widths; probes where the number of steps is given."""
+        """Students of assumed widths."""
         estimator = self.estimator
         recipe = Recipe(
             self._student_widths(widths),
             estimator.solver,
-            min(n_steps or estimator.max_iter, estimator.max_iter),
+            min(round.max_iter or estimator.max_iter, estimator.max_iter),
             max(estimator.tol, self.problem.train.rounding_loss),
-            asks_finisher=n_steps is None,
+            round,
         )
         activation = finisher.polisher.activation_name
         title = f"hidden layers {widths}, {activation}"
@@ -249,16 +251,11 @@ class Fit:
         ensemble = trained.ensemble
         check_students(ensemble.students)
         start = time.perf_counter()
-        certified = next(iter(ensemble.certified.values()), None)
-        layers = self._cluster(trained, finisher, certified)
-        if certified:
-            candidate = certified
-        else:
-            collapsed = [] if interrupted_by else layers.collapsed
-            candidate = best_candidate(trained, finisher, collapsed)
+        layers, candidate, origin = self._best_network(ensemble, finisher, interrupted_by)
         return Recovery(
             trained,
             candidate,
+            origin,
             layers,
             n_agreeing=ensemble.n_agreeing(candidate.network, finisher),
             search_report=with_verdict(
@@ -271,39 +268,25 @@ class Fit:
             interrupted_by=interrupted_by,
         )
 
-    def _cluster(
-        self, trained: Trained, finisher: Finisher, certified: Candidate | None
-    ) -> ClusteredLayers:
-        ensemble, polisher = trained.ensemble, finisher.polisher
-        settings = finisher.settings.cluster
-        voters = Voters(
-            ensemble.voters(settings.min_voters),
-            ensemble.students.losses,
-            polisher.samples,
-            polisher.activation,
-            polisher.device,
-        )
-        return cluster_layers(
-            voters,
-            len(trained.widths),
-            Thresholds(self.estimator.gamma, self.estimator.beta, self.estimator.cut),
-            certified.network if certified else None,
-            settings,
-        )
-
-
-def best_candidate(trained: Trained, finisher: Finisher, collapsed: list[np.ndarray]) -> Candidate:
-    """The network of the clusters where it is certified, else the most parsimonious one."""
-    ensemble = trained.ensemble
-    candidates = [*ensemble.finished.values(), *ensemble.denoised.values()]
-    if len(collapsed) == len(trained.widths) and not ensemble.conclusive_networks:
-        finish = finisher.denoise if ensemble.denoised else finisher.finish
-        clustered = finish(finisher.solve_readout(collapsed))
-        if clustered.certificate.function_certified:
-            return clustered
-        candidates.append(clustered)
-    candidates.append(finisher.judge_as_is(ensemble.students.best))
-    return finisher.most_parsimonious(candidates)
+    def _best_network(
+        self, ensemble: Ensemble, finisher: Finisher, interrupted_by: str
+    ) -> tuple[ClusteredLayers, Candidate, Origin]:
+        """The clusters and the network: theirs where it is certified, else the best there is."""
+        estimator = self.estimator
+        thresholds = Thresholds(estimator.gamma, estimator.beta, estimator.cut)
+        layers = ensemble.cluster(finisher, thresholds)
+        clustered = None
+        if not (interrupted_by or ensemble.conclusive_networks):
+            clustered = ensemble.network_of(layers, finisher)
+        if clustered and clustered.certificate.function_certified:
+            return layers, clustered, "clusters"
+        if ensemble.recovered:
+            layers = ensemble.cluster(finisher, thresholds, ensemble.recovered.network)
+            return layers, ensemble.recovered, ensemble.origin_of(ensemble.recovered)
+        candidates = [*ensemble.candidates, finisher.judge_as_is(ensemble.students.best)]
+        candidates += [clustered] if clustered else []
+        best = finisher.most_parsimonious(candidates)
+        return layers, best, "clusters" if best is clustered else ensemble.origin_of(best)
 
 
 def check_students(students: Students) -> None:

@@ -482,7 +482,7 @@ class ExpandClusterRegressor(
         noise = noise_level(candidate.network, samples, activation)
         self.noise_level_ = coordinates.y_scale * noise
         self.certificate_ = recovery.certificate(getattr(self, "feature_names_in_", None))
-        self.recovered_ = candidate.certificate.passed
+        self.recovered_, self.origin_ = candidate.certificate.passed, recovery.origin
         self.search_report_ = recovery.search_report
         self.cluster_report_, self.dendrogram_ = recovery.layers.report, recovery.dendrograms
         self.n_agreeing_, self.width_agreement_ = recovery.n_agreeing, recovery.width_agreement

@@ -11,6 +11,7 @@ import numpy as np
 from sklearn_ec._core.activations import Activation
 from sklearn_ec._core.records import Dendrogram, Network, Samples
 from sklearn_ec._core.settings import DEFAULTS, Clustering
+from sklearn_ec._core.signs import with_skip
 
 from .common_basis import collapse, incoming_vectors
 from .cuts import cluster_indices, cluster_labels, cluster_report, find_clusters
@@ -21,9 +22,9 @@ from .linkage import average_linkage
 class Thresholds:
     """What decides which clusters are kept; named as the parameters of the estimator."""
 
-    gamma: float
-    beta: float
-    cut: Literal["local", "global"]
+    gamma: float = 0.5
+    beta: float = math.pi / 6
+    cut: Literal["local", "global"] = "local"
 
 
 @dataclass
@@ -59,6 +60,8 @@ def cluster_layers(
     of the certified network where there is one.
     """
     layers = ClusteredLayers()
+    if certified and voters.activation.has_linear_flip:
+        certified = with_skip(certified)
     for layer in range(n_layers):
         lower = list(certified.layers[:layer]) if certified else layers.collapsed
         kept = _cluster_layer(layers, lower, voters, thresholds, settings)

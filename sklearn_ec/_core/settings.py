@@ -180,16 +180,12 @@ class Prune:
     cap_factor: float = 10.0  # a removal stands up to this factor above the lowest loss so far
     cap_floor: float = 1e-24  # relative losses below this are rounding, equally good
     single_tries: int = 3  # single removals tried before a width is accepted as the smallest
-    # A pruned deep network is grown again, by at least so many neurons per layer.
-    max_regrowths: int = 5
-    min_regrowth: int = 2  # neurons
-    regrowth_steps: int = 300
-    # Growing is given up when it leaves more than this share of the loss, or once the relative loss
-    # is this low.
-    regrowth_progress: float = 0.5
-    regrowth_goal: float = 1e-18
-    # Variances below which settling takes weight away, one attempt after the other.
+    exact_loss: float = 1e-18  # a pruned network below this relative loss is in no corner
+    # Variances below which settling takes weight away from a large network, one attempt after the
+    # other, and the largest share of the loss that it may leave after so many steps.
     settling: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
+    settling_steps: int = 300
+    settling_progress: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -303,6 +299,11 @@ class Search:
     max_student_parameters: int = 5000
     n_probes: int = 5  # students of a probe
     probe_steps: int = 30
+    # Steps of the rounds of training for given widths, on so many equations per parameter of a
+    # student; then there is one to the end, on all rows.
+    brief_steps: tuple[int, ...] = (30, 30, 60)
+    brief_equations: float = 3.0
+    growth_steps: int = 30  # of students that grow from a network that pruning left in a corner
     n_brief: int = 3  # students where there is no network to be found
     improvement: float = 0.5  # the search moves on where this share of the held-out loss is left
     # A probe is pruned at once where its loss is below this share of those of other shapes ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -78,7 +79,7 @@ class Polisher:
         return Polisher(samples, *self._arguments[1:])
 
     def identity(self) -> dict[str, Any]:
-        """What results depend on; device and memory matter up to rounding only."""
+        """What results depend on; the device matters up to rounding only."""
         train, held_out, activation, _, has_skip, _, solver, _, settings = self._arguments
         return {
             "train": train,
@@ -86,8 +87,14 @@ class Polisher:
             "activation": activation,
             "has_skip": has_skip,
             "solver": solver,
+            "solver_bytes": self.solver_bytes,
             "settings": replace(settings, reporting=Reporting()),
         }
+
+    def losses(self, layers: Sequence[np.ndarray]) -> np.ndarray:
+        """Loss of every one of stacked networks; nan where it is not finite."""
+        losses = self.task.losses(tuple(torch.from_numpy(a).to(self.device) for a in layers))
+        return torch.where(losses.isfinite(), losses, math.nan).cpu().numpy()
 
     def polish(
         self,
@@ -182,7 +189,7 @@ class Polisher:
         return suited_solver(
             self.task,
             layers,
-            self.working_bytes,
+            self.solver_bytes,
             settings.training.dense_flops,
             settings.conjugate_gradients,
         )
@@ -199,7 +206,7 @@ class Polisher:
 
     def _exact(self, layers: Layers) -> LinearSolver:
         """Nearly exact solves, dense ones where there is memory for them."""
-        if self.solver == "auto" and Dense().step_bytes(self.task, layers) <= self.working_bytes:
+        if self.solver == "auto" and Dense().step_bytes(self.task, layers) <= self.solver_bytes:
             return Dense()
         settings = self.settings.polish
         return MatrixFree(
@@ -217,13 +224,20 @@ class Polisher:
         return is_near_zero and loss > settings.final_progress * before
 
     @property
+    def solver_bytes(self) -> float:
+        """Memory that decides how equations are solved: never what happens to be free."""
+        if self.working_memory is not None:
+            return self.working_memory * 2**20
+        return get_config()["working_memory"] * 2**20
+
+    @property
     def working_bytes(self) -> float:
         """Memory that a step of Levenberg may take."""
         if self.working_memory is not None:
-            return self.working_memory * 2**20
+            return self.solver_bytes
         if torch.device(self.device).type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.device)
             cached = torch.cuda.memory_reserved(self.device)
             cached -= torch.cuda.memory_allocated(self.device)
             return self.settings.training.free_memory_share * (free + cached)
-        return get_config()["working_memory"] * 2**20
+        return self.solver_bytes

@@ -17,7 +17,6 @@ from skorch import NeuralNet
 from skorch.callbacks import Callback
 from torch import Tensor, nn
 
-from sklearn_ec._core.records import Network
 from sklearn_ec._core.settings import Settings, Training, WarmUp
 from sklearn_ec._core.threads import threads_for
 from sklearn_ec._solvers.derivatives import Layers
@@ -26,9 +25,6 @@ from sklearn_ec._solvers.task import LeastSquaresTask
 
 from .students import network_at
 from .training_state import BatchState, Checkpoint, OnEpoch
-
-# Judges a student by its index, network and loss.
-IsRecovered = Callable[[int, Network, float], bool]
 
 
 class WholeBatch:
@@ -200,21 +196,18 @@ class LossRecorder(Callback):
 class TrainingMonitor(Callback):
     """Remember the best student on held-out rows, and stop training when more is of no use.
 
-    Training stops when enough students converged, when ``is_recovered`` says so of the best student
-    (asked at exponentially growing intervals with its index, network and loss), or when no student
-    improves on the held-out rows any more. ``students`` holds the indices of the net's students.
+    Training stops when enough students converged, when ``is_recovered`` says so of the net (asked
+    at exponentially growing intervals), or when no student improves on the held-out rows any more.
     """
 
     def __init__(
         self,
         held_out: LeastSquaresTask,
-        students: np.ndarray,
         tol: float,
         training: Training,
-        is_recovered: IsRecovered | None = None,
+        is_recovered: Callable[[LevenbergNet], bool] | None = None,
     ):
         self.held_out = held_out
-        self.students = students
         self.tol = tol
         self.training = training
         self.is_recovered = is_recovered
@@ -241,7 +234,7 @@ class TrainingMonitor(Callback):
         converged = solver.losses <= self.tol
         self.succeeded_ = bool(
             converged.double().mean() >= self.training.converged_share
-        ) or self._best_is_recovered(solver, epoch)
+        ) or self._is_recovered(net)
         stalled = epoch - self.last_progress_ >= self.training.patience_epochs
         self.n_epochs_ = epoch
         if self.succeeded_ or stalled or solver.finished.all():
@@ -265,13 +258,11 @@ class TrainingMonitor(Callback):
             return training.large_first_question_epoch, training.large_question_factor
         return training.first_question_epoch, training.question_factor
 
-    def _best_is_recovered(self, solver: Levenberg, epoch: int) -> bool:
-        if self.is_recovered is None or epoch < self.next_question_:
+    def _is_recovered(self, net: LevenbergNet) -> bool:
+        if self.is_recovered is None or net.n_epochs < self.next_question_:
             return False
-        self.next_question_ *= self._question_epochs(solver)[1]
-        best = int(torch.where(solver.losses.isfinite(), solver.losses, math.inf).argmin())
-        network = network_at(solver.layers, best)
-        return self.is_recovered(int(self.students[best]), network, float(solver.losses[best]))
+        self.next_question_ *= self._question_epochs(net.solver_)[1]
+        return self.is_recovered(net)
 
 
 class EpochReporter(Callback):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from torch import Tensor, nn
 
@@ -67,6 +69,43 @@ def initial_weights(
             if layer is not layers[-1]:
                 layer[i, :, -1] = rng.normal(scale=0.5, size=layer.shape[1])
     return layers
+
+
+def with_shared_neurons(layers: list[np.ndarray], shared: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Initial weights in which the first neurons of the lowest layers are given ones.
+
+    Those of every layer read the given ones below, one column each and the bias. Half of a layer
+    stays random: what the students share may not be all of the sought network.
+    """
+    for layer, neurons in zip(layers, shared, strict=False):
+        kept = neurons[: layer.shape[1] // 2]
+        layer[:, : len(kept)] = 0.0
+        layer[:, : len(kept), : kept.shape[1] - 1] = kept[:, :-1]
+        layer[:, : len(kept), -1] = kept[:, -1]
+    return layers
+
+
+def grown(network: Network, widths: tuple[int, ...], rng: np.random.Generator) -> Network:
+    """The same function with random neurons, which nothing reads, up to the given widths.
+
+    Their incoming weights are normal, as large as those of the other neurons.
+    """
+    layers = list(network.layers)
+    added = [new - old for new, old in zip(widths, network.widths, strict=True)]
+    for depth, n in enumerate(added):
+        layer = layers[depth]
+        own = network.columns(depth, depth)
+        new = np.zeros((n, layer.shape[1]))
+        size = np.sqrt(np.mean(layer[:, own] ** 2))
+        new[:, own] = size * rng.normal(size=new[:, own].shape)
+        new[:, -1] = size * rng.normal(size=n)
+        layers[depth] = np.vstack([layer, new])
+    for depth in range(1, len(layers)):
+        readable = range(depth) if network.has_skip else [depth - 1]
+        ends = [network.columns(depth, below + 1).stop for below in readable]
+        at = np.repeat(ends, [added[below] for below in readable])
+        layers[depth] = np.insert(layers[depth], at, 0.0, axis=1)
+    return Network(tuple(layers))
 
 
 def network_at(layers: Layers, index: int) -> Network:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -21,7 +22,6 @@ from .skorch_nets import (
     AdamNet,
     AdamState,
     EpochReporter,
-    IsRecovered,
     LevenbergNet,
     LossRecorder,
     TrainingMonitor,
@@ -29,7 +29,7 @@ from .skorch_nets import (
     n_levenberg_epochs,
 )
 from .students import network_at
-from .training_state import BatchState, Checkpoint, OnEpoch, TrainingState
+from .training_state import BatchState, Checkpoint, IsRecovered, OnEpoch, TrainingState
 from .warm_up import WarmUpTrainer
 
 
@@ -48,16 +48,20 @@ class StudentTrainer:
         *,
         max_iter: int,
         tol: float,
+        shared: Sequence[np.ndarray] = (),
+        start: Network | None = None,
         is_recovered: IsRecovered | None = None,
         checkpoint: Checkpoint | None = None,
         on_epoch: OnEpoch | None = None,
     ) -> Students:
         """Train one student per seed: a short warm-up with Adam, then Levenberg.
 
-        Where students are large, Levenberg takes them in batches, best first, and stops after the
-        first batch of which enough converged, or whose best student ``is_recovered`` accepts. Of
-        large ones with ReLU neurons, the first starts from the best neurons of all, see
-        :mod:`sklearn_ec._expand.neuron_pool`, and ``is_recovered`` sees those that matter before.
+        Students begin with the ``shared`` neurons of the lowest layers, and random ones; or,
+        without a warm-up, as the network ``start`` with random neurons next to its own. Where they
+        are large, Levenberg takes them in batches, best first, and stops after the first batch of
+        which enough converged, or which ``is_recovered`` accepts. Of large ones with ReLU neurons,
+        the first starts from the best neurons of all, see :mod:`sklearn_ec._expand.neuron_pool`,
+        and ``is_recovered`` sees those that matter before.
 
         A training that left a checkpoint goes on from there. One that is interrupted ends with the
         students as they are.
@@ -65,7 +69,7 @@ class StudentTrainer:
         state = checkpoint.load() if checkpoint else None
         is_new = state is None
         if state is None:
-            state = self.warmed_up(seeds, widths)
+            state = self.warmed_up(seeds, widths, shared, start)
         try:
             if is_new and state.starts_from_pool and is_recovered is not None:
                 state.succeeded = self._pool_is_recovered(state, is_recovered)
@@ -75,12 +79,21 @@ class StudentTrainer:
             state.interrupted = True
         return state.students()
 
-    def warmed_up(self, seeds: np.ndarray, widths: tuple[int, ...]) -> TrainingState:
+    def warmed_up(
+        self,
+        seeds: np.ndarray,
+        widths: tuple[int, ...],
+        shared: Sequence[np.ndarray] = (),
+        start: Network | None = None,
+    ) -> TrainingState:
         """The students that Levenberg starts from."""
         polisher = self.polisher
-        module, completed = self.warm_up.train(seeds, widths)
+        if start is None:
+            module, completed = self.warm_up.train(seeds, widths, shared)
+        else:
+            module, completed = self.warm_up.grow(seeds, widths, start), True
         order = self._best_first(module.weights)
-        starts_from_pool = completed and self.warm_up.can_pool(module.weights)
+        starts_from_pool = start is None and completed and self.warm_up.can_pool(module.weights)
         if starts_from_pool:
             completed = self.warm_up.pool(module, seeds, order[-1])
             order = order.roll(1)
@@ -105,8 +118,19 @@ class StudentTrainer:
         pooled = Network(tuple(layer[student] for layer in state.layers))
         settings = polisher.settings.pool
         compact = compact_network(pooled, polisher.samples, polisher.activation, settings)
-        loss = float(polisher.task.losses(stacked(compact, polisher.device))[0])
-        return is_recovered(student, compact, loss)
+        layers = stacked(compact, polisher.device)
+        losses = polisher.task.losses(layers).cpu().numpy()
+        held_out_loss = float(polisher.held_out_task.losses(layers)[0])
+        students = Students(
+            layers=_arrays(layers),
+            losses=losses,
+            trained=np.ones(1, dtype=bool),
+            n_iter=0,
+            best=compact,
+            best_held_out_loss=held_out_loss,
+            loss_curves=losses[:, None],
+        )
+        return is_recovered(students, state.batch[:1])
 
     def _train_batch(
         self,
@@ -119,8 +143,13 @@ class StudentTrainer:
     ) -> None:
         polisher = self.polisher
         recorder = LossRecorder(polisher.task)
+
+        def ask(net: LevenbergNet) -> bool:
+            assert is_recovered is not None
+            return is_recovered(snapshot(net).running_students, state.batch)
+
         monitor = TrainingMonitor(
-            polisher.held_out_task, state.batch, tol, self.settings, is_recovered
+            polisher.held_out_task, tol, self.settings, ask if is_recovered else None
         )
 
         def snapshot(net: LevenbergNet) -> TrainingState:

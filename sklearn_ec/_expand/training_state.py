@@ -12,6 +12,8 @@ from sklearn_ec._core.records import Network, Students, stacked_curves
 
 # Told after every epoch that training goes on; says whether it shall stop.
 OnEpoch = Callable[[], bool]
+# Judges students in training, and their indices among all.
+IsRecovered = Callable[[Students, np.ndarray], bool]
 
 
 class Checkpoint(Protocol):
@@ -70,6 +72,22 @@ class TrainingState:
     def batch(self) -> np.ndarray:
         """The students in training."""
         return self.batches[self.n_finished]
+
+    @property
+    def running_students(self) -> Students:
+        """The students in training as they are."""
+        state = self.running
+        assert state is not None
+        *layers, losses, _, _ = state.solver
+        return Students(
+            layers=tuple(layers),
+            losses=np.where(np.isfinite(losses), losses, np.nan),
+            trained=np.ones(len(losses), dtype=bool),
+            n_iter=self.n_iter,
+            best=state.best,
+            best_held_out_loss=float(state.held_out_losses.min()),
+            loss_curves=np.stack(state.loss_curves, axis=1),
+        )
 
     def finish_batch(self, n_iter: int) -> None:
         """Take over the state of the running batch as its result."""

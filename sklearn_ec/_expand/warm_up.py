@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from skorch.callbacks import Callback
 from torch import Tensor
 
 from sklearn_ec._core.records import Network
+from sklearn_ec._core.signs import with_skip
 from sklearn_ec._solvers.derivatives import Layers
 from sklearn_ec._solvers.task import LeastSquaresTask
 
 from .neuron_pool import pool_neurons
 from .polishing import Polisher
 from .skorch_nets import AdamNet, AdamState, EpochReporter, fit_net
-from .students import StackedStudents, initial_weights, network_at
+from .students import StackedStudents, grown, initial_weights, network_at, with_shared_neurons
 
 
 class WarmUpTrainer:
@@ -24,16 +27,28 @@ class WarmUpTrainer:
         self.polisher = polisher
         self.settings = polisher.settings
 
-    def initial_students(self, seeds: np.ndarray, widths: tuple[int, ...]) -> StackedStudents:
+    def initial_students(
+        self, seeds: np.ndarray, widths: tuple[int, ...], shared: Sequence[np.ndarray] = ()
+    ) -> StackedStudents:
         samples = self.polisher.samples
         n_inputs, n_outputs = samples.X.shape[1], samples.y.shape[1]
         # Deep students train better without skip terms: relu 8-6-5-1 to 4e-7 instead of 1e-5.
         has_skip = self.polisher.has_skip and len(widths) == 1
-        return self.stack(initial_weights(seeds, n_inputs, widths, n_outputs, has_skip))
+        layers = initial_weights(seeds, n_inputs, widths, n_outputs, has_skip)
+        return self.stack(with_shared_neurons(layers, shared))
 
-    def train(self, seeds: np.ndarray, widths: tuple[int, ...]) -> tuple[StackedStudents, bool]:
+    def grow(self, seeds: np.ndarray, widths: tuple[int, ...], network: Network) -> StackedStudents:
+        """Students that compute what a network does, with random neurons besides its own."""
+        if self.polisher.has_skip and len(widths) == 1:
+            network = with_skip(network)
+        rngs = [np.random.default_rng(int(seed)) for seed in seeds]
+        return self._stack_networks([grown(network, widths, rng) for rng in rngs])
+
+    def train(
+        self, seeds: np.ndarray, widths: tuple[int, ...], shared: Sequence[np.ndarray] = ()
+    ) -> tuple[StackedStudents, bool]:
         """Initial students after a short training, and whether that was completed."""
-        module, steps = self.initial_students(seeds, widths), self.settings.warm_up
+        module, steps = self.initial_students(seeds, widths, shared), self.settings.warm_up
         if not self._are_large(module.weights):
             return self._train_briefly(module, steps.steps, int(seeds[0]))
         module, completed = self._train_briefly(module, steps.large_steps, int(seeds[0]))

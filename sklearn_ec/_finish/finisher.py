@@ -19,7 +19,7 @@ from sklearn_ec._expand.polishing import Polisher
 from sklearn_ec._io.cache import CACHE_VERSION, Store, digest
 
 from .noisy import one_standard_error_bound, smallest_network, squared_errors
-from .pruning import Cap, ExactCap, NoiseCap, prune, regrow, unstick
+from .pruning import Cap, ExactCap, NoiseCap, prune, pruning_path, unstick
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Finisher:
     def finish(self, network: Network) -> Candidate:
         """Polish, prune, resolve signs and certify a network.
 
-        Deep networks that pruning left in a local minimum are grown again, large ones are settled.
+        Large ones that pruning left in a local minimum are settled.
         """
         return self._recall("finish", self._finish, network)
 
@@ -81,9 +81,7 @@ class Finisher:
         network, loss = self._polished(network, is_large)
         if self.prune and loss < settings.finish.worthwhile_loss:
             network, loss = prune(network, loss, self.polisher)
-            if len(network.widths) > 1:
-                network, loss = regrow(network, loss, self.polisher)
-            elif is_large:
+            if is_large and len(network.widths) == 1:
                 network, loss = unstick(network, loss, self.polisher)
         rounding_loss = self.polisher.samples.rounding_loss
         cap = ExactCap(loss, rounding_loss, settings)
@@ -180,11 +178,13 @@ class Finisher:
         return Candidate(network, certificate)
 
     def _without_skip(self, network: Network, loss: float, cap: Cap) -> tuple[Network, float]:
-        """Absorb the skip terms in the signs of the neurons, else in additional neurons."""
+        """Absorb the skip terms in the signs of the neurons, else in as few neurons as it takes."""
         if not network.has_skip:
             return network, loss
         activation, n_steps = self.polisher.activation, self.settings.prune.polish_steps
         flipped = self.polisher.polish(resolve_signs(network, activation), n_steps)
         if flipped[1] <= cap.allowed(flipped[0]):
             return flipped
-        return self.polisher.polish(linear_pairs(network, activation), n_steps)
+        paired = self.polisher.polish(linear_pairs(network, activation), n_steps)
+        *_, smallest = pruning_path(*paired, self.polisher, cap)
+        return smallest

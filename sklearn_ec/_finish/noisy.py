@@ -19,13 +19,16 @@ from sklearn_ec._expand.polishing import Polisher
 from .pruning import NoiseCap, cheapest_removal, pruning_path
 
 
-def reached_noise_floor(students: Students, samples: Samples, settings: Noise) -> bool:
+def reached_noise_floor(
+    students: Students, samples: Samples, settings: Noise, n_agreeing: int = 0
+) -> bool:
     """Whether several students stopped at the same error, on held-out rows as on training rows.
 
     The rounding of the targets is no noise.
     """
-    ranked = students.by_loss()[: settings.n_agreeing]
-    if len(ranked) < settings.n_agreeing:
+    n_agreeing = max(n_agreeing, settings.n_agreeing)
+    ranked = students.by_loss()[:n_agreeing]
+    if len(ranked) < n_agreeing:
         return False
     losses = students.losses[ranked]
     if losses[0] <= samples.rounding_loss:

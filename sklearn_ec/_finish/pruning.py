@@ -107,7 +107,7 @@ def prune(network: Network, loss: float, polisher: Polisher) -> tuple[Network, f
     *_, (network, loss) = pruning_path(network, loss, polisher, cap)
     if not is_shallow:
         return polisher.polish(network, settings.polish_steps)
-    if polisher.is_matrix_free(network) and loss > settings.regrowth_goal:
+    if polisher.is_matrix_free(network) and loss > settings.exact_loss:
         return polisher.polish(network, settings.polish_steps, progress=settings.large_progress)
     return network, loss
 
@@ -179,7 +179,7 @@ def _try_removals(
     is_large = polisher.is_matrix_free(network)
     rounding_loss = 0.0 if isinstance(cap, NoiseCap) else polisher.samples.rounding_loss
     is_costly = len(network.widths) > 1 or isinstance(cap, NoiseCap) or is_large
-    if is_large and loss < max(settings.regrowth_goal, rounding_loss):
+    if is_large and loss < max(settings.exact_loss, rounding_loss):
         worth_trying = settings.spare_cost * polisher.samples.n_equations
         candidates = [removal for removal in candidates if removal.cost <= worth_trying]
     for removal in candidates:
@@ -220,57 +220,16 @@ def cheapest_removal(
     return min(polished, key=lambda candidate: candidate[1], default=None)
 
 
-def regrow(network: Network, loss: float, polisher: Polisher) -> tuple[Network, float]:
-    """Lead a pruned network out of a local minimum: add random neurons, polish, prune again.
-
-    The width of the students made their training easy, and small networks are cheap to train: this
-    is expansion once more. It goes on while it halves the loss.
-    """
-    settings, rng = polisher.settings.prune, np.random.default_rng(0)
-    for _ in range(settings.max_regrowths):
-        if loss < max(settings.regrowth_goal, polisher.samples.rounding_loss):
-            break
-        grown = with_random_neurons(network, rng, settings.min_regrowth)
-        pruned = prune(*polisher.polish(grown, settings.regrowth_steps), polisher)
-        if pruned[1] > settings.regrowth_progress * loss:
-            break
-        network, loss = pruned
-    return network, loss
-
-
 def unstick(network: Network, loss: float, polisher: Polisher) -> tuple[Network, float]:
     """Lead a pruned large network out of a corner: settle it more and more, polish, prune again."""
     settings = polisher.settings.prune
     for shrinkage in settings.settling:
-        if loss < max(settings.regrowth_goal, polisher.samples.rounding_loss):
+        if loss < max(settings.exact_loss, polisher.samples.rounding_loss):
             break
-        settled = polisher.polish(polisher.settled(network, shrinkage), settings.regrowth_steps)
-        if settled[1] < settings.regrowth_progress * loss:
+        settled = polisher.polish(polisher.settled(network, shrinkage), settings.settling_steps)
+        if settled[1] < settings.settling_progress * loss:
             network, loss = prune(*settled, polisher)
     return network, loss
-
-
-def with_random_neurons(network: Network, rng: np.random.Generator, min_added: int) -> Network:
-    """The same function with half as many neurons more in every hidden layer, at least a few.
-
-    Their incoming weights are normal, as large as those of the other neurons; nothing reads them.
-    """
-    layers = list(network.layers)
-    added = [max(min_added, width // 2) for width in network.widths]
-    for depth, n in enumerate(added):
-        layer = layers[depth]
-        own = network.columns(depth, depth)
-        new = np.zeros((n, layer.shape[1]))
-        size = np.sqrt(np.mean(layer[:, own] ** 2))
-        new[:, own] = size * rng.normal(size=new[:, own].shape)
-        new[:, -1] = size * rng.normal(size=n)
-        layers[depth] = np.vstack([layer, new])
-    for depth in range(1, len(layers)):
-        readable = range(depth) if network.has_skip else [depth - 1]
-        ends = [network.columns(depth, below + 1).stop for below in readable]
-        at = np.repeat(ends, [added[below] for below in readable])
-        layers[depth] = np.insert(layers[depth], at, 0.0, axis=1)
-    return Network(tuple(layers))
 
 
 def without_neurons(network: Network, polisher: Polisher, removal: Removal) -> Network:

@@ -12,8 +12,8 @@ search.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ import numpy as np
 from sklearn_ec._finish.finisher import Finisher
 from sklearn_ec._finish.noisy import reached_noise_floor
 
-from .ensemble import Ensemble
+from .ensemble import Ensemble, Round
 
 # Activations whose neurons are pairs of neurons of another one.
 PAIRED = {"relu": "leaky_relu"}
@@ -60,12 +60,12 @@ class Trial:
 
     @property
     def certified(self) -> bool:
-        return bool(self.ensemble.certified)
+        return self.ensemble.recovered is not None
 
     @property
     def exact_size(self) -> int | None:
         """Parameters of the smallest finished network that fits the training rows to rounding."""
-        candidates = self.ensemble.finished.values()
+        candidates = self.ensemble.candidates
         sizes = [c.network.n_parameters for c in candidates if c.certificate.fits_exactly]
         return min(sizes, default=None)
 
@@ -107,12 +107,13 @@ class Search:
     finishers : dict
         One finisher for each activation in question.
     train : callable
-        Trains students: ``train(finisher, widths, n_students, n_steps)``; without a number of steps
-        to the end, with questions to the finisher.
+        Trains students: ``train(finisher, widths, n_students, round)``.
     n_parameters : callable
         Maps assumed widths to the number of parameters of one student.
     n_students : int
-        Number of students of the final trial.
+        Number of students of a round of the final trial.
+    max_iter : int
+        Number of steps of the last round.
     """
 
     def __init__(
@@ -121,12 +122,14 @@ class Search:
         train: Callable[..., Ensemble],
         n_parameters: Callable[[Shape], int],
         n_students: int,
+        max_iter: int,
     ):
         self.finishers = finishers
         self.settings = next(iter(finishers.values())).settings
         self.train = train
         self.n_parameters = n_parameters
         self.n_students = n_students
+        self.max_iter = max_iter
         self.trials: list[Trial] = []
 
     def run(self) -> Trial:
@@ -144,26 +147,46 @@ class Search:
             self._probe(widths)
             self._finish_promising()
             return self._certified() or self._train_to_the_end(self._most_parsimonious())
-        ((activation, finisher),) = self.finishers.items()
-        start = time.perf_counter()
-        ensemble = self.train(finisher, widths, self.n_students)
-        if len(widths) > 1 and ensemble.is_promising(self.settings):
-            ensemble = ensemble.joined(self.train(finisher, widths, self.n_students))
-        seconds = time.perf_counter() - start
-        self.trials.append(Trial(activation, widths, finisher, ensemble, seconds))
-        return self.trials[0]
+        (activation,) = self.finishers
+        first, *others = self._rounds(activation, widths)
+        trial = self._new_trial(activation, widths, self.n_students, first)
+        self.trials.append(trial)
+        return self._train_to_the_end(trial, others)
 
     def run_briefly(self, widths: Shape) -> Trial:
         """A few briefly trained students of given widths, where there is no network to be found."""
-        activation, finisher = next(iter(self.finishers.items()))
-        start = time.perf_counter()
-        settings = self.settings.search
-        n_students = min(settings.n_brief, self.n_students)
-        ensemble = self.train(finisher, widths, n_students, settings.probe_steps)
-        ensemble.is_complete = True
-        seconds = time.perf_counter() - start
-        self.trials.append(Trial(activation, widths, finisher, ensemble, seconds))
-        return self.trials[0]
+        n_students = min(self.settings.search.n_brief, self.n_students)
+        trial = self._new_trial(next(iter(self.finishers)), widths, n_students, self._probing)
+        trial.ensemble.is_complete = True
+        self.trials.append(trial)
+        return trial
+
+    @property
+    def _probing(self) -> Round:
+        return Round(self.settings.search.probe_steps, asks_finisher=False)
+
+    @property
+    def _growth(self) -> Round:
+        return Round(self.settings.search.growth_steps, self.settings.search.brief_equations)
+
+    def _rounds(self, activation: str, widths: Shape) -> list[Round]:
+        """The rounds of training: brief ones on a share of the rows, the last one to the end."""
+        settings, brief = self.settings.search, []
+        if self._can_be_brief(activation, widths):
+            brief = [n_steps for n_steps in settings.brief_steps if n_steps < self.max_iter]
+        return [*(Round(n_steps, settings.brief_equations) for n_steps in brief), Round()]
+
+    def _can_be_brief(self, activation: str, widths: Shape) -> bool:
+        """Whether a few steps of students tell something, and do not take long."""
+        finisher, n_equations = self.finishers[activation], self.settings.search.brief_equations
+        flops = 2.0 * n_equations * self.n_parameters(widths) ** 3  # of a step
+        is_large = flops > self.settings.training.dense_flops
+        return finisher.prune and finisher.polisher.solver != "adam" and not is_large
+
+    def _new_trial(self, activation: str, widths: Shape, n_students: int, round: Round) -> Trial:
+        start, finisher = time.perf_counter(), self.finishers[activation]
+        ensemble = self.train(finisher, widths, n_students, round)
+        return Trial(activation, widths, finisher, ensemble, time.perf_counter() - start)
 
     def _first_shape(self) -> Shape:
         width = self.settings.search.start_widths[0]
@@ -207,13 +230,10 @@ class Search:
         settings = self.settings.search
         n_students = min(settings.n_probes, self.n_students)
         others = min((trial.score for trial in self.trials), default=0.0)
-        stage: list[Trial] = []
-        for activation in self._activations():
-            start = time.perf_counter()
-            finisher = self.finishers[activation]
-            ensemble = self.train(finisher, shape, n_students, settings.probe_steps)
-            seconds = time.perf_counter() - start
-            stage.append(Trial(activation, shape, finisher, ensemble, seconds))
+        stage = [
+            self._new_trial(activation, shape, n_students, self._probing)
+            for activation in self._activations()
+        ]
         self.trials.extend(stage)
         stage.sort(key=lambda trial: trial.score)
         for trial in stage:
@@ -246,7 +266,7 @@ class Search:
         if self._worth_finishing(trial):
             start = time.perf_counter()
             trial.tried = True
-            trial.ensemble.finish_first(trial.finisher)
+            trial.ensemble.seek(trial.finisher)
             trial.seconds += time.perf_counter() - start
             self._try_paired(trial)
 
@@ -297,13 +317,41 @@ class Search:
         good = [trial for trial in self.trials if trial.score <= highest]
         return min(good, key=lambda t: (len(t.widths), self.n_parameters(t.widths), t.score))
 
-    def _train_to_the_end(self, trial: Trial) -> Trial:
-        """Join further students to the probes, unless these show that noise sets the limit."""
-        if self._is_at_noise_floor(trial):
-            return trial
-        start = time.perf_counter()
-        n_probes = len(trial.ensemble.students)
-        more = self.train(trial.finisher, trial.widths, max(self.n_students - n_probes, n_probes))
-        trial.ensemble = trial.ensemble.joined(more)
+    def _train_to_the_end(self, trial: Trial, rounds: Sequence[Round] | None = None) -> Trial:
+        """Train further students in rounds, up to a certificate or to where more would not help.
+
+        Each round starts from what those before found. Where pruning ended in a corner that no
+        student came close to, all students grow from there: one of them mostly finds what is
+        missing. Else they start with the neurons of the first layer that the others share.
+        """
+        start, finisher = time.perf_counter(), trial.finisher
+        if rounds is None:
+            rounds = self._rounds(trial.activation, trial.widths)
+        waiting, latest, corner = list(rounds), trial.ensemble, np.inf
+        is_brief = self._can_be_brief(trial.activation, trial.widths)
+        while waiting and not self._is_settled(trial, latest):
+            shared = trial.ensemble.seek_in_clusters(finisher)
+            if trial.certified:
+                break
+            network, loss = trial.ensemble.corner()
+            if is_brief and loss < self.settings.search.stands_out * corner:
+                round, corner = replace(self._growth, start=network), loss
+            else:
+                round = replace(waiting.pop(0), shared=tuple(shared[:1]))
+            more = self.train(finisher, trial.widths, self.n_students, round)
+            trial.ensemble = trial.ensemble.joined(more)
+            latest = latest if round.start else more
         trial.seconds += time.perf_counter() - start
         return trial
+
+    def _is_settled(self, trial: Trial, latest: Ensemble) -> bool:
+        """Whether a trial has its network, or its latest students converged or stopped at noise."""
+        students, finisher = latest.students, trial.finisher
+        has_ended = students.succeeded or students.n_failed == len(students)
+        return (
+            trial.certified
+            or has_ended
+            or reached_noise_floor(
+                students, finisher.polisher.samples, self.settings.noise, len(students) // 2
+            )
+        )

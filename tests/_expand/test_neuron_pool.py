@@ -189,7 +189,8 @@ def test_the_compact_network_of_the_pool_may_spare_the_training(large_trainer):
     students = large_trainer.train(
         np.arange(3), (6,), max_iter=50, tol=1e-20, is_recovered=is_recovered
     )
-    ((student, network, loss),) = asked
+    ((compact, (student,)),) = asked
+    network, (loss,) = compact.network(0), compact.losses
     assert students.succeeded
     assert students.n_iter == 0
     assert student == np.argmin(students.losses)
@@ -219,8 +220,8 @@ def test_only_neurons_with_a_kink_are_pooled(large_trainer, activation, pooled):
 def test_a_student_that_diverged_is_no_part_of_the_pool(large_trainer, monkeypatch):
     initial_students = WarmUpTrainer.initial_students
 
-    def diverging(self, seeds, widths):
-        module = initial_students(self, seeds, widths)
+    def diverging(self, seeds, widths, shared):
+        module = initial_students(self, seeds, widths, shared)
         module.layers[0].data[1] = np.nan
         return module
 

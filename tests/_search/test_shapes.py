@@ -4,20 +4,30 @@ Nothing is trained: students of an activation and a shape have the losses that a
 finishing gives a certified network where it says so.
 """
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
+from sklearn_ec._cluster.layerwise import ClusteredLayers
 from sklearn_ec._core.records import Network, Students
 from sklearn_ec._core.settings import DEFAULTS
 from sklearn_ec._finish.finisher import Candidate
-from sklearn_ec._search.ensemble import Ensemble
+from sklearn_ec._search.ensemble import Ensemble, Round
 from sklearn_ec._search.shapes import Search, Trial, with_verdict
 
 TOL = 1e-20
 N_PROBES, PROBE_STEPS = DEFAULTS.search.n_probes, DEFAULTS.search.probe_steps
+PROBE = Round(PROBE_STEPS, asks_finisher=False)
+BRIEF = DEFAULTS.search.brief_steps
+
+
+@pytest.fixture(autouse=True)
+def no_clusters(monkeypatch):
+    """Scripted students share nothing."""
+    monkeypatch.setattr(Ensemble, "cluster", lambda *arguments: ClusteredLayers())
 
 
 def make_network(widths):
@@ -47,6 +57,7 @@ class FakeFinisher:
 
     prune = True
     settings = DEFAULTS
+    error = 1.0  # of all finished networks: students do better
 
     def __init__(
         self,
@@ -64,7 +75,7 @@ class FakeFinisher:
         self.events = [] if events is None else events
         self.denoised = list(denoised)
         samples = SimpleNamespace(n_equations=n_equations, rounding_loss=rounding_loss)
-        self.polisher = SimpleNamespace(samples=samples)
+        self.polisher = SimpleNamespace(samples=samples, solver="auto")
 
     def finish(self, network):
         self.events.append(("finish", self.name, network.widths))
@@ -83,6 +94,7 @@ class FakeFinisher:
             is_exact=passed,
             is_conclusive=passed or self.is_conclusive,
             fits_exactly=passed or fits_exactly,
+            error=self.error,
         )
         return Candidate(network, certificate)
 
@@ -104,8 +116,10 @@ class Script:
         n_equations=10**6,
         refused=None,
         rounding_loss=0.0,
+        succeeds=False,
     ):
         self.losses, self.at_floor, self.events = losses, at_floor, []
+        self.succeeds = succeeds
         finishers = {
             name: FakeFinisher(
                 name,
@@ -117,23 +131,31 @@ class Script:
             )
             for name in activations
         }
-        self.search = Search(finishers, self._train, lambda shape: 10 * sum(shape), n_students)
+        self.search = Search(finishers, self._train, lambda shape: 10 * sum(shape), n_students, 300)
 
-    def _train(self, finisher, widths, n_students, n_steps=None):
-        self.events.append(("train", finisher.name, widths, n_students, n_steps))
+    def _train(self, finisher, widths, n_students, round):
+        self.events.append(("train", finisher.name, widths, n_students, round))
         loss = self.losses.get((finisher.name, widths), self.losses.get(widths, 1.0))
         factors = np.ones(n_students) if self.at_floor else 10.0 ** np.arange(n_students)
-        return Ensemble(make_students(widths, loss * factors), TOL)
+        # Rounds differ, or the best students of several would look like a noise floor.
+        factors *= 0.5 ** (round.asks_finisher * len(self.rounds))
+        students = make_students(widths, loss * factors)
+        return Ensemble(replace(students, succeeded=self.succeeds), TOL)
 
     @property
     def probed(self):
         """Shapes, or activations and shapes, in the order in which they were probed."""
-        probed = [e[1:3] for e in self.events if e[0] == "train" and e[4] == PROBE_STEPS]
+        probed = [e[1:3] for e in self.events if e[0] == "train" and not e[4].asks_finisher]
         return probed if len(self.search.finishers) > 1 else [widths for _, widths in probed]
 
     @property
     def trained_to_the_end(self):
-        return [e[1:4] for e in self.events if e[0] == "train" and e[4] is None]
+        return [e[1:4] for e in self.events if e[0] == "train" and e[4] == Round()]
+
+    @property
+    def rounds(self):
+        """Steps and students of all rounds."""
+        return [(e[4].max_iter, e[3]) for e in self.events if e[0] == "train"]
 
     @property
     def finished(self):
@@ -145,7 +167,7 @@ def test_the_first_certified_network_ends_the_search():
     trial = script.search.run()
     assert (trial.activation, trial.widths, trial.certified) == ("tanh", (8,), True)
     assert script.events == [
-        ("train", "tanh", (8,), N_PROBES, PROBE_STEPS),
+        ("train", "tanh", (8,), N_PROBES, PROBE),
         ("finish", "tanh", (8,)),
     ]
 
@@ -169,17 +191,17 @@ def test_goes_on_from_the_best_shape_as_long_as_the_loss_halves():
 def test_the_last_trial_is_trained_to_the_end():
     script = Script({(8,): 0.1, (4, 4): 0.09, (16,): 0.09})
     trial = script.search.run()
-    assert script.events[-1] == ("train", "tanh", (8,), 15, None)
-    assert len(trial.ensemble.students) == 20
-    assert trial.report()["n_students"] == 20
+    assert script.events[-1] == ("train", "tanh", (8,), 20, Round())
+    assert len(trial.ensemble.students) == N_PROBES + 20 * (len(BRIEF) + 1)
+    assert trial.report()["n_students"] == len(trial.ensemble.students)
 
 
-@pytest.mark.parametrize(("n_students", "n_probes", "n_more"), [(3, 3, 3), (1, 1, 1), (8, 5, 5)])
-def test_few_students_are_probes_and_trained_to_the_end(n_students, n_probes, n_more):
+@pytest.mark.parametrize(("n_students", "n_probes"), [(3, 3), (1, 1), (8, 5)])
+def test_few_students_are_probes_and_trained_to_the_end(n_students, n_probes):
     script = Script({}, n_students=n_students)
     script.search.run()
-    assert script.events[0] == ("train", "tanh", (8,), n_probes, PROBE_STEPS)
-    assert script.events[-1] == ("train", "tanh", (8,), n_more, None)
+    assert script.events[0] == ("train", "tanh", (8,), n_probes, PROBE)
+    assert script.events[-1] == ("train", "tanh", (8,), n_students, Round())
 
 
 def test_no_shape_is_probed_twice_none_too_deep_or_too_large():
@@ -319,17 +341,78 @@ def test_the_report_of_the_trial_behind_the_network_has_the_verdict():
     assert with_verdict(judged, "g", (4, 4), certified=False) == reports
 
 
-def test_given_widths_are_trained_to_the_end():
-    script = Script({(5,): 1e-30})
-    trial = script.search.run_given((5,))
-    assert script.events == [("train", "tanh", (5,), 20, None)]
+@pytest.mark.parametrize("widths", [(5,), (5, 5)])
+def test_given_widths_are_trained_briefly_and_to_the_end(widths):
+    script = Script({widths: 1e-5})
+    trial = script.search.run_given(widths)
+    assert script.rounds == [*((n_steps, 20) for n_steps in BRIEF), (None, 20)]
+    assert not script.probed
+    assert len(trial.ensemble.students) == trial.report()["n_students"] == 20 * (len(BRIEF) + 1)
     assert trial.report()["width"] == 5
 
 
-@pytest.mark.parametrize(("loss", "n_students"), [(1e-5, 40), (1e-2, 20), (1e-23, 20), (1e-21, 40)])
-def test_deep_students_are_trained_again_where_few_converged(loss, n_students):
-    script = Script({(5, 5): loss})
-    assert len(script.search.run_given((5, 5)).ensemble.students) == n_students
+def test_rounds_end_where_most_students_converged():
+    script = Script({(5,): 1e-5}, succeeds=True)
+    script.search.run_given((5,))
+    assert script.rounds == [(BRIEF[0], 20)]
+
+
+def test_each_round_starts_from_what_the_students_before_share(monkeypatch):
+    shared = [np.ones((2, 2)), np.ones((1, 3))]
+    monkeypatch.setattr(Ensemble, "cluster", lambda *arguments: ClusteredLayers(collapsed=shared))
+    script = Script({(5, 5, 5): 1e-5})
+    script.search.run_given((5, 5, 5))
+    first, *others = [event[4].shared for event in script.events if event[0] == "train"]
+    assert first == ()
+    for given in others:
+        assert given[0] is shared[0]
+
+
+def test_students_grow_from_the_corner_that_pruning_ended_in():
+    """As long as that lowers the loss by a factor of ten."""
+    script = Script({(5,): 1e-5})
+    finisher = script.search.finishers["tanh"]
+    train = script.search.train
+
+    def train_and_finish(*arguments):
+        ensemble = train(*arguments)
+        finisher.error = 1e-4 if len(script.rounds) == 1 else 1e-5
+        ensemble.attempt = finisher._candidate(make_network((3,)), passed=False)
+        return ensemble
+
+    script.search.train = train_and_finish
+    script.search.run_given((5,))
+    starts = [e[4].start.widths if e[4].start else None for e in script.events if e[0] == "train"]
+    assert starts == [None, (3,), (3,), *([None] * len(BRIEF))]
+
+
+@pytest.mark.parametrize(
+    ("error", "widths", "fits_exactly"),
+    [(1e-2, (3,), False), (1e-4, (9,), False), (1e-4, (3,), True)],
+)
+def test_what_is_no_corner(error, widths, fits_exactly):
+    """Students do better, the network is wider than they are, or it is exact."""
+    finisher = FakeFinisher()
+    finisher.error = error
+    candidate = finisher._candidate(make_network(widths), False, fits_exactly)
+    ensemble = Ensemble(make_students((8,), [1e-5, 1e-3]), TOL, attempt=candidate)
+    assert ensemble.corner() == (None, np.inf)
+
+
+@pytest.mark.parametrize("reason", ["large", "adam", "not pruned", "few steps"])
+def test_there_are_no_brief_rounds_where_they_cost_or_tell_too_little(reason):
+    script = Script({(5,): 1e-5})
+    finisher = script.search.finishers["tanh"]
+    if reason == "large":
+        script.search.n_parameters = lambda widths: 10_000
+    elif reason == "few steps":
+        script.search.max_iter = BRIEF[0]
+    elif reason == "adam":
+        finisher.polisher.solver = "adam"
+    else:
+        finisher.prune = False
+    script.search.run_given((5,))
+    assert script.rounds == [(None, 20)]
 
 
 @pytest.mark.parametrize("certified", [[(5,)], []])
@@ -339,8 +422,7 @@ def test_activations_of_given_widths_race(certified):
     trial = script.search.run_given((5,))
     assert trial.activation == "tanh"
     assert {widths for _, widths in script.probed} == {(5,)}
-    trained_on = [event for event in script.events if event[0] == "train" and event[4] is None]
-    assert trained_on == ([] if certified else [("train", "tanh", (5,), 15, None)])
+    assert script.trained_to_the_end == ([] if certified else [("tanh", (5,), 20)])
     assert len(script.finished) == (1 if certified else 3)
 
 
@@ -348,7 +430,7 @@ def test_activations_of_given_widths_race(certified):
 def test_targets_without_a_network_get_a_few_brief_students(n_students, n_brief):
     script = Script({}, ("relu", "tanh"), n_students=n_students)
     trial = script.search.run_briefly((5,))
-    assert script.events == [("train", "relu", (5,), n_brief, PROBE_STEPS)]
+    assert script.events == [("train", "relu", (5,), n_brief, PROBE)]
     assert script.search.trials == [trial]
     trial.ensemble.complete(trial.finisher)
     assert len(script.events) == 1  # nothing is pruned
@@ -364,23 +446,23 @@ def test_paired_neurons_are_trained_where_an_exact_network_is_refused():
     """Twelve ReLU neurons may be six leaky ones, which the probes did not show."""
     script = Script(PAIR_LOSSES, PAIR, refused={("relu", (8,)): (12,)})
     script.search.run()
-    assert script.events[:5] == [
-        ("train", "tanh", (8,), N_PROBES, PROBE_STEPS),
-        ("train", "relu", (8,), N_PROBES, PROBE_STEPS),
-        ("train", "leaky_relu", (8,), N_PROBES, PROBE_STEPS),
+    assert script.events[:4] == [
+        ("train", "tanh", (8,), N_PROBES, PROBE),
+        ("train", "relu", (8,), N_PROBES, PROBE),
+        ("train", "leaky_relu", (8,), N_PROBES, PROBE),
         ("finish", "relu", (8,)),
-        ("train", "leaky_relu", (8,), 15, None),
     ]
-    assert script.trained_to_the_end.count(("leaky_relu", (8,), 15)) == 1
+    assert script.events[4][:3] == ("train", "leaky_relu", (8,))
+    assert script.trained_to_the_end.count(("leaky_relu", (8,), 20)) == 1
 
 
 def test_the_certificate_of_paired_neurons_ends_the_search():
     script = Script(PAIR_LOSSES, PAIR, refused={("relu", (8,)): (12,)})
     train = script.search.train
 
-    def train_and_certify(finisher, widths, *numbers):
-        ensemble = train(finisher, widths, *numbers)
-        if finisher.name == "leaky_relu" and len(numbers) == 1:
+    def train_and_certify(finisher, widths, n_students, round):
+        ensemble = train(finisher, widths, n_students, round)
+        if finisher.name == "leaky_relu" and round.asks_finisher:
             ensemble.certified[0] = finisher._candidate(make_network((6,)), passed=True)
         return ensemble
 
@@ -415,7 +497,7 @@ def test_the_smallest_exact_network_is_the_most_parsimonious():
     sizes = {t.activation: t.exact_size for t in script.search.trials}
     small, large = (make_network(widths).n_parameters for widths in ((5,), (7,)))
     assert sizes == {"g": None, "relu": large, "tanh": small}
-    assert script.trained_to_the_end == [("tanh", (8,), 15)]
+    assert script.trained_to_the_end == [("tanh", (8,), 20)]
 
 
 # What becomes of students once training is over
@@ -528,9 +610,9 @@ def test_nothing_is_pruned_where_it_is_not_wanted():
 def test_joined_students_keep_their_certificates():
     finisher = FakeFinisher(certified=[(8,)])
     first = Ensemble(make_students((8,), [1.0, 1e-5]), TOL)
-    first.finish_first(finisher)
+    first.seek(finisher)
     second = Ensemble(make_students((8,), [1e-6, 1.0]), TOL)
-    second.finish_first(finisher)
+    second.seek(finisher)
     both = first.joined(second)
     assert list(both.certified) == [1, 2]
     assert both.students.losses.tolist() == [1.0, 1e-5, 1e-6, 1.0]
@@ -539,7 +621,7 @@ def test_joined_students_keep_their_certificates():
 def test_joined_students_keep_the_networks_that_were_refused():
     ensembles = [Ensemble(make_students((8,), losses), TOL) for losses in ([1, 1e-5], [1e-6, 1])]
     for ensemble, widths in zip(ensembles, [(3,), (4,)], strict=True):
-        ensemble.finish_first(FakeFinisher(refused={("tanh", (8,)): widths}))
+        ensemble.seek(FakeFinisher(refused={("tanh", (8,)): widths}))
     both = ensembles[0].joined(ensembles[1])
     widths = {student: c.network.widths for student, c in both.finished.items()}
     assert widths == {1: (3,), 2: (4,)}
