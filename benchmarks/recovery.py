@@ -155,7 +155,7 @@ def recover(problem, activation, options):
             first_question_epoch=np.inf,
             large_first_question_epoch=np.inf,
         )
-        search = replace(model._settings.search, brief_steps=())
+        search = replace(model._settings.search, brief_steps=options["max_iter"])
         model._settings = replace(model._settings, training=training, search=search)
     start = time.perf_counter()
     with warnings.catch_warnings():

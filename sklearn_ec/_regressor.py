@@ -67,9 +67,9 @@ class ExpandClusterRegressor(
         "g", the paper's ``sigmoid(4x) + softplus(x)``. ``"auto"`` decides between them, see Notes;
         "logistic" counts as "tanh" then, since networks of either compute the same functions.
     n_students : int, default=20
-        Largest number of students. They are trained in groups of 10, until one of them, pruned, is
-        certified or most of a group have converged; searches probe with fewer, and deep networks
-        may take as many again. See :ref:`training`.
+        Largest number of students of a round. They are trained in groups of 10, until a group gives
+        the network or most of it have converged; searches probe with fewer. Without a certificate
+        there are up to four rounds, and more where pruning ends in a corner. See :ref:`training`.
     gamma : float, default=0.5
         Least fraction of the voting students that must share a cluster, in (0, 1]. Students whose
         loss reached ``tol`` vote; if these are fewer than 3, the better half of the trained ones.
@@ -91,9 +91,8 @@ class ExpandClusterRegressor(
         Mean squared error, relative to the variance of y, at which a student has converged; that of
         the rounding of y where this is larger, see ``precision``.
     prune : bool, default=True
-        Whether to remove superfluous neurons, one group after the other, and to prune single
-        students where the clusters alone do not give the network. Without it the clusters decide
-        alone.
+        Whether to remove superfluous neurons, one set after the other, and to prune single students
+        where the clusters do not give the network. Without it the clusters decide alone.
     precision : {"auto", "float64", "float32", "float16"} or float, default="auto"
         How precisely y is known. A float is the step between neighboring values in the units of y:
         0.001 for three decimals. ``"auto"`` finds out from the type of y and from its values. Say
@@ -147,11 +146,16 @@ class ExpandClusterRegressor(
         of the last one) and ``status``: "kept", "small" (fewer than ``gamma`` of the voting
         students), "unaligned" (median angle above ``beta``) or "unstable" (local cut, persistence
         below 3).
+    origin_ : {"clusters", "student"}
+        What the network was made of: the clusters of all layers (those of the default thresholds
+        where the given ones keep too few), or a single student, by pruning.
     student_losses_ : ndarray of shape (n_trained_students,)
-        Relative mean squared error of every student that was trained; nan where training failed.
+        Relative mean squared error of every student that was trained, on all training rows; nan
+        where training failed.
     student_loss_curves_ : ndarray of shape (n_trained_students, n_epochs + 1)
         Relative mean squared error of every student after the warm-up and after each epoch of 10
-        Levenberg steps or 100 minibatches of Adam; nan where it was not trained any more.
+        Levenberg steps or 100 minibatches of Adam, on the rows of its training; nan where it was
+        not trained any more.
     n_reused_students_ : int
         How many of them were not trained by this fit, but come from ``memory`` or, with
         ``warm_start``, from the fit before.

@@ -11,7 +11,7 @@ import torch
 from sklearn.exceptions import EfficiencyWarning
 from torch import Tensor
 
-from sklearn_ec._core.records import Network, Students
+from sklearn_ec._core.records import Network, Samples, Students
 from sklearn_ec._solvers.derivatives import Layers
 from sklearn_ec._solvers.jacobian import stacked
 from sklearn_ec._solvers.levenberg import networks_at_a_time
@@ -34,10 +34,10 @@ from .warm_up import WarmUpTrainer
 
 
 class StudentTrainer:
-    """Trains students on the rows, and with the solver, of a polisher."""
+    """Trains students with the solver of a polisher, and on its rows; Levenberg on some of them."""
 
-    def __init__(self, polisher: Polisher):
-        self.polisher = polisher
+    def __init__(self, polisher: Polisher, rows: Samples | None = None):
+        self.polisher = polisher if rows is None else polisher.with_samples(rows)
         self.settings = polisher.settings.training
         self.warm_up = WarmUpTrainer(polisher)
 
@@ -146,7 +146,7 @@ class StudentTrainer:
 
         def ask(net: LevenbergNet) -> bool:
             assert is_recovered is not None
-            return is_recovered(snapshot(net).running_students, state.batch)
+            return is_recovered(snapshot(net).running_students, np.sort(state.batch))
 
         monitor = TrainingMonitor(
             polisher.held_out_task, tol, self.settings, ask if is_recovered else None

@@ -75,18 +75,19 @@ class TrainingState:
 
     @property
     def running_students(self) -> Students:
-        """The students in training as they are."""
-        state = self.running
+        """The students in training as they are, in order."""
+        state, order = self.running, np.argsort(self.batch)
         assert state is not None
         *layers, losses, _, _ = state.solver
+        losses = losses[order]
         return Students(
-            layers=tuple(layers),
+            layers=tuple(layer[order] for layer in layers),
             losses=np.where(np.isfinite(losses), losses, np.nan),
             trained=np.ones(len(losses), dtype=bool),
             n_iter=self.n_iter,
             best=state.best,
             best_held_out_loss=float(state.held_out_losses.min()),
-            loss_curves=np.stack(state.loss_curves, axis=1),
+            loss_curves=np.stack(state.loss_curves, axis=1)[order],
         )
 
     def finish_batch(self, n_iter: int) -> None:

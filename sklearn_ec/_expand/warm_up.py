@@ -48,11 +48,23 @@ class WarmUpTrainer:
         self, seeds: np.ndarray, widths: tuple[int, ...], shared: Sequence[np.ndarray] = ()
     ) -> tuple[StackedStudents, bool]:
         """Initial students after a short training, and whether that was completed."""
-        module, steps = self.initial_students(seeds, widths, shared), self.settings.warm_up
-        if not self._are_large(module.weights):
-            return self._train_briefly(module, steps.steps, int(seeds[0]))
-        module, completed = self._train_briefly(module, steps.large_steps, int(seeds[0]))
-        return self._stack_networks(self._settled_networks(module)), completed
+        module = self.initial_students(seeds, widths, shared)
+        n_steps, is_large = self._n_steps(module.weights), self._are_large(module.weights)
+        module, completed = self._train_briefly(module, n_steps, int(seeds[0]))
+        if is_large:
+            module = self._stack_networks(self._settled_networks(module))
+        return module, completed
+
+    def _n_steps(self, layers: Layers) -> int:
+        """Steps of the warm-up; for deep students they grow with the cost of a Levenberg step."""
+        steps = self.settings.warm_up
+        if self._are_large(layers):
+            return steps.large_steps
+        if len(layers) == 2:
+            return steps.steps
+        n_parameters = sum(layer[0].numel() for layer in layers)
+        share = max(1.0, n_parameters / steps.deep_parameters) ** 3
+        return min(int(share * steps.steps), max(steps.large_steps, steps.steps))
 
     def can_pool(self, layers: Layers) -> bool:
         """Whether neurons of several students are to be pooled: large ones of one hidden layer.

@@ -1,1 +1,1 @@
-"""From an over-wide network to the certified one: prune, merge, regrow, resolve signs."""
+"""From an over-wide network to the certified one: prune, merge, resolve signs."""

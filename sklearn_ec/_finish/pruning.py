@@ -79,18 +79,19 @@ class NoiseCap:
     def __init__(self, network: Network, loss: float, n_equations: int, settings: Noise):
         self.n_steps = settings.polish_steps
         self.progress = settings.progress
+        self.floor = settings.floor
         self.n_equations = n_equations
         self.lowest = self._criterion(network, loss)
 
     def allowed(self, network: Network) -> float:
         price = network.n_parameters * math.log(self.n_equations)
-        return math.exp((self.lowest - price) / self.n_equations)
+        return max(math.exp((self.lowest - price) / self.n_equations), self.floor)
 
     def update(self, network: Network, loss: float) -> None:
         self.lowest = min(self.lowest, self._criterion(network, loss))
 
     def _criterion(self, network: Network, loss: float) -> float:
-        fit = self.n_equations * math.log(max(loss, TINY))
+        fit = self.n_equations * math.log(max(loss, self.floor))
         return fit + network.n_parameters * math.log(self.n_equations)
 
 

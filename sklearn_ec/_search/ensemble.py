@@ -209,9 +209,13 @@ class Ensemble:
         return finish(finisher.solve_readout(collapsed))
 
     def _finish_best(self, finisher: Finisher) -> None:
-        """Finish the best students, up to the first certified one."""
+        """Finish the clusters' network, then the best students, up to the first certified one."""
         settings = finisher.settings.finish
         best = self.students.by_loss()[: settings.max_finished]
+        if not self.denoised and (self.students.losses[best] < settings.worthwhile_loss).any():
+            self.seek_in_clusters(finisher)
+            if self.is_conclusive:
+                return
         for student in best[self.students.losses[best] < settings.worthwhile_loss]:
             if int(student) not in self.finished:
                 self._finish(int(student), finisher)
@@ -322,8 +326,7 @@ def train_group(
         return is_found
 
     rows = _share_of_rows(polisher.samples, recipe, seeds)
-    is_share = len(rows.X) < len(polisher.samples.X)
-    students = StudentTrainer(polisher.with_samples(rows) if is_share else polisher).train(
+    students = StudentTrainer(polisher, rows).train(
         seeds,
         recipe.widths,
         max_iter=recipe.max_iter,
@@ -334,7 +337,7 @@ def train_group(
         checkpoint=checkpoint,
         on_epoch=on_epoch,
     )
-    if is_share:
+    if rows is not None:
         students = replace(students, losses=polisher.losses(students.layers))
     return Ensemble(students, recipe.tol, **found)
 
@@ -345,14 +348,14 @@ def best_of(*candidates: Candidate | None) -> Candidate | None:
     return min(present, key=lambda candidate: candidate.certificate.error, default=None)
 
 
-def _share_of_rows(samples: Samples, recipe: Recipe, seeds: np.ndarray) -> Samples:
-    """The rows that a group is trained on: enough for its students, chosen by its seeds."""
+def _share_of_rows(samples: Samples, recipe: Recipe, seeds: np.ndarray) -> Samples | None:
+    """The rows of a group's Levenberg steps, drawn with its seeds; None for all."""
     if recipe.round.equations is None:
-        return samples
+        return None
     (n_rows, n_inputs), n_outputs = samples.X.shape, samples.y.shape[1]
     shapes = layer_shapes(n_inputs, recipe.widths, n_outputs, False)
     n_needed = math.ceil(recipe.round.equations * sum(map(math.prod, shapes)) / n_outputs)
     if n_needed >= n_rows:
-        return samples
+        return None
     rows = np.random.default_rng(seeds).choice(n_rows, n_needed, replace=False)
     return samples.take(np.sort(rows))

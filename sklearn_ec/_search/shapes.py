@@ -167,21 +167,23 @@ class Search:
 
     @property
     def _growth(self) -> Round:
-        return Round(self.settings.search.growth_steps, self.settings.search.brief_equations)
+        return Round(self.settings.search.brief_steps, self.settings.search.brief_equations[0])
 
     def _rounds(self, activation: str, widths: Shape) -> list[Round]:
         """The rounds of training: brief ones on a share of the rows, the last one to the end."""
-        settings, brief = self.settings.search, []
-        if self._can_be_brief(activation, widths):
-            brief = [n_steps for n_steps in settings.brief_steps if n_steps < self.max_iter]
-        return [*(Round(n_steps, settings.brief_equations) for n_steps in brief), Round()]
+        if not self._can_be_brief(activation, widths):
+            return [Round()]
+        settings = self.settings.search
+        return [*(Round(settings.brief_steps, e) for e in settings.brief_equations), Round()]
 
     def _can_be_brief(self, activation: str, widths: Shape) -> bool:
         """Whether a few steps of students tell something, and do not take long."""
-        finisher, n_equations = self.finishers[activation], self.settings.search.brief_equations
-        flops = 2.0 * n_equations * self.n_parameters(widths) ** 3  # of a step
+        finisher, settings = self.finishers[activation], self.settings.search
+        # of a step of the first round
+        flops = 2.0 * settings.brief_equations[0] * self.n_parameters(widths) ** 3
         is_large = flops > self.settings.training.dense_flops
-        return finisher.prune and finisher.polisher.solver != "adam" and not is_large
+        is_adam = finisher.polisher.solver == "adam"
+        return finisher.prune and self.max_iter > settings.brief_steps and not (is_adam or is_large)
 
     def _new_trial(self, activation: str, widths: Shape, n_students: int, round: Round) -> Trial:
         start, finisher = time.perf_counter(), self.finishers[activation]

@@ -21,7 +21,7 @@ from sklearn_ec._search.shapes import Search, Trial, with_verdict
 TOL = 1e-20
 N_PROBES, PROBE_STEPS = DEFAULTS.search.n_probes, DEFAULTS.search.probe_steps
 PROBE = Round(PROBE_STEPS, asks_finisher=False)
-BRIEF = DEFAULTS.search.brief_steps
+BRIEF = [DEFAULTS.search.brief_steps] * len(DEFAULTS.search.brief_equations)
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,91 @@
+"""Groups of students: what ends their training, and what their network is made of."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from builders import plain, planted, planted_deep, settings_with
+from sklearn_ec._cluster.layerwise import Thresholds
+from sklearn_ec._core.forward import network_outputs
+from sklearn_ec._finish.finisher import Candidate, Finisher
+from sklearn_ec._search.ensemble import Recipe, Round, train_group
+
+SEEDS = np.arange(6)
+
+
+def recipe(widths=(9,), **options):
+    return Recipe(widths, "auto", 30, 1e-20, Round(30, **options))
+
+
+@pytest.fixture(scope="module")
+def finisher():
+    _, polisher, held_out = planted("tanh")
+    return Finisher(polisher, held_out, plain(held_out), prune=True)
+
+
+@pytest.fixture(scope="module")
+def group(finisher):
+    return train_group(finisher, recipe(), SEEDS)
+
+
+def test_clusters_make_the_network_before_any_student_is_pruned(finisher, group):
+    assert group.students.succeeded
+    assert not group.certified
+    assert not group.finished
+    assert group.recovered is group.clustered.candidate
+    assert group.recovered.network.widths == (3,)
+    assert group.recovered.certificate.passed
+    assert group.origin_of(group.recovered) == "clusters"
+
+
+def test_the_best_student_is_pruned_where_clusters_fail(finisher, monkeypatch):
+    monkeypatch.setattr("sklearn_ec._search.ensemble.Ensemble.network_of", lambda *a: None)
+    group = train_group(finisher, recipe(), SEEDS)
+    assert group.clustered is None
+    assert list(group.certified) == [group.students.by_loss()[0]]
+    assert group.origin_of(group.recovered) == "student"
+
+
+def test_few_students_have_no_clusters(finisher):
+    group = train_group(finisher, replace(recipe(), tol=0.0), SEEDS[:2])
+    assert group.clustered is None
+    assert len(group.certified) == 1
+
+
+def test_the_network_of_the_same_clusters_is_not_finished_twice(finisher, group, monkeypatch):
+    layers = group.cluster(finisher)
+    assert group.network_of(layers, finisher) is group.clustered.candidate
+    small = group.cluster(finisher, Thresholds(beta=0.0))
+    assert not small.collapsed
+    assert group.network_of(small, finisher) is None
+
+
+def test_losses_are_those_on_all_rows(finisher):
+    share = train_group(finisher, recipe(equations=2.0, asks_finisher=False), SEEDS)
+    samples, activation = finisher.polisher.samples, finisher.polisher.activation
+    for student in range(len(SEEDS)):
+        error = network_outputs(share.students.network(student), samples.X, activation)
+        loss = np.mean((error - samples.y) ** 2)
+        assert_allclose(share.students.losses[student], loss, rtol=1e-3)
+    assert share.students.losses.max() > 2 * share.students.loss_curves[:, -1].max()
+
+
+def test_enough_equations_are_all_rows(finisher):
+    shares = [
+        train_group(finisher, recipe(equations=e, asks_finisher=False), SEEDS[:2]).students
+        for e in (None, 1e6)
+    ]
+    assert_array_equal(shares[0].losses, shares[1].losses)
+
+
+def test_what_pruning_left_in_a_corner_is_kept(finisher, group, monkeypatch):
+    refused = replace(
+        group.recovered.certificate, error=1e-4, function_certified=False, is_conclusive=False
+    )
+    monkeypatch.setattr(finisher, "finish", lambda network: Candidate(network, refused))
+    corner = train_group(finisher, replace(recipe(), tol=0.0), SEEDS[:2])
+    assert corner.recovered is None
+    assert corner.attempt.certificate is refused
+    assert corner.joined(group).best_candidate is group.recovered
