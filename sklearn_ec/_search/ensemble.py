@@ -36,6 +36,11 @@ class Clustered:
     collapsed: list[np.ndarray]  # one incoming vector per cluster, for each hidden layer
     candidate: Candidate
 
+    def rank(self) -> tuple[bool, float]:
+        """Lower is better: those that others cannot improve first, then by their error."""
+        certificate = self.candidate.certificate
+        return not certificate.is_conclusive, certificate.error
+
 
 @dataclass
 class Ensemble:
@@ -108,7 +113,9 @@ class Ensemble:
         return Ensemble(
             self.students.joined(others.students),
             self.tol,
-            clustered=self.clustered or others.clustered,
+            clustered=min(
+                filter(None, (self.clustered, others.clustered)), key=Clustered.rank, default=None
+            ),
             attempt=best_of(self.attempt, others.attempt),
             certified=self.certified | {n_before + s: c for s, c in others.certified.items()},
             finished=self.finished | {n_before + s: c for s, c in others.finished.items()},
@@ -203,10 +210,11 @@ class Ensemble:
         collapsed, clustered = layers.collapsed, self.clustered
         if len(collapsed) < len(self.students.layers) - 1:
             return None
+        if self.denoised:
+            return finisher.denoise(finisher.solve_readout(collapsed))
         if clustered and all(map(np.array_equal, collapsed, clustered.collapsed)):
             return clustered.candidate
-        finish = finisher.denoise if self.denoised else finisher.finish
-        return finish(finisher.solve_readout(collapsed))
+        return finisher.finish(finisher.solve_readout(collapsed))
 
     def _finish_best(self, finisher: Finisher) -> None:
         """Finish the clusters' network, then the best students, up to the first certified one."""

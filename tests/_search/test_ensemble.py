@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from builders import plain, planted, planted_deep, settings_with
+from builders import plain, planted
 from sklearn_ec._cluster.layerwise import Thresholds
 from sklearn_ec._core.forward import network_outputs
 from sklearn_ec._finish.finisher import Candidate, Finisher
-from sklearn_ec._search.ensemble import Recipe, Round, train_group
+from sklearn_ec._search.ensemble import Clustered, Recipe, Round, train_group
 
 SEEDS = np.arange(6)
 
@@ -89,3 +89,15 @@ def test_what_pruning_left_in_a_corner_is_kept(finisher, group, monkeypatch):
     assert corner.recovered is None
     assert corner.attempt.certificate is refused
     assert corner.joined(group).best_candidate is group.recovered
+
+
+def test_joined_students_keep_the_certified_network_of_clusters(group):
+    certificate = replace(
+        group.recovered.certificate, function_certified=False, is_conclusive=False
+    )
+    refused = replace(
+        group, clustered=Clustered([], Candidate(group.recovered.network, certificate))
+    )
+    for both in (group.joined(refused), refused.joined(group)):
+        assert both.recovered is group.recovered
+    assert refused.joined(refused).recovered is None
