@@ -31,6 +31,7 @@ INVARIANT_ATTRIBUTES = (
     "n_iter_",
     "n_outputs_",
     "n_reused_students_",
+    "origin_",
     "recovered_",
     "search_report_",
     "student_loss_curves_",

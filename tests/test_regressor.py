@@ -203,7 +203,9 @@ def test_an_early_network_is_compared_with_students_as_they_are(tanh_problem, mo
     with_settings(model, training={"first_question_epoch": 1}).fit(X, y)
     assert model.recovered_
     assert model.n_iter_ == DEFAULTS.training.steps_per_epoch
-    assert len(pruned) == 1
+    clustered, student = pruned  # the clusters fail so early
+    assert clustered.widths != student.widths == (16,)
+    assert model.origin_ == "student"
     assert model.layer_sizes_ == (4,)
     assert model.width_agreement_ == (1, 1)
     record = model.dendrogram_[0]
@@ -534,7 +536,7 @@ def test_depth_and_widths_are_found():
     assert model.layer_sizes_ == (3, 2)
     assert max_cosine_distance(problem.teacher, model, "tanh") <= EXACT
     agreeing, n_pruned = model.width_agreement_
-    assert 1 <= agreeing <= n_pruned
+    assert agreeing == n_pruned == (model.origin_ == "student")
     tried = [(entry["depth"], entry["width"]) for entry in model.search_report_]
     assert tried == [(1, 8), (2, 4)]
     assert [entry["certified"] for entry in model.search_report_] == [False, True]
@@ -738,7 +740,8 @@ def test_a_single_student_is_pruned_on_noisy_data():
     _, X, y, noise = noisy_problem("tanh")
     model, _ = fit_noisy(X, y, n_students=1)
     assert model.layer_sizes_ == (2,)
-    assert model.width_agreement_ == (1, 1)
+    n_agreeing, n_pruned = model.width_agreement_
+    assert n_agreeing == n_pruned == len(model.student_losses_)
     assert_allclose(model.noise_level_, noise, rtol=0.1)
 
 
@@ -759,7 +762,8 @@ def test_ordinary_data_give_a_regressor_as_good_as_an_mlp():
     best = max(mlp.fit(X[:300], y[:300]).score(X[300:], y[300:]) for mlp in mlps)
     assert model.score(X[300:], y[300:]) > best - 0.02
     assert len(model.search_report_) <= 4
-    assert max(entry["n_students"] for entry in model.search_report_) <= 10
+    # Probes, three brief rounds and one to the end.
+    assert max(entry["n_students"] for entry in model.search_report_) <= 25
 
 
 @pytest.fixture(scope="module")

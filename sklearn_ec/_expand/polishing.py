@@ -79,7 +79,7 @@ class Polisher:
         return Polisher(samples, *self._arguments[1:])
 
     def identity(self) -> dict[str, Any]:
-        """What results depend on; the device matters up to rounding only."""
+        """What results depend on; device and memory matter up to rounding only."""
         train, held_out, activation, _, has_skip, _, solver, _, settings = self._arguments
         return {
             "train": train,
@@ -87,7 +87,6 @@ class Polisher:
             "activation": activation,
             "has_skip": has_skip,
             "solver": solver,
-            "solver_bytes": self.solver_bytes,
             "settings": replace(settings, reporting=Reporting()),
         }
 

@@ -363,7 +363,7 @@ def test_every_long_computation_looks_at_the_watch(problem, call):
     watch = Watch(deadline=0.0)
     polisher = Polisher(fitted._problem.train, held_out, "tanh", "cpu", has_skip=False, watch=watch)
     finisher = Finisher(polisher, held_out, coordinates, prune=True)
-    (certified,) = fitted._trained.ensemble.certified.values()
+    certified = fitted._trained.ensemble.recovered
     computations = {
         "polish": lambda: polisher.polish(network, 10),
         "prune": lambda: finisher.finish(network),
