@@ -274,15 +274,19 @@ class Fit:
         """The clusters and the network: theirs where it is certified, else the best there is."""
         estimator = self.estimator
         thresholds = Thresholds(estimator.gamma, estimator.beta, estimator.cut)
+        recovered = ensemble.recovered
+        if recovered and ensemble.certified:  # a pruned student, which needs no clusters
+            layers = ensemble.cluster(finisher, thresholds, recovered.network)
+            return layers, recovered, ensemble.origin_of(recovered)
         layers = ensemble.cluster(finisher, thresholds)
         clustered = None
         if not (interrupted_by or ensemble.conclusive_networks):
             clustered = ensemble.network_of(layers, finisher)
         if clustered and clustered.certificate.function_certified:
             return layers, clustered, "clusters"
-        if ensemble.recovered:
-            layers = ensemble.cluster(finisher, thresholds, ensemble.recovered.network)
-            return layers, ensemble.recovered, ensemble.origin_of(ensemble.recovered)
+        if recovered:
+            layers = ensemble.cluster(finisher, thresholds, recovered.network)
+            return layers, recovered, ensemble.origin_of(recovered)
         candidates = [*ensemble.candidates, finisher.judge_as_is(ensemble.students.best)]
         candidates += [clustered] if clustered else []
         best = finisher.most_parsimonious(candidates)

@@ -12,11 +12,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin, _fit_context, clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import (
-    HasMethods,
-    Interval,
-    StrOptions,
-)
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from ._certify.uncertainty import noise_level
@@ -67,9 +63,8 @@ class ExpandClusterRegressor(
         "g", the paper's ``sigmoid(4x) + softplus(x)``. ``"auto"`` decides between them, see Notes;
         "logistic" counts as "tanh" then, since networks of either compute the same functions.
     n_students : int, default=20
-        Largest number of students of a round. They are trained in groups of 10, until a group gives
-        the network or most of it have converged; searches probe with fewer. Without a certificate
-        there are up to four rounds, and more where pruning ends in a corner. See :ref:`training`.
+        Largest number of students of a round, trained in groups of 10 until a group gives the
+        network or most of it have converged; searches probe with fewer. See :ref:`training`.
     gamma : float, default=0.5
         Least fraction of the voting students that must share a cluster, in (0, 1]. Students whose
         loss reached ``tol`` vote; if these are fewer than 3, the better half of the trained ones.
@@ -91,8 +86,8 @@ class ExpandClusterRegressor(
         Mean squared error, relative to the variance of y, at which a student has converged; that of
         the rounding of y where this is larger, see ``precision``.
     prune : bool, default=True
-        Whether to remove superfluous neurons, one set after the other, and to prune single students
-        where the clusters do not give the network. Without it the clusters decide alone.
+        Whether to remove superfluous neurons, and to prune single students where the clusters do
+        not give the network. Without it the clusters decide alone.
     precision : {"auto", "float64", "float32", "float16"} or float, default="auto"
         How precisely y is known. A float is the step between neighboring values in the units of y:
         0.001 for three decimals. ``"auto"`` finds out from the type of y and from its values. Say
@@ -118,7 +113,7 @@ class ExpandClusterRegressor(
         Whether a further ``fit`` to the same data keeps the students that it has, so that with a
         larger ``n_students`` only new ones are trained. The seed of the first fit is kept, too.
     random_state : int, RandomState instance or None, default=None
-        Seeds initial weights, minibatches of the warm-up and the choice of held-out rows.
+        Seeds initial weights, minibatches of the warm-up and the choice of rows.
     verbose : int, default=0
         If positive, print a line per group of students, and one every few seconds in between.
 
@@ -147,15 +142,13 @@ class ExpandClusterRegressor(
         students), "unaligned" (median angle above ``beta``) or "unstable" (local cut, persistence
         below 3).
     origin_ : {"clusters", "student"}
-        What the network was made of: the clusters of all layers (those of the default thresholds
-        where the given ones keep too few), or a single student, by pruning.
+        What made the network: the clusters, of the default thresholds where the given ones fail,
+        or pruning of a single student.
     student_losses_ : ndarray of shape (n_trained_students,)
-        Relative mean squared error of every student that was trained, on all training rows; nan
-        where training failed.
+        Relative mean squared error of every student that was trained; nan where training failed.
     student_loss_curves_ : ndarray of shape (n_trained_students, n_epochs + 1)
-        Relative mean squared error of every student after the warm-up and after each epoch of 10
-        Levenberg steps or 100 minibatches of Adam, on the rows of its training; nan where it was
-        not trained any more.
+        The same after the warm-up and after each epoch of 10 Levenberg steps or 100 minibatches of
+        Adam, on the rows that these took; nan where a student was not trained any more.
     n_reused_students_ : int
         How many of them were not trained by this fit, but come from ``memory`` or, with
         ``warm_start``, from the fit before.

@@ -96,7 +96,7 @@ class WarmUp:
     large_steps: int = 16_000  # of students for which dense Levenberg steps cost too much
     # Deep students of more parameters take more steps, with the third power, as Levenberg steps
     # cost. Of ReLU students 10-20-20-1, the best of ten came to 2e-2 with 1,000 steps and to 2e-6
-    # with 16,000, in 14 s, and held all neurons of a network 10-10-10-1.
+    # with 16,000, in 14 s; the clusters held the first layer of the network, 10-10-10-1.
     deep_parameters: int = 400
 
 

@@ -232,9 +232,7 @@ class Polisher:
     @property
     def working_bytes(self) -> float:
         """Memory that a step of Levenberg may take."""
-        if self.working_memory is not None:
-            return self.solver_bytes
-        if torch.device(self.device).type == "cuda":
+        if self.working_memory is None and torch.device(self.device).type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.device)
             cached = torch.cuda.memory_reserved(self.device)
             cached -= torch.cuda.memory_allocated(self.device)

@@ -74,7 +74,7 @@ class Ensemble:
     @property
     def best_candidate(self) -> Candidate | None:
         """The network of the lowest error."""
-        return min(self.candidates, key=lambda c: c.certificate.error, default=None)
+        return best_of(*self.candidates)
 
     def corner(self) -> tuple[Network | None, float]:
         """The best network that is narrower than the students and better than all, and its loss.
@@ -124,15 +124,13 @@ class Ensemble:
 
     def copy(self, n_reused: int) -> Ensemble:
         """The same students, for further networks to be added."""
-        return Ensemble(
-            self.students,
-            self.tol,
-            clustered=self.clustered,
-            attempt=self.attempt,
+        return replace(
+            self,
             certified=dict(self.certified),
             finished=dict(self.finished),
             denoised=dict(self.denoised),
             n_reused=n_reused,
+            is_complete=False,
         )
 
     def complete(self, finisher: Finisher) -> None:
@@ -166,7 +164,7 @@ class Ensemble:
     def seek(self, finisher: Finisher) -> bool:
         """Look for the network in the clusters, then in the best student; tell whether it is there.
 
-        Clusters come first: after 30 steps they hold 15 of 15 tanh, 13 of 15 ``g`` networks. Their
+        Clusters come first: after 30 steps they hold 13 of 15 ``g`` networks of one layer. Their
         network is finished in a fraction of the time that pruning takes, and fails at once.
         """
         ranked = self.students.by_loss()
@@ -303,51 +301,57 @@ def train_group(
     on_epoch: OnEpoch | None = None,
 ) -> Ensemble:
     """Train students until enough converged, or their clusters or the best one give the network."""
-    polisher, settings = finisher.polisher, finisher.settings.finish
+    polisher, widths, max_iter = finisher.polisher, recipe.widths, recipe.max_iter
     if recipe.solver == "adam":
         students = StudentTrainer(polisher).train_with_adam(
-            seeds,
-            recipe.widths,
-            max_iter=recipe.max_iter,
-            checkpoint=checkpoint,
-            on_epoch=on_epoch,
+            seeds, widths, max_iter=max_iter, checkpoint=checkpoint, on_epoch=on_epoch
         )
         return Ensemble(students, recipe.tol)
-    found: dict[str, Any] = {}
+    question = _Question(finisher, recipe)
+    rows = _share_of_rows(polisher.samples, recipe, seeds)
+    students = StudentTrainer(polisher, rows).train(
+        seeds,
+        widths,
+        max_iter=max_iter,
+        tol=recipe.tol,
+        shared=recipe.round.shared,
+        start=recipe.round.start,
+        is_recovered=question if finisher.prune and recipe.round.asks_finisher else None,
+        checkpoint=checkpoint,
+        on_epoch=on_epoch,
+    )
+    if rows is not None:
+        students = replace(students, losses=polisher.losses(students.layers))
+    return Ensemble(students, recipe.tol, **question.found)
 
-    def is_recovered(students: Students, indices: np.ndarray) -> bool:
-        # Large students take minutes, the few neurons of a pool do not.
-        network = students.network(0)
-        is_costly = polisher.is_matrix_free(network) and network.widths == recipe.widths
-        limit = settings.first_polish_loss if is_costly else settings.worthwhile_loss
-        group = Ensemble(students, recipe.tol)
-        if not (students.losses < limit).any():
+
+class _Question:
+    """Asks whether students in training give the network, and keeps what was made of them."""
+
+    def __init__(self, finisher: Finisher, recipe: Recipe):
+        self.finisher = finisher
+        self.recipe = recipe
+        self.found: dict[str, Any] = {}  # fields of the ensemble
+
+    def __call__(self, students: Students, indices: np.ndarray) -> bool:
+        if not (students.losses < self._worthwhile_loss(students.network(0))).any():
             return False
-        is_found = group.seek(finisher)
+        group, found = Ensemble(students, self.recipe.tol), self.found
+        is_found = group.seek(self.finisher)
         if is_found:
             for student, candidate in group.conclusive_networks.items():
                 kept = "certified" if student in group.certified else "finished"
                 found[kept] = {int(indices[student]): candidate}
             found["clustered"] = group.clustered
         found["attempt"] = best_of(found.get("attempt"), group.best_candidate)
-        polisher.watch.say("training")
+        self.finisher.polisher.watch.say("training")
         return is_found
 
-    rows = _share_of_rows(polisher.samples, recipe, seeds)
-    students = StudentTrainer(polisher, rows).train(
-        seeds,
-        recipe.widths,
-        max_iter=recipe.max_iter,
-        tol=recipe.tol,
-        shared=recipe.round.shared,
-        start=recipe.round.start,
-        is_recovered=is_recovered if finisher.prune and recipe.round.asks_finisher else None,
-        checkpoint=checkpoint,
-        on_epoch=on_epoch,
-    )
-    if rows is not None:
-        students = replace(students, losses=polisher.losses(students.layers))
-    return Ensemble(students, recipe.tol, **found)
+    def _worthwhile_loss(self, network: Network) -> float:
+        """Large students take minutes to finish, the few neurons of a pool do not."""
+        settings, is_large = self.finisher.settings.finish, self.finisher.polisher.is_matrix_free
+        is_costly = network.widths == self.recipe.widths and is_large(network)
+        return settings.first_polish_loss if is_costly else settings.worthwhile_loss
 
 
 def best_of(*candidates: Candidate | None) -> Candidate | None:
