@@ -275,7 +275,8 @@ class Fit:
         estimator = self.estimator
         thresholds = Thresholds(estimator.gamma, estimator.beta, estimator.cut)
         recovered = ensemble.recovered
-        if recovered and ensemble.certified:  # a pruned student, which needs no clusters
+        is_theirs = thresholds == Thresholds()  # those that made the network, if clusters did
+        if recovered and (is_theirs or ensemble.certified):
             layers = ensemble.cluster(finisher, thresholds, recovered.network)
             return layers, recovered, ensemble.origin_of(recovered)
         layers = ensemble.cluster(finisher, thresholds)

@@ -8,7 +8,7 @@ import numpy as np
 
 from sklearn_ec._core.activations import Activation
 from sklearn_ec._core.distances import unit_rows
-from sklearn_ec._core.forward import read_features, solve_layer
+from sklearn_ec._core.forward import read_features, solve_layer, solve_readout
 from sklearn_ec._core.records import Network, Samples
 from sklearn_ec._core.settings import DEFAULTS, Clustering
 
@@ -20,16 +20,16 @@ def incoming_vectors(
     lower: Sequence[np.ndarray],
     samples: Samples,
     activation: Activation,
+    has_skip: bool,
     settings: Clustering = DEFAULTS.cluster,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Incoming vectors of the voters' neurons in one layer, with student and neuron indices.
 
-    ``lower`` are the collapsed layers below. Above the first layer, every student's pre-activations
-    are regressed on the activations of the collapsed neurons, which gives all incoming vectors in
-    one basis; neurons that these do not explain are dropped. Vectors of homogeneous activations get
-    unit length: their length says nothing.
+    ``lower`` are the collapsed layers below, with skip terms or without. Above the first layer,
+    every student's pre-activations are regressed on the activations of the collapsed neurons, which
+    gives all incoming vectors in one basis; neurons that these do not explain are dropped. Vectors
+    of homogeneous activations get unit length: their length says nothing.
     """
-    has_skip = activation.has_linear_flip
     found = [
         (student, _in_common_basis(network, lower, samples, activation, has_skip, settings))
         for student, network in voters.items()
@@ -60,6 +60,29 @@ def _in_common_basis(
     spread = np.linalg.norm(z - z.mean(0), axis=0)
     kept = np.flatnonzero(unexplained <= settings.max_unexplained * spread)
     return vectors[kept], kept
+
+
+def on_collapsed(
+    network: Network,
+    lower: Sequence[np.ndarray],
+    samples: Samples,
+    activation: Activation,
+    has_skip: bool,
+) -> Network:
+    """A network without skip terms whose lowest layers are replaced by collapsed ones.
+
+    The layer above them is regressed on these, as in :func:`incoming_vectors`, with skip terms
+    where these have any; the readout is solved again.
+    """
+    n_lower = len(lower)
+    z = read_features(network.layers[:n_lower], samples.X, activation, False)
+    z = z @ network.layers[n_lower].T
+    features = read_features(lower, samples.X, activation, has_skip)
+    layers = [*lower, solve_layer(features, z, samples.sample_weight)]
+    for layer in network.layers[n_lower + 1 : -1]:
+        n_older = layers[-1].shape[1] - 1 if has_skip else 0
+        layers.append(np.insert(layer, [layer.shape[1] - 1] * n_older, 0.0, axis=1))
+    return solve_readout(layers, samples, activation, has_skip)
 
 
 def count_agreeing(

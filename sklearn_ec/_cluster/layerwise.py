@@ -44,6 +44,7 @@ class Voters:
     losses: np.ndarray  # of all students
     samples: Samples
     activation: Activation
+    has_skip: bool  # whether collapsed layers have skip terms, since signs are open
     device: str  # where distances are computed
 
 
@@ -60,7 +61,7 @@ def cluster_layers(
     of the certified network where there is one.
     """
     layers = ClusteredLayers()
-    if certified and voters.activation.has_linear_flip:
+    if certified and voters.has_skip:
         certified = with_skip(certified)
     for layer in range(n_layers):
         lower = list(certified.layers[:layer]) if certified else layers.collapsed
@@ -81,7 +82,7 @@ def _cluster_layer(
     """One incoming vector per kept cluster of the next layer, in the basis of those below."""
     activation = voters.activation
     vectors, owners, neurons = incoming_vectors(
-        voters.networks, lower, voters.samples, activation, settings
+        voters.networks, lower, voters.samples, activation, voters.has_skip, settings
     )
     if not len(vectors):  # nothing that the layers below explain
         return vectors

@@ -12,6 +12,7 @@ Students have the same layout with one more axis in front. scikit-learn's transp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -38,6 +39,15 @@ class Samples:
     def take(self, rows: np.ndarray) -> Samples:
         weight = self.sample_weight[rows]
         return replace(self, X=self.X[rows], y=self.y[rows], sample_weight=weight / weight.mean())
+
+    def thinned(self, n_equations: float, seed: int | np.ndarray) -> Samples:
+        """So many rows, drawn at random, as give this many equations; all where these are fewer."""
+        n_rows, n_outputs = self.y.shape
+        n_kept = math.ceil(n_equations / n_outputs)
+        if n_kept >= n_rows:
+            return self
+        rows = np.random.default_rng(seed).choice(n_rows, n_kept, replace=False)
+        return self.take(np.sort(rows))
 
     def joined(self, others: Samples) -> Samples:
         """These rows and further ones behind them."""

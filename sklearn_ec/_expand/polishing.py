@@ -76,6 +76,8 @@ class Polisher:
 
     def with_samples(self, samples: Samples) -> Polisher:
         """The same on other rows or targets."""
+        if samples is self.samples:
+            return self
         return Polisher(samples, *self._arguments[1:])
 
     def identity(self) -> dict[str, Any]:

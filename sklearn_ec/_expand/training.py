@@ -37,7 +37,7 @@ class StudentTrainer:
     """Trains students with the solver of a polisher, and on its rows; Levenberg on some of them."""
 
     def __init__(self, polisher: Polisher, rows: Samples | None = None):
-        self.polisher = polisher if rows is None else polisher.with_samples(rows)
+        self.polisher = polisher.with_samples(rows or polisher.samples)
         self.settings = polisher.settings.training
         self.warm_up = WarmUpTrainer(polisher)
 
@@ -61,7 +61,8 @@ class StudentTrainer:
         are large, Levenberg takes them in batches, best first, and stops after the first batch of
         which enough converged, or which ``is_recovered`` accepts. Of large ones with ReLU neurons,
         the first starts from the best neurons of all, see :mod:`sklearn_ec._expand.neuron_pool`,
-        and ``is_recovered`` sees those that matter before.
+        and ``is_recovered`` sees those that matter before. It sees deep students after a long
+        warm-up, too.
 
         A training that left a checkpoint goes on from there. One that is interrupted ends with the
         students as they are.
@@ -71,8 +72,11 @@ class StudentTrainer:
         if state is None:
             state = self.warmed_up(seeds, widths, shared, start)
         try:
-            if is_new and state.starts_from_pool and is_recovered is not None:
-                state.succeeded = self._pool_is_recovered(state, is_recovered)
+            if is_new and is_recovered is not None:
+                if state.starts_from_pool:
+                    state.succeeded = self._pool_is_recovered(state, is_recovered)
+                elif state.has_long_warm_up:
+                    state.succeeded = is_recovered(state.students(), np.arange(len(seeds)))
             while not state.ended:
                 self._train_batch(state, max_iter, tol, is_recovered, checkpoint, on_epoch)
         except KeyboardInterrupt:
@@ -109,6 +113,7 @@ class StudentTrainer:
             best=network_at(module.weights, best),
             best_held_out_loss=float(held_out[best]),
             starts_from_pool=starts_from_pool and completed,
+            has_long_warm_up=start is None and completed and self.warm_up.is_long(module.weights),
             interrupted=not completed,
         )
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sklearn_ec._certify.certificate import Certificate, certify
+from sklearn_ec._cluster.common_basis import on_collapsed
 from sklearn_ec._core.coordinates import Coordinates
 from sklearn_ec._core.forward import solve_readout
 from sklearn_ec._core.records import Network, Samples
@@ -65,6 +66,22 @@ class Finisher:
         polisher = self.polisher
         return solve_readout(hidden, polisher.samples, polisher.activation, polisher.has_skip)
 
+    def on_collapsed(
+        self, network: Network, lower: Sequence[np.ndarray], loss: float
+    ) -> Network | None:
+        """A network on collapsed layers; None where a short polish does not undo what they cost."""
+        polisher = self.polisher
+        replaced = on_collapsed(
+            network, lower, polisher.samples, polisher.activation, polisher.has_skip
+        )
+        return self.if_better(resolve_signs(replaced, polisher.activation), loss)
+
+    def if_better(self, network: Network, loss: float) -> Network | None:
+        """A network after a short polish; None where it does not get below a loss."""
+        n_steps = self.settings.finish.first_polish_steps
+        polished, polished_loss = self.polisher.polish(network, n_steps)
+        return polished if polished_loss < loss else None
+
     def finish(self, network: Network) -> Candidate:
         """Polish, prune, resolve signs and certify a network.
 
@@ -73,16 +90,71 @@ class Finisher:
         return self._recall("finish", self._finish, network)
 
     def _finish(self, network: Network) -> Candidate:
+        """Deep networks are finished without skip terms first, which cost parameters.
+
+        Where the result is refused, skip terms follow; they show which neurons are there to undo
+        the linear part of others.
+        """
+        if not (self.prune and self.polisher.has_skip):
+            return self._pruned(network)
+        if len(network.widths) > 1 and not network.has_skip:
+            candidate = self._pruned(network)
+            if candidate.certificate.is_conclusive:
+                return candidate
+            network = candidate.network if candidate.certificate.fits_exactly else network
+        return self._pruned(with_skip(network))
+
+    def _pruned(self, network: Network) -> Candidate:
+        """A network polished, pruned, its signs resolved, and certified.
+
+        A share of the rows tells which neurons go, unless some bend in rows that are not among it.
+        """
+        few = self._on_few_rows(network)
+        candidate, loss = self._pruned_with(few, network)
+        exact_loss = max(self.settings.prune.exact_loss, self.polisher.samples.rounding_loss)
+        is_exact = candidate.certificate.fits_exactly
+        if few is self.polisher or is_exact or loss > exact_loss:
+            return candidate
+        return self._pruned_with(self.polisher, network)[0]
+
+    def _on_few_rows(self, network: Network) -> Polisher:
+        samples, equations = self.polisher.samples, self.settings.finish.equations
+        return self.polisher.with_samples(
+            samples.thinned(equations * network.n_parameters, seed=0) if self.prune else samples
+        )
+
+    def _pruned_with(self, polisher: Polisher, network: Network) -> tuple[Candidate, float]:
+        """What pruning on the rows of a polisher gives, and the loss there."""
         settings = self.settings
-        self.polisher.watch.say(f"polishing, widths {network.widths}")
-        if self.prune and self.polisher.has_skip:
-            network = with_skip(network)
-        is_large = self.prune and self.polisher.is_matrix_free(network)
-        network, loss = self._polished(network, is_large)
+        final: list[Candidate] = []
+
+        def is_final(network: Network, loss: float) -> bool:
+            if network.has_skip:
+                network, loss = self._with_signs(network)
+            candidate = self._concluded(network, loss)
+            final.extend([candidate] if candidate.certificate.function_certified else [])
+            return bool(final)
+
+        polisher.watch.say(f"polishing, widths {network.widths}")
+        is_large = self.prune and polisher.is_matrix_free(network)
+        network, loss = self._polished(polisher, network, is_large)
         if self.prune and loss < settings.finish.worthwhile_loss:
-            network, loss = prune(network, loss, self.polisher)
+            network, loss = prune(network, loss, polisher, is_final)
+            if final:
+                return final[0], loss
             if is_large and len(network.widths) == 1:
-                network, loss = unstick(network, loss, self.polisher)
+                network, loss = unstick(network, loss, polisher)
+        if polisher is not self.polisher:
+            network, _ = self.polisher.polish(network, settings.prune.polish_steps)
+        candidate = self._concluded(network, loss)
+        certificate = candidate.certificate
+        if is_large and certificate.fits_exactly and not certificate.is_exact:
+            return self._with_held_out_rows(candidate), loss
+        return candidate, loss
+
+    def _concluded(self, network: Network, loss: float) -> Candidate:
+        """A pruned network with its signs resolved, refined and certified."""
+        settings = self.settings
         rounding_loss = self.polisher.samples.rounding_loss
         cap = ExactCap(loss, rounding_loss, settings)
         network, loss = self._without_skip(network, loss, cap)
@@ -90,15 +162,13 @@ class Finisher:
             network, loss = self.polisher.polish(network, settings.prune.polish_steps)
         if loss < max(settings.finish.refinement_loss, rounding_loss):
             network, loss = self.polisher.refine(network, loss)
-        candidate = self._judge(network)
-        certificate = candidate.certificate
-        if is_large and certificate.fits_exactly and not certificate.is_exact:
-            return self._with_held_out_rows(candidate)
-        return candidate
+        return self._judge(network)
 
-    def _polished(self, network: Network, is_large: bool) -> tuple[Network, float]:
+    def _polished(
+        self, polisher: Polisher, network: Network, is_large: bool
+    ) -> tuple[Network, float]:
         """A network before its pruning: large ones only far enough for it, settled if need be."""
-        polisher, settings = self.polisher, self.settings.finish
+        settings = self.settings.finish
         n_steps = settings.first_polish_steps if self.prune else self.settings.prune.polish_steps
         enough = settings.first_polish_loss if is_large else 0.0
         network, loss = polisher.polish(network, n_steps, enough=enough)
@@ -177,12 +247,17 @@ class Finisher:
         )
         return Candidate(network, certificate)
 
+    def _with_signs(self, network: Network) -> tuple[Network, float]:
+        """The network whose neurons absorb the skip terms in their signs, polished."""
+        resolved = resolve_signs(network, self.polisher.activation)
+        return self.polisher.polish(resolved, self.settings.prune.polish_steps)
+
     def _without_skip(self, network: Network, loss: float, cap: Cap) -> tuple[Network, float]:
         """Absorb the skip terms in the signs of the neurons, else in as few neurons as it takes."""
         if not network.has_skip:
             return network, loss
         activation, n_steps = self.polisher.activation, self.settings.prune.polish_steps
-        flipped = self.polisher.polish(resolve_signs(network, activation), n_steps)
+        flipped = self._with_signs(network)
         if flipped[1] <= cap.allowed(flipped[0]):
             return flipped
         paired = self.polisher.polish(linear_pairs(network, activation), n_steps)

@@ -12,7 +12,7 @@ size of a neuron's contribution does not.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,16 +96,23 @@ class NoiseCap:
 
 
 Cap = ExactCap | NoiseCap
+IsFinal = Callable[[Network, float], bool]
 
 
-def prune(network: Network, loss: float, polisher: Polisher) -> tuple[Network, float]:
-    """Remove neurons as long as the loss allows it, on data without noise."""
+def prune(
+    network: Network, loss: float, polisher: Polisher, is_final: IsFinal | None = None
+) -> tuple[Network, float]:
+    """Remove neurons as long as the loss allows it, on data without noise.
+
+    ``is_final`` says of exact networks, where the next removal would cost much, whether they have
+    no neuron to spare.
+    """
     settings = polisher.settings.prune
     cap = ExactCap(loss, polisher.samples.rounding_loss, polisher.settings)
     is_shallow = len(network.widths) == 1
     if is_shallow and polisher.is_matrix_free(network):
         network, loss = _try_merging(network, loss, polisher, cap)
-    *_, (network, loss) = pruning_path(network, loss, polisher, cap)
+    *_, (network, loss) = pruning_path(network, loss, polisher, cap, is_final)
     if not is_shallow:
         return polisher.polish(network, settings.polish_steps)
     if polisher.is_matrix_free(network) and loss > settings.exact_loss:
@@ -131,16 +138,22 @@ def _try_merging(
 
 
 def pruning_path(
-    network: Network, loss: float, polisher: Polisher, cap: Cap
+    network: Network,
+    loss: float,
+    polisher: Polisher,
+    cap: Cap,
+    is_final: IsFinal | None = None,
 ) -> Iterator[tuple[Network, float]]:
     """Smaller and smaller networks and their losses, the given one first.
 
     Sets of up to a quarter of a layer are tried before single neurons, the cheapest over all
     layers first. A layer rests once no single neuron could be removed, until other layers are
-    smaller than they were then.
+    smaller than they were then. Where the next removal is not cheap, the network is polished to the
+    end; if it is exact and ``is_final`` then, this is the last one.
     """
     yield network, loss
-    watch = polisher.watch
+    watch, polished = polisher.watch, None
+    exact_loss = max(polisher.settings.prune.cap_floor, polisher.samples.rounding_loss)
     sizes = list(network.widths)
     resting: dict[int, int] = {}  # layer: number of neurons in the network when it came to rest
     while True:
@@ -148,12 +161,22 @@ def pruning_path(
         n_neurons = sum(network.widths)
         sizes = [max(1, min(g, w // 4)) for g, w in zip(sizes, network.widths, strict=True)]
         removals = [
-            removal_candidates(network, polisher, layer, sizes[layer])
+            removal_candidates(network, loss, polisher, layer, sizes[layer])
             for layer, width in enumerate(network.widths)
             if width > 1 and resting.get(layer, math.inf) > n_neurons
         ]
         if not removals:
             return
+        least = min(candidates[0].cost for candidates in removals)
+        if is_final and least > _cheap_cost(loss, polisher) and network is not polished:
+            if loss > exact_loss:
+                network, loss = _polished(network, polisher, cap)
+                cap.update(network, loss)
+                yield network, loss
+            if loss <= exact_loss and is_final(network, loss):
+                return
+            polished = network
+            continue
         for candidates in sorted(removals, key=lambda c: (len(c[0].neurons) == 1, c[0].cost)):
             smaller = _try_removals(network, loss, polisher, candidates, cap)
             if smaller is not None:
@@ -161,10 +184,10 @@ def pruning_path(
                 cap.update(network, loss)
                 yield network, loss
                 break
-            layer = candidates[0].layer
-            if sizes[layer] == 1:
+            layer, n_tried = candidates[0].layer, len(candidates[0].neurons)
+            if n_tried == 1:
                 resting[layer] = n_neurons
-            sizes[layer] //= 2
+            sizes[layer] = n_tried // 2
 
 
 def _try_removals(
@@ -172,31 +195,46 @@ def _try_removals(
 ) -> tuple[Network, float] | None:
     """The first removal that stands, polished.
 
-    Deep or large networks with many spare neurons are polished only as far as the loss was before:
-    their steps cost most, and they reach the rest of the way with fewer neurons. On noisy data, no
+    Networks without neurons that were clearly to spare are polished only as far as the loss was
+    before: steps cost most while there are many, and get further with fewer. On noisy data, no
     network with spare neurons needs more than what is allowed.
     """
     settings = polisher.settings.prune
     is_large = polisher.is_matrix_free(network)
-    rounding_loss = 0.0 if isinstance(cap, NoiseCap) else polisher.samples.rounding_loss
-    is_costly = len(network.widths) > 1 or isinstance(cap, NoiseCap) or is_large
+    is_noisy = isinstance(cap, NoiseCap)
+    rounding_loss = 0.0 if is_noisy else polisher.samples.rounding_loss
     if is_large and loss < max(settings.exact_loss, rounding_loss):
         worth_trying = settings.spare_cost * polisher.samples.n_equations
         candidates = [removal for removal in candidates if removal.cost <= worth_trying]
+    cheap_cost = 0.0 if is_noisy else _cheap_cost(loss, polisher)
     for removal in candidates:
         smaller = without_neurons(network, polisher, removal)
         allowed = cap.allowed(smaller)
-        is_rough = is_costly and len(removal.neurons) > 1
-        smaller, loss = polisher.polish(
-            smaller,
-            min(cap.n_steps, settings.large_polish_steps) if is_large else cap.n_steps,
-            target=allowed,
-            enough=max(allowed / cap.margin if is_rough else 0.0, rounding_loss),
-            progress=min(cap.progress, settings.large_progress) if is_large else cap.progress,
-        )
+        is_rough = removal.cost <= cheap_cost or len(removal.neurons) > 1
+        enough = max(allowed / cap.margin if is_rough else 0.0, rounding_loss)
+        smaller, loss = _polished(smaller, polisher, cap, target=allowed, enough=enough)
         if loss <= allowed:
             return smaller, loss
     return None
+
+
+def _polished(
+    network: Network, polisher: Polisher, cap: Cap, target: float = math.inf, enough: float = 0.0
+) -> tuple[Network, float]:
+    """A network polished as far as it pays while neurons are removed."""
+    n_steps, progress, settings = cap.n_steps, cap.progress, polisher.settings.prune
+    if polisher.is_matrix_free(network):
+        n_steps = min(n_steps, settings.large_polish_steps)
+        progress = min(progress, settings.large_progress)
+    return polisher.polish(network, n_steps, target, enough, progress)
+
+
+def _cheap_cost(loss: float, polisher: Polisher) -> float:
+    """Squared error that removals may add, before a polish, if they are clearly to spare."""
+    settings = polisher.settings.prune
+    is_exact = loss <= max(settings.cap_floor, polisher.samples.rounding_loss)
+    allowed = settings.cap_floor if is_exact else settings.cheap_cost
+    return max(settings.cheap_factor * loss, allowed) * polisher.samples.n_equations
 
 
 def cheapest_removal(
@@ -208,7 +246,7 @@ def cheapest_removal(
         removal
         for layer, width in enumerate(network.widths)
         if width > 1
-        for removal in removal_candidates(network, polisher, layer, 1)
+        for removal in removal_candidates(network, loss, polisher, layer, 1)
     ]
     polished = [
         polisher.polish(
@@ -246,27 +284,31 @@ def without_neurons(network: Network, polisher: Polisher, removal: Removal) -> N
 
 
 def removal_candidates(
-    network: Network, polisher: Polisher, layer: int, n_removed: int
+    network: Network, loss: float, polisher: Polisher, layer: int, n_removed: int
 ) -> list[Removal]:
     """Sets of neurons worth removing, cheapest first: one of several neurons, or a few single ones.
 
-    A set of several is found by backward elimination, one neuron after the other.
+    A set of up to so many is found by backward elimination, one neuron after the other, as long as
+    these are clearly to spare.
     """
-    problems = _reader_problems(network, polisher, layer)
+    problems, settings = _reader_problems(network, polisher, layer), polisher.settings.prune
     neurons = np.arange(network.widths[layer])
-    if n_removed == 1:
-        costs = _total_costs(problems, len(neurons))
-        order = np.argsort(costs)[: polisher.settings.prune.single_tries]
-        return [Removal(layer, neurons[[i]], float(costs[i])) for i in order]
-    removed, cost = [], 0.0
-    for _ in range(n_removed):
+    costs = _total_costs(problems, len(neurons))
+    order = np.argsort(costs)[: settings.single_tries]
+    singles = [Removal(layer, neurons[[i]], float(costs[i])) for i in order]
+    cheap_cost = _cheap_cost(loss, polisher)
+    removed: list[int] = []
+    cost = 0.0
+    while len(removed) < n_removed:
         costs = _total_costs(problems, len(neurons))
         cheapest = int(np.argmin(costs))
+        if cost + costs[cheapest] > cheap_cost:
+            break
         removed.append(neurons[cheapest])
         cost += float(costs[cheapest])
         neurons = np.delete(neurons, cheapest)
         problems = [(np.delete(design, cheapest, axis=1), targets) for design, targets in problems]
-    return [Removal(layer, np.array(removed), cost)]
+    return [Removal(layer, np.array(removed), cost)] if len(removed) > 1 else singles
 
 
 def _hidden_readers(network: Network, layer: int) -> range:

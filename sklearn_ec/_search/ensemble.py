@@ -161,25 +161,36 @@ class Ensemble:
         students, limit = self.students, max(settings.max_held_out_loss, 10.0 * self.tol)
         return students.best_held_out_loss <= limit and len(students.converged(self.tol)) > 0
 
-    def seek(self, finisher: Finisher) -> bool:
+    def seek(self, finisher: Finisher, prunes: bool = True) -> bool:
         """Look for the network in the clusters, then in the best student; tell whether it is there.
 
         Clusters come first: after 30 steps they hold 13 of 15 ``g`` networks of one layer. Their
-        network is finished in a fraction of the time that pruning takes, and fails at once.
+        network is finished in a fraction of the time that pruning takes, and fails at once. Where
+        they hold the lower layers alone, these take the place of the student's own. ``prunes`` says
+        whether the student is pruned all the same where that does not work.
         """
-        ranked = self.students.by_loss()
+        ranked, collapsed = self.students.by_loss(), []
         if len(ranked) >= finisher.settings.cluster.min_voters:
-            self.seek_in_clusters(finisher)
+            collapsed = self.seek_in_clusters(finisher)
         if not self.is_conclusive and len(ranked):
-            self._finish(int(ranked[0]), finisher)
+            best = int(ranked[0])
+            simpler = self._on_collapsed(best, finisher, collapsed)
+            if simpler is not None or prunes:
+                self._finish(best, finisher, simpler)
         return self.is_conclusive
 
     def seek_in_clusters(self, finisher: Finisher) -> list[np.ndarray]:
         """Make the network of the clusters of default thresholds, where they hold all layers.
 
-        Returns the incoming vectors of the clusters, layer by layer.
+        That takes a network that does about as well as the students. Returns the incoming vectors
+        of the clusters, layer by layer.
         """
         layers = self.cluster(finisher)
+        if len(layers.collapsed) == len(self.students.layers) - 1 and not self.denoised:
+            best = np.nanmin(self.students.losses, initial=np.inf)
+            limit = max(best, finisher.settings.finish.first_polish_loss)
+            if finisher.if_better(finisher.solve_readout(layers.collapsed), limit) is None:
+                return layers.collapsed
         candidate = self.network_of(layers, finisher)
         if candidate is not None:
             self.clustered = Clustered(layers.collapsed, candidate)
@@ -198,6 +209,7 @@ class Ensemble:
             self.students.losses,
             polisher.samples,
             polisher.activation,
+            polisher.has_skip,
             polisher.device,
         )
         n_layers = len(self.students.layers) - 1
@@ -228,8 +240,20 @@ class Ensemble:
             if self.is_conclusive:
                 break
 
-    def _finish(self, student: int, finisher: Finisher) -> None:
-        candidate = finisher.finish(self.students.network(student))
+    def _on_collapsed(
+        self, student: int, finisher: Finisher, collapsed: Sequence[np.ndarray]
+    ) -> Network | None:
+        """A student with as many collapsed layers in the place of its own as do no harm, if any."""
+        network, loss = self.students.network(student), float(self.students.losses[student])
+        for n_lower in range(min(len(collapsed), len(network.widths) - 1), 0, -1):
+            simpler = finisher.on_collapsed(network, collapsed[:n_lower], loss)
+            if simpler is not None:
+                return simpler
+        return None
+
+    def _finish(self, student: int, finisher: Finisher, network: Network | None = None) -> None:
+        """Finish a student, or the network that stands for it."""
+        candidate = finisher.finish(network or self.students.network(student))
         is_certified = candidate.certificate.function_certified
         kept = self.certified if is_certified else self.finished
         kept[student] = candidate
@@ -320,7 +344,7 @@ def train_group(
         checkpoint=checkpoint,
         on_epoch=on_epoch,
     )
-    if rows is not None:
+    if rows is not polisher.samples:
         students = replace(students, losses=polisher.losses(students.layers))
     return Ensemble(students, recipe.tol, **question.found)
 
@@ -337,7 +361,9 @@ class _Question:
         if not (students.losses < self._worthwhile_loss(students.network(0))).any():
             return False
         group, found = Ensemble(students, self.recipe.tol), self.found
-        is_found = group.seek(self.finisher)
+        # after the warm-up alone, pruning takes too long, but of what a pool was reduced to
+        prunes = students.loss_curves.shape[1] > 1 or len(students) == 1
+        is_found = group.seek(self.finisher, prunes)
         if is_found:
             for student, candidate in group.conclusive_networks.items():
                 kept = "certified" if student in group.certified else "finished"
@@ -360,14 +386,10 @@ def best_of(*candidates: Candidate | None) -> Candidate | None:
     return min(present, key=lambda candidate: candidate.certificate.error, default=None)
 
 
-def _share_of_rows(samples: Samples, recipe: Recipe, seeds: np.ndarray) -> Samples | None:
-    """The rows of a group's Levenberg steps, drawn with its seeds; None for all."""
+def _share_of_rows(samples: Samples, recipe: Recipe, seeds: np.ndarray) -> Samples:
+    """The rows of a group's Levenberg steps, drawn with its seeds."""
     if recipe.round.equations is None:
-        return None
-    (n_rows, n_inputs), n_outputs = samples.X.shape, samples.y.shape[1]
+        return samples
+    n_inputs, n_outputs = samples.X.shape[1], samples.y.shape[1]
     shapes = layer_shapes(n_inputs, recipe.widths, n_outputs, False)
-    n_needed = math.ceil(recipe.round.equations * sum(map(math.prod, shapes)) / n_outputs)
-    if n_needed >= n_rows:
-        return None
-    rows = np.random.default_rng(seeds).choice(n_rows, n_needed, replace=False)
-    return samples.take(np.sort(rows))
+    return samples.thinned(recipe.round.equations * sum(map(math.prod, shapes)), seeds)

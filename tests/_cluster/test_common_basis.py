@@ -24,7 +24,7 @@ def test_incoming_vectors_are_those_of_the_voters(name):
     narrower = Network((networks[1].layers[0][:2], networks[1].layers[1][:, 1:]))
     voters = {1: networks[0], 2: narrower}  # a pruned student is narrower
     samples = samples_of(networks[0], activation, rng)
-    vectors, owners, neurons = incoming_vectors(voters, [], samples, activation)
+    vectors, owners, neurons = incoming_vectors(voters, [], samples, activation, False)
     assert owners.tolist() == [1, 1, 1, 2, 2]
     assert neurons.tolist() == [0, 1, 2, 0, 1]
     expected = np.vstack([networks[0].layers[0], narrower.layers[0]])
@@ -53,7 +53,9 @@ def test_incoming_vectors_above_the_first_layer_have_one_basis(name, widths):
         lower, width = network.layers[:depth], widths[depth]
         if activation.has_linear_flip:
             lower = with_skip(network).layers[:depth]
-        vectors, owners, neurons = incoming_vectors(voters, lower, samples, activation)
+        vectors, owners, neurons = incoming_vectors(
+            voters, lower, samples, activation, activation.has_linear_flip
+        )
         assert owners.tolist() == np.repeat(list(voters), width).tolist()
         assert neurons.tolist() == list(range(width)) * len(voters)
         expected = network.layers[depth]
@@ -86,7 +88,9 @@ def test_neurons_that_the_layers_below_do_not_explain_are_dropped(name):
     reading = np.vstack([reading[:1], junk, reading[1:]])
     voter = Network((spare, reading, np.insert(readout, 1, 0.5, axis=1)))
     lower = with_skip(network).layers[:1] if activation.has_linear_flip else [first]
-    vectors, owners, neurons = incoming_vectors({0: network, 1: voter}, lower, samples, activation)
+    vectors, owners, neurons = incoming_vectors(
+        {0: network, 1: voter}, lower, samples, activation, activation.has_linear_flip
+    )
     assert owners.tolist() == [0, 0, 0, 1, 1, 1]
     assert neurons.tolist() == [0, 1, 2, 0, 2, 3]
     np.testing.assert_allclose(vectors[3:], vectors[:3], rtol=0, atol=1e-9)

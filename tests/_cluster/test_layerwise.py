@@ -13,7 +13,9 @@ from sklearn_ec._core.records import Network
 def voters_of(networks, samples, activation):
     """The students with these networks, the first of which is the best."""
     losses = np.linspace(1e-24, 1e-22, len(networks))
-    return Voters(dict(enumerate(networks)), losses, samples, activation, "cpu")
+    return Voters(
+        dict(enumerate(networks)), losses, samples, activation, activation.has_linear_flip, "cpu"
+    )
 
 
 @pytest.mark.parametrize("name", ["tanh", "relu", "g"])

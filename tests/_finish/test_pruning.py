@@ -61,7 +61,7 @@ def test_candidates_are_the_neurons_of_least_cost():
     network, polisher, _ = planted("tanh", width=4)
     spare = with_spare_neurons(network)
     costs = [error_without(spare, [neuron], polisher) for neuron in range(spare.widths[0])]
-    first = removal_candidates(spare, polisher, 0, n_removed=1)
+    first = removal_candidates(spare, 1e-12, polisher, 0, n_removed=1)
     assert len(first) == 3
     assert all(removal.layer == 0 for removal in first)
     needed = {1, 2, 3}  # all but one neuron of each duplicated pair, and the junk neuron, may go
@@ -82,7 +82,7 @@ def error_without(network, neurons, polisher):
 
 def test_costs_are_the_rise_of_the_squared_error():
     network, polisher, _ = planted("tanh", width=4)
-    removals = removal_candidates(network, polisher, 0, n_removed=1)
+    removals = removal_candidates(network, 1e-12, polisher, 0, n_removed=1)
     assert [removal.cost for removal in removals] == sorted(removal.cost for removal in removals)
     for removal in removals:
         assert_allclose(removal.cost, error_without(network, removal.neurons, polisher), rtol=1e-6)
@@ -95,7 +95,7 @@ def test_candidates_of_deep_networks_cost_nothing_where_neurons_are_spare(layer,
     network, polisher, _ = planted_deep("softplus")
     spare = with_duplicates(network)
     spare = with_skip(spare) if has_skip else spare
-    for removal in removal_candidates(spare, polisher, layer, group):
+    for removal in removal_candidates(spare, 1e-12, polisher, layer, group):
         assert removal.layer == layer
         assert len(np.unique(removal.neurons % network.widths[layer])) == group  # one of each pair
         assert removal.cost < 1e-18
@@ -107,7 +107,7 @@ def test_candidates_of_deep_networks_cost_nothing_where_neurons_are_spare(layer,
         outputs = network_outputs(smaller, polisher.samples.X, polisher.activation)
         assert_allclose(outputs, polisher.samples.y, rtol=0, atol=1e-9)
     exact = with_skip(network) if has_skip else network
-    for removal in removal_candidates(exact, polisher, layer, n_removed=1):
+    for removal in removal_candidates(exact, 1e-12, polisher, layer, n_removed=1):
         assert removal.cost > 1e-6
 
 
@@ -121,7 +121,7 @@ def test_neurons_that_several_layers_read_are_replaced_in_all_of_them():
     y = network_outputs(start, polisher.samples.X, polisher.activation)
     rows = Samples(polisher.samples.X, y, polisher.samples.sample_weight)
     polisher = Polisher(rows, rows, "softplus", "cpu", has_skip=True)
-    removals = removal_candidates(start, polisher, 0, n_removed=1)
+    removals = removal_candidates(start, 1e-12, polisher, 0, n_removed=1)
     costs = {int(removal.neurons[0]): removal.cost for removal in removals}
     assert 0 not in costs or costs[0] > 1e-6
     without = without_neurons(start, polisher, Removal(0, np.array([0]), 0.0))
@@ -133,7 +133,7 @@ def test_neurons_that_several_layers_read_are_replaced_in_all_of_them():
 def test_a_group_of_candidates_is_jointly_superfluous():
     network, polisher, _ = planted("tanh", width=4)
     spare = with_spare_neurons(network)
-    (group,) = removal_candidates(spare, polisher, 0, n_removed=4)
+    (group,) = removal_candidates(spare, 1e-12, polisher, 0, n_removed=4)
     design = read_features(
         [np.delete(spare.layers[0], group.neurons, axis=0)],
         polisher.samples.X,
@@ -243,8 +243,8 @@ def test_neurons_without_a_kink_in_the_data_are_removed_first(sign):
     kinkless = sign * np.array([0.1, -0.2, 0.1, 5.0])
     hidden, readout = network.layers
     spare = Network((np.vstack([hidden, kinkless]), np.insert(readout, 3, 2.0, axis=1)))
-    candidates = removal_candidates(with_skip(spare), polisher, 0, 1)
+    candidates = removal_candidates(with_skip(spare), 1e-12, polisher, 0, 1)
     assert candidates[0].neurons.tolist() == [3]
     crowd = with_spare_neurons(with_skip(spare), 0.0)  # with a duplicate and a pair that cancels
-    (group,) = removal_candidates(crowd, polisher, 0, 4)
+    (group,) = removal_candidates(crowd, 1e-12, polisher, 0, 4)
     assert 3 in group.neurons
