@@ -200,7 +200,7 @@ def test_an_early_network_is_compared_with_students_as_they_are(tanh_problem, mo
     monkeypatch.setattr(finisher.Finisher, "_finish", spy)
     _, X, y = tanh_problem
     model = make_model(n_students=6, tol=0.0)
-    with_settings(model, training={"first_question_epoch": 1}).fit(X, y)
+    with_settings(model, training={"first_pruning_epoch": 1}).fit(X, y)
     assert model.recovered_
     assert model.n_iter_ == DEFAULTS.training.steps_per_epoch
     clustered, student = pruned  # the clusters fail so early
@@ -777,7 +777,8 @@ def deep_problem():
 def deep_model(deep_problem):
     _, X, y = deep_problem
     model = make_model((3, 2), rho=(2, 3), gamma=0.9)  # what all voters share, not most of them
-    return model.fit(X, y)
+    # asked later, the clusters are tight
+    return with_settings(model, training={"first_question_epoch": 3}).fit(X, y)
 
 
 def test_a_deep_network_is_recovered_in_all_layers(deep_problem, deep_model):

@@ -115,12 +115,13 @@ class Training:
     batch_flops_on_cpu: float = 1e12
     batch_flops_on_cuda: float = 3e13
     min_batch: int = 4
-    # The best student is pruned after so many epochs, then after more by a factor each time. Epochs
-    # of large students cost more than pruning them.
-    first_question_epoch: int = 3
-    question_factor: int = 4
-    large_first_question_epoch: int = 1
+    # Clusters are asked for the network after so many epochs, then after more by a factor each
+    # time; the best student is pruned after so many at the earliest, but at once where it is large:
+    # such epochs cost more than pruning.
+    first_question_epoch: int = 1
+    question_factor: int = 3
     large_question_factor: int = 2
+    first_pruning_epoch: int = 3
     # Networks of more inputs have no skip terms: with many inputs it is the linear map that tells
     # the neurons apart which are active nearly everywhere, and skip terms would absorb it.
     max_skip_inputs: int = 100

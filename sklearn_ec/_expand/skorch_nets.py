@@ -216,7 +216,7 @@ class TrainingMonitor(Callback):
         self.stopped_ = self.succeeded_ = False
         self.n_epochs_ = 0
         if net.start is None:
-            self.next_question_ = self._question_epochs(net.solver_)[0]
+            self.next_question_ = self.training.first_question_epoch
             self.best_losses_ = torch.full_like(net.solver_.losses, math.inf)
             self.best_network_ = network_at(net.solver_.layers, 0)
             self.last_progress_ = 0
@@ -251,17 +251,13 @@ class TrainingMonitor(Callback):
             self.best_network_ = network_at(solver.layers, best)
         self.best_losses_ = torch.minimum(self.best_losses_, losses)
 
-    def _question_epochs(self, solver: Levenberg) -> tuple[int, int]:
-        """The first epoch with a question, and the factor to the next."""
-        training = self.training
-        if solver.linear.is_matrix_free:
-            return training.large_first_question_epoch, training.large_question_factor
-        return training.first_question_epoch, training.question_factor
-
     def _is_recovered(self, net: LevenbergNet) -> bool:
         if self.is_recovered is None or net.n_epochs < self.next_question_:
             return False
-        self.next_question_ *= self._question_epochs(net.solver_)[1]
+        is_large, training = net.solver_.linear.is_matrix_free, self.training
+        self.next_question_ *= (
+            training.large_question_factor if is_large else training.question_factor
+        )
         return self.is_recovered(net)
 
 

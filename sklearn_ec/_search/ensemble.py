@@ -361,9 +361,7 @@ class _Question:
         if not (students.losses < self._worthwhile_loss(students.network(0))).any():
             return False
         group, found = Ensemble(students, self.recipe.tol), self.found
-        # after the warm-up alone, pruning takes too long, but of what a pool was reduced to
-        prunes = students.loss_curves.shape[1] > 1 or len(students) == 1
-        is_found = group.seek(self.finisher, prunes)
+        is_found = group.seek(self.finisher, self._prunes(students))
         if is_found:
             for student, candidate in group.conclusive_networks.items():
                 kept = "certified" if student in group.certified else "finished"
@@ -372,6 +370,13 @@ class _Question:
         found["attempt"] = best_of(found.get("attempt"), group.best_candidate)
         self.finisher.polisher.watch.say("training")
         return is_found
+
+    def _prunes(self, students: Students) -> bool:
+        """Whether it is time to prune: never after the warm-up alone, but for what a pool holds."""
+        is_large = self.finisher.polisher.is_matrix_free(students.network(0))
+        training = self.finisher.settings.training
+        n_epochs = 1 if is_large else training.first_pruning_epoch
+        return students.loss_curves.shape[1] > n_epochs or len(students) == 1
 
     def _worthwhile_loss(self, network: Network) -> float:
         """Large students take minutes to finish, the few neurons of a pool do not."""

@@ -162,9 +162,9 @@ def test_training_stops_when_the_best_student_is_recovered(rows, solver):
     students = trainer.train(SEEDS, (4,), max_iter=1000, tol=0.0, is_recovered=is_recovered)
     assert len(asked) == 2
     settings = Training()
-    n_epochs = settings.first_question_epoch * settings.question_factor
-    if solver == "matrix_free":
-        n_epochs = settings.large_first_question_epoch * settings.large_question_factor
+    is_large = solver == "matrix_free"
+    factor = settings.large_question_factor if is_large else settings.question_factor
+    n_epochs = settings.first_question_epoch * factor
     assert students.n_iter == n_epochs * settings.steps_per_epoch
     in_question, indices = asked[1]
     assert_array_equal(in_question.losses, students.losses[indices])
