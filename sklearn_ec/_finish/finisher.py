@@ -253,12 +253,16 @@ class Finisher:
         return self.polisher.polish(resolved, self.settings.prune.polish_steps)
 
     def _without_skip(self, network: Network, loss: float, cap: Cap) -> tuple[Network, float]:
-        """Absorb the skip terms in the signs of the neurons, else in as few neurons as it takes."""
+        """Absorb the skip terms in the signs of the neurons, else in as few neurons as it takes.
+
+        The latter only where the network is near zero loss, or shallow: it is long.
+        """
         if not network.has_skip:
             return network, loss
         activation, n_steps = self.polisher.activation, self.settings.prune.polish_steps
         flipped = self._with_signs(network)
-        if flipped[1] <= cap.allowed(flipped[0]):
+        is_hopeless = len(network.widths) > 1 and loss > self.settings.finish.hopeless_loss
+        if flipped[1] <= cap.allowed(flipped[0]) or is_hopeless:
             return flipped
         paired = self.polisher.polish(linear_pairs(network, activation), n_steps)
         *_, smallest = pruning_path(*paired, self.polisher, cap)

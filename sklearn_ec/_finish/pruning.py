@@ -200,13 +200,12 @@ def _try_removals(
     network with spare neurons needs more than what is allowed.
     """
     settings = polisher.settings.prune
-    is_large = polisher.is_matrix_free(network)
     is_noisy = isinstance(cap, NoiseCap)
     rounding_loss = 0.0 if is_noisy else polisher.samples.rounding_loss
-    if is_large and loss < max(settings.exact_loss, rounding_loss):
+    cheap_cost = 0.0 if is_noisy else _cheap_cost(loss, polisher)
+    if polisher.is_matrix_free(network) and loss < max(settings.exact_loss, rounding_loss):
         worth_trying = settings.spare_cost * polisher.samples.n_equations
         candidates = [removal for removal in candidates if removal.cost <= worth_trying]
-    cheap_cost = 0.0 if is_noisy else _cheap_cost(loss, polisher)
     for removal in candidates:
         smaller = without_neurons(network, polisher, removal)
         allowed = cap.allowed(smaller)
