@@ -358,7 +358,7 @@ class _Question:
         self.found: dict[str, Any] = {}  # fields of the ensemble
 
     def __call__(self, students: Students, indices: np.ndarray) -> bool:
-        if not (students.losses < self._worthwhile_loss(students.network(0))).any():
+        if not (students.losses < self.finisher.settings.finish.worthwhile_loss).any():
             return False
         group, found = Ensemble(students, self.recipe.tol), self.found
         is_found = group.seek(self.finisher, self._prunes(students))
@@ -372,17 +372,15 @@ class _Question:
         return is_found
 
     def _prunes(self, students: Students) -> bool:
-        """Whether it is time to prune: never after the warm-up alone, but for what a pool holds."""
-        is_large = self.finisher.polisher.is_matrix_free(students.network(0))
-        training = self.finisher.settings.training
-        n_epochs = 1 if is_large else training.first_pruning_epoch
-        return students.loss_curves.shape[1] > n_epochs or len(students) == 1
-
-    def _worthwhile_loss(self, network: Network) -> float:
-        """Large students take minutes to finish, the few neurons of a pool do not."""
-        settings, is_large = self.finisher.settings.finish, self.finisher.polisher.is_matrix_free
-        is_costly = network.widths == self.recipe.widths and is_large(network)
-        return settings.first_polish_loss if is_costly else settings.worthwhile_loss
+        """Whether it is time to prune the best student, or what a pool was reduced to."""
+        settings, n_epochs = self.finisher.settings, students.loss_curves.shape[1] - 1
+        if students.network(0).widths != self.recipe.widths:
+            return True
+        if self.finisher.polisher.is_matrix_free(students.network(0)):  # it takes minutes
+            return n_epochs > 0 and bool(
+                np.nanmin(students.losses) < settings.finish.first_polish_loss
+            )
+        return n_epochs >= settings.training.first_pruning_epoch
 
 
 def best_of(*candidates: Candidate | None) -> Candidate | None:

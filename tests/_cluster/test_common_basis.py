@@ -3,10 +3,23 @@
 import numpy as np
 import pytest
 
-from builders import disguise, flip_into_skip, random_masks, random_network, samples_of
-from sklearn_ec._cluster.common_basis import collapse, count_agreeing, incoming_vectors
+from builders import (
+    disguise,
+    flip_into_skip,
+    random_masks,
+    random_network,
+    samples_of,
+    with_duplicates,
+)
+from sklearn_ec._cluster.common_basis import (
+    collapse,
+    count_agreeing,
+    incoming_vectors,
+    on_collapsed,
+)
 from sklearn_ec._cluster.cuts import Cluster
 from sklearn_ec._core.activations import ACTIVATIONS
+from sklearn_ec._core.forward import network_outputs
 from sklearn_ec._core.records import Network
 from sklearn_ec._core.signs import (
     with_skip,
@@ -94,6 +107,27 @@ def test_neurons_that_the_layers_below_do_not_explain_are_dropped(name):
     assert owners.tolist() == [0, 0, 0, 1, 1, 1]
     assert neurons.tolist() == [0, 1, 2, 0, 2, 3]
     np.testing.assert_allclose(vectors[3:], vectors[:3], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("n_lower", [1, 2])
+@pytest.mark.parametrize("name", ["tanh", "relu", "softplus", "g"])
+def test_a_wide_network_on_collapsed_layers_computes_the_same(name, n_lower):
+    """Also where the collapsed neurons have other signs, which skip terms make up for."""
+    rng = np.random.default_rng(5)
+    activation = ACTIVATIONS[name]
+    network = random_network(rng, (3, 4, 2), 3, 2)
+    samples = samples_of(network, activation, rng, 500)
+    has_skip = activation.has_linear_flip
+    lower = list((with_skip(network) if has_skip else network).layers[:n_lower])
+    if activation.has_sign_flip or has_skip:
+        lower[-1] = -lower[-1]
+    replaced = on_collapsed(with_duplicates(network), lower, samples, activation, has_skip)
+    assert replaced.widths == network.widths[:n_lower] + tuple(
+        2 * width for width in network.widths[n_lower:]
+    )
+    assert replaced.has_skip == has_skip
+    outputs = network_outputs(replaced, samples.X, activation)
+    np.testing.assert_allclose(outputs, samples.y, rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize(("name", "n_agreeing"), [("g", 1), ("tanh", 2), ("relu", 2)])

@@ -24,6 +24,7 @@ from sklearn_ec._core.records import Network, Samples
 from sklearn_ec._core.settings import DEFAULTS
 from sklearn_ec._core.signs import with_skip
 from sklearn_ec._expand.polishing import Polisher
+from sklearn_ec._finish import pruning
 from sklearn_ec._finish.finisher import Candidate, Finisher
 from sklearn_ec._finish.pruning import (
     ExactCap,
@@ -262,3 +263,43 @@ def test_finisher_without_pruning_keeps_the_width():
     candidate = Finisher(polisher, held_out, plain(held_out), prune=False).finish(spare)
     assert candidate.network.widths == spare.widths
     assert candidate.network.layers[0].shape == spare.layers[0].shape
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_a_certificate_ends_the_pruning(activation, monkeypatch):
+    """No removal is tried that would only confirm that a certified network has none to spare."""
+    network, polisher, held_out = planted_deep(activation)
+    finisher = Finisher(polisher, held_out, plain(polisher.samples), prune=True)
+    tried = []
+    original = pruning.without_neurons
+
+    def spy(network, polisher, removal):
+        tried.append(removal.cost)
+        return original(network, polisher, removal)
+
+    monkeypatch.setattr(pruning, "without_neurons", spy)
+    candidate = finisher.finish(with_duplicates(network))
+    assert candidate.certificate.passed
+    assert candidate.network.widths == network.widths
+    assert tried
+    assert max(tried) < 1e-12
+
+
+def test_neurons_that_bend_in_few_rows_are_kept():
+    """The share of rows that pruning works on may hold none of them."""
+    rng = np.random.default_rng(0)
+    hidden = np.array([[1.0, 0.3, 0.2], [-0.5, 1.0, 0.1], [0.2, -1.0, -2.9]])
+    network = Network((hidden, np.array([[1.0, -0.8, 3.0, 0.1]])))
+    X = rng.normal(size=(4000, 2))
+    y = network_outputs(network, X, get_activation("relu"))
+    rows = Samples(X[:3600], y[:3600], np.ones(3600))
+    held_out = Samples(X[3600:], y[3600:], np.ones(400))
+    active = (X[:3600] @ hidden[2, :2] + hidden[2, 2] > 0).sum()
+    assert 4 <= active < 40
+    polisher = Polisher(rows, held_out, "relu", "cpu", has_skip=True)
+    assert len(rows.thinned(6 * network.n_parameters, seed=0).X) < 100
+    candidate = Finisher(polisher, held_out, plain(rows), prune=True).finish(
+        with_duplicates(network)
+    )
+    assert candidate.network.widths == (3,)
+    assert candidate.certificate.fits_exactly
