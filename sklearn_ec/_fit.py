@@ -22,11 +22,11 @@ from ._core.watch import Watch
 from ._expand.polishing import Polisher
 from ._expand.students import has_skip_terms, layer_shapes
 from ._finish.finisher import Candidate, Finisher
-from ._io.cache import open_store
+from ._io.cache import digest, open_store
 from ._report.reporting import Heartbeat, Stage
-from ._search.ensemble import Ensemble, Origin, Recipe, Round
+from ._search.ensemble import Ensemble, Origin, Recipe, Round, carried_over
 from ._search.scheduling import GroupTrainer, Interrupted
-from ._search.shapes import Search, with_verdict
+from ._search.shapes import Search, Trial, with_verdict
 
 MAX_SEED = np.iinfo(np.int32).max
 
@@ -135,7 +135,8 @@ class Fit:
         names = DISTINCT_ACTIVATIONS if given == "auto" else (given,)
         finishers = {name: self.finisher(name) for name in names}
         n_students, max_iter = self.estimator.n_students, self.estimator.max_iter
-        search = Search(finishers, train, self._n_parameters, n_students, max_iter)
+        trial = None if briefly else self._carried_over(widths)
+        search = Search(finishers, train, self._n_parameters, n_students, max_iter, trial)
         try:
             if briefly:
                 trial = search.run_briefly(widths or (1,))
@@ -144,6 +145,31 @@ class Fit:
         finally:
             self.search_report = [trial.report() for trial in search.trials]
         self.trained = Trained(trial.ensemble, trial.widths, trial.activation)
+
+    def _carried_over(self, widths: tuple[int, ...] | None) -> Trial | None:
+        """The students of a fit to other rows, where they are of use for this one."""
+        estimator = self.estimator
+        if not (estimator.warm_start and hasattr(estimator, "_trained")):
+            return None
+        problem, trained = estimator._problem, estimator._trained
+        is_alike = (
+            estimator.activation in ("auto", trained.activation)
+            and widths in (None, trained.widths)
+            and problem.shape == self.problem.shape
+        )
+        if not is_alike or digest(problem) == digest(self.problem):
+            return None
+        finisher = self.finisher(trained.activation)
+        ensemble = carried_over(
+            trained.ensemble,
+            problem.coordinates,
+            self.problem.coordinates,
+            self._student_widths(trained.widths),
+            finisher.polisher,
+        )
+        if ensemble is None:
+            return None
+        return Trial(trained.activation, trained.widths, finisher, ensemble, 0.0)
 
     def resume(
         self, problem: Problem, trained: Trained, search_report: list[dict[str, Any]]
@@ -175,7 +201,7 @@ class Fit:
         recipe = Recipe(
             self._student_widths(widths),
             estimator.solver,
-            min(round.max_iter or estimator.max_iter, estimator.max_iter),
+            round.steps(estimator.max_iter),
             max(estimator.tol, self.problem.train.rounding_loss),
             round,
         )

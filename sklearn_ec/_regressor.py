@@ -110,8 +110,10 @@ class ExpandClusterRegressor(
         Ctrl-C, and warn. They end at the next step, and reconstruct the network then. None sets no
         limit.
     warm_start : bool, default=False
-        Whether a further ``fit`` to the same data keeps the students that it has, so that with a
-        larger ``n_students`` only new ones are trained. The seed of the first fit is kept, too.
+        Whether a further ``fit`` starts from the one before. To the same data, it keeps the
+        students, so that with a larger ``n_students`` only new ones are trained. To other rows, it
+        looks for the network among the students before it trains new ones. The seed of the first
+        fit is kept, too.
     random_state : int, RandomState instance or None, default=None
         Seeds initial weights, minibatches of the warm-up and the choice of rows.
     verbose : int, default=0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +53,30 @@ class Coordinates:
         layers[-1] = layers[-1] / self.y_scale[:, None]
         layers[-1][:, -1] -= self.y_mean / self.y_scale
         return Network(tuple(layers))
+
+    def carried_to(self, others: Coordinates, layers: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Stacked networks in other coordinates; what those do not tell of the inputs is lost."""
+        to_columns = (
+            np.eye(len(self.x_scale)) if self.basis is None else self.basis.T
+        ) / self.x_scale
+        basis = np.eye(len(others.x_scale)) if others.basis is None else others.basis
+        turn = to_columns @ (others.x_scale[:, None] * basis)
+        shift = to_columns @ (others.x_mean - self.x_mean)
+        carried, n_older = [], 0
+        for depth, layer in enumerate(layers):
+            own = slice(n_older, n_older + len(turn))
+            if depth == 0 or layer.shape[-1] > layers[depth - 1].shape[-2] + 1:  # it reads inputs
+                incoming = layer[..., own]
+                bias = layer[..., -1:] + (incoming @ shift)[..., None]
+                layer = np.concatenate(
+                    [layer[..., :n_older], incoming @ turn, layer[..., own.stop : -1], bias],
+                    axis=-1,
+                )
+            carried.append(layer)
+            n_older += layer.shape[-2]
+        last = carried[-1] * (self.y_scale / others.y_scale)[:, None]
+        last[..., -1] += (self.y_mean - others.y_mean) / others.y_scale
+        return [*carried[:-1], last]
 
     def to_original_inputs(self, X: np.ndarray) -> np.ndarray:
         """The user's columns of standardized rows, up to rounding."""
@@ -127,6 +152,11 @@ class Problem:
     train: Samples
     held_out: Samples
     coordinates: Coordinates
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of columns and of outputs."""
+        return len(self.coordinates.x_mean), len(self.coordinates.y_mean)
 
 
 def prepare(

@@ -322,6 +322,10 @@ class Search:
     # best of 10 ReLU students of three hidden layers end at the same losses of 2e-3 to 4e-3.
     brief_steps: int = 30
     brief_equations: tuple[float, ...] = (3.0, 6.0, 12.0)
+    # Students that grow from a corner have this share of its neurons in addition, at least so many
+    # in each layer.
+    growth: float = 0.25
+    min_growth: int = 2
     n_brief: int = 3  # students where there is no network to be found
     improvement: float = 0.5  # the search moves on where this share of the held-out loss is left
     # A probe is pruned at once where its loss is below this share of those of other shapes ...

@@ -22,7 +22,7 @@ from sklearn_ec._solvers.derivatives import Layers
 from sklearn_ec._solvers.jacobian import Linearization, stacked
 from sklearn_ec._solvers.levenberg import Dense, Levenberg, LinearSolver
 from sklearn_ec._solvers.matrix_free import MatrixFree, suited_solver
-from sklearn_ec._solvers.task import resolve_device, task_of
+from sklearn_ec._solvers.task import LeastSquaresTask, resolve_device, task_of
 
 from .students import network_at
 
@@ -94,7 +94,14 @@ class Polisher:
 
     def losses(self, layers: Sequence[np.ndarray]) -> np.ndarray:
         """Loss of every one of stacked networks; nan where it is not finite."""
-        losses = self.task.losses(tuple(torch.from_numpy(a).to(self.device) for a in layers))
+        return self._losses(self.task, layers)
+
+    def held_out_losses(self, layers: Sequence[np.ndarray]) -> np.ndarray:
+        """The same on the rows kept out of training."""
+        return self._losses(self.held_out_task, layers)
+
+    def _losses(self, task: LeastSquaresTask, layers: Sequence[np.ndarray]) -> np.ndarray:
+        losses = task.losses(tuple(torch.from_numpy(a).to(self.device) for a in layers))
         return torch.where(losses.isfinite(), losses, math.nan).cpu().numpy()
 
     def polish(

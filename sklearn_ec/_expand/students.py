@@ -74,11 +74,11 @@ def initial_weights(
 def with_shared_neurons(layers: list[np.ndarray], shared: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Initial weights in which the first neurons of the lowest layers are given ones.
 
-    Those of every layer read the given ones below, one column each and the bias. Half of a layer
+    Those of every layer read the given ones below, one column each and the bias. A fifth of a layer
     stays random: what the students share may not be all of the sought network.
     """
     for layer, neurons in zip(layers, shared, strict=False):
-        kept = neurons[: layer.shape[1] // 2]
+        kept = neurons[: 4 * layer.shape[1] // 5]
         layer[:, : len(kept)] = 0.0
         layer[:, : len(kept), : kept.shape[1] - 1] = kept[:, :-1]
         layer[:, : len(kept), -1] = kept[:, -1]
@@ -106,6 +106,17 @@ def grown(network: Network, widths: tuple[int, ...], rng: np.random.Generator) -
         at = np.repeat(ends, [added[below] for below in readable])
         layers[depth] = np.insert(layers[depth], at, 0.0, axis=1)
     return Network(tuple(layers))
+
+
+def grown_students(
+    layers: Sequence[np.ndarray], widths: tuple[int, ...], seeds: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """Stacked students that compute the same, grown to the given widths."""
+    networks = [
+        grown(Network(tuple(layers_of_one)), widths, np.random.default_rng(int(seed)))
+        for *layers_of_one, seed in zip(*layers, seeds, strict=True)
+    ]
+    return tuple(np.stack(layer) for layer in zip(*(n.layers for n in networks), strict=True))
 
 
 def network_at(layers: Layers, index: int) -> Network:

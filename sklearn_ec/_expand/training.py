@@ -61,22 +61,22 @@ class StudentTrainer:
         are large, Levenberg takes them in batches, best first, and stops after the first batch of
         which enough converged, or which ``is_recovered`` accepts. Of large ones with ReLU neurons,
         the first starts from the best neurons of all, see :mod:`sklearn_ec._expand.neuron_pool`,
-        and ``is_recovered`` sees those that matter before. It sees deep students after a long
-        warm-up, too.
+        and ``is_recovered`` sees those that matter before. Without steps of Levenberg, it sees the
+        students after their warm-up.
 
         A training that left a checkpoint goes on from there. One that is interrupted ends with the
         students as they are.
         """
         state = checkpoint.load() if checkpoint else None
-        is_new = state is None
+        is_new, indices = state is None, np.arange(len(seeds))
         if state is None:
             state = self.warmed_up(seeds, widths, shared, start)
         try:
-            if is_new and is_recovered is not None:
-                if state.starts_from_pool:
-                    state.succeeded = self._pool_is_recovered(state, is_recovered)
-                elif state.has_long_warm_up:
-                    state.succeeded = is_recovered(state.students(), np.arange(len(seeds)))
+            if max_iter == 0:
+                state.succeeded = bool(is_recovered and is_recovered(state.students(), indices))
+                return state.students()
+            if is_new and is_recovered is not None and state.starts_from_pool:
+                state.succeeded = self._pool_is_recovered(state, is_recovered)
             while not state.ended:
                 self._train_batch(state, max_iter, tol, is_recovered, checkpoint, on_epoch)
         except KeyboardInterrupt:
@@ -113,7 +113,6 @@ class StudentTrainer:
             best=network_at(module.weights, best),
             best_held_out_loss=float(held_out[best]),
             starts_from_pool=starts_from_pool and completed,
-            has_long_warm_up=start is None and completed and self.warm_up.is_long(module.weights),
             interrupted=not completed,
         )
 

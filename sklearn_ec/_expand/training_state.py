@@ -52,7 +52,6 @@ class TrainingState:
     best: Network
     best_held_out_loss: float
     starts_from_pool: bool = False  # whether the first student does
-    has_long_warm_up: bool = False
     loss_curves: list[np.ndarray] = field(init=False)  # one per student
     trained: np.ndarray = field(init=False)  # (n_students,)
     n_finished: int = 0  # batches

@@ -55,10 +55,6 @@ class WarmUpTrainer:
             module = self._stack_networks(self._settled_networks(module))
         return module, completed
 
-    def is_long(self, layers: Layers) -> bool:
-        """Whether deep students may share the network's neurons after the warm-up."""
-        return len(layers) > 2 and self._n_steps(layers) > self.settings.warm_up.steps
-
     def _n_steps(self, layers: Layers) -> int:
         """Steps of the warm-up; for deep students they grow with the cost of a Levenberg step."""
         steps = self.settings.warm_up

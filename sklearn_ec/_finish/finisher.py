@@ -66,6 +66,12 @@ class Finisher:
         polisher = self.polisher
         return solve_readout(hidden, polisher.samples, polisher.activation, polisher.has_skip)
 
+    def with_resolved_signs(self, hidden: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+        """Collapsed layers without skip terms."""
+        if not self.polisher.has_skip or len(hidden) < 2:
+            return tuple(hidden)
+        return resolve_signs(self.solve_readout(hidden), self.polisher.activation).layers[:-1]
+
     def on_collapsed(
         self, network: Network, lower: Sequence[np.ndarray], loss: float
     ) -> Network | None:
@@ -77,9 +83,9 @@ class Finisher:
         return self.if_better(resolve_signs(replaced, polisher.activation), loss)
 
     def if_better(self, network: Network, loss: float) -> Network | None:
-        """A network after a short polish; None where it does not get below a loss."""
+        """A network after a short polish on few rows; None where it does not get below a loss."""
         n_steps = self.settings.finish.first_polish_steps
-        polished, polished_loss = self.polisher.polish(network, n_steps)
+        polished, polished_loss = self._on_few_rows(network).polish(network, n_steps)
         return polished if polished_loss < loss else None
 
     def finish(self, network: Network) -> Candidate:

@@ -16,10 +16,14 @@ import numpy as np
 
 from sklearn_ec._cluster.common_basis import count_agreeing
 from sklearn_ec._cluster.layerwise import ClusteredLayers, Thresholds, Voters, cluster_layers
+from sklearn_ec._core.coordinates import Coordinates
 from sklearn_ec._core.records import Network, Samples, Students
 from sklearn_ec._core.settings import Finish, Training
+from sklearn_ec._core.settings import Search as SearchSettings
+from sklearn_ec._core.signs import with_skip
+from sklearn_ec._expand.polishing import Polisher
 from sklearn_ec._expand.skorch_nets import n_levenberg_epochs
-from sklearn_ec._expand.students import layer_shapes
+from sklearn_ec._expand.students import grown, grown_students, layer_shapes
 from sklearn_ec._expand.training import StudentTrainer
 from sklearn_ec._expand.training_state import Checkpoint, OnEpoch
 from sklearn_ec._finish.finisher import Candidate, Finisher
@@ -57,6 +61,11 @@ class Ensemble:
     is_complete: bool = False
 
     @property
+    def is_warm_up(self) -> bool:
+        """Whether Levenberg has not taken a step yet."""
+        return self.students.n_iter == 0
+
+    @property
     def recovered(self) -> Candidate | None:
         """The certified network: that of the clusters, else that of a pruned student."""
         if self.clustered and self.clustered.candidate.certificate.function_certified:
@@ -76,19 +85,18 @@ class Ensemble:
         """The network of the lowest error."""
         return best_of(*self.candidates)
 
-    def corner(self) -> tuple[Network | None, float]:
-        """The best network that is narrower than the students and better than all, and its loss.
+    def corner(self, worthwhile_loss: float) -> tuple[Network | None, float]:
+        """The best network that is narrower than the students, and its loss.
 
-        Infinity where there is none, or where it misses the data by rounding alone.
+        Infinity where there is none, or where it misses the data by much or by rounding alone.
         """
-        best, students = self.best_candidate, self.students
+        best = self.best_candidate
         if best is None or best.certificate.fits_exactly:
             return None, np.inf
         loss = best.certificate.error**2
-        widths = tuple(layer.shape[1] for layer in students.layers[:-1])
+        widths = tuple(layer.shape[1] for layer in self.students.layers[:-1])
         is_narrower = all(map(operator.le, best.network.widths, widths))
-        is_better = loss < np.nanmin(students.losses, initial=np.inf)
-        return (best.network, loss) if is_narrower and is_better else (None, np.inf)
+        return (best.network, loss) if is_narrower and loss < worthwhile_loss else (None, np.inf)
 
     def origin_of(self, candidate: Candidate) -> Origin:
         by_clusters = self.clustered is not None and candidate is self.clustered.candidate
@@ -167,14 +175,14 @@ class Ensemble:
         Clusters come first: after 30 steps they hold 13 of 15 ``g`` networks of one layer. Their
         network is finished in a fraction of the time that pruning takes, and fails at once. Where
         they hold the lower layers alone, these take the place of the student's own. ``prunes`` says
-        whether the student is pruned all the same where that does not work.
+        whether the student is pruned all the same where they do not hold all but the last.
         """
         ranked, collapsed = self.students.by_loss(), []
         if len(ranked) >= finisher.settings.cluster.min_voters:
             collapsed = self.seek_in_clusters(finisher)
         if not self.is_conclusive and len(ranked):
             best = int(ranked[0])
-            simpler = self._on_collapsed(best, finisher, collapsed)
+            simpler = self._on_collapsed(best, finisher, collapsed, all_below=not prunes)
             if simpler is not None or prunes:
                 self._finish(best, finisher, simpler)
         return self.is_conclusive
@@ -241,11 +249,16 @@ class Ensemble:
                 break
 
     def _on_collapsed(
-        self, student: int, finisher: Finisher, collapsed: Sequence[np.ndarray]
+        self, student: int, finisher: Finisher, collapsed: Sequence[np.ndarray], all_below: bool
     ) -> Network | None:
-        """A student with as many collapsed layers in the place of its own as do no harm, if any."""
+        """A student with collapsed layers in the place of its own: as many as do no harm, if any.
+
+        ``all_below`` says whether that must be all below the last one.
+        """
         network, loss = self.students.network(student), float(self.students.losses[student])
-        for n_lower in range(min(len(collapsed), len(network.widths) - 1), 0, -1):
+        n_below = len(network.widths) - 1
+        least = max(n_below, 1) if all_below else 1
+        for n_lower in range(min(len(collapsed), n_below), least - 1, -1):
             simpler = finisher.on_collapsed(network, collapsed[:n_lower], loss)
             if simpler is not None:
                 return simpler
@@ -290,15 +303,51 @@ class Ensemble:
         return sum(c.network.widths == network.widths for c in pruned), len(pruned)
 
 
+def carried_over(
+    ensemble: Ensemble,
+    before: Coordinates,
+    now: Coordinates,
+    widths: tuple[int, ...],
+    polisher: Polisher,
+) -> Ensemble | None:
+    """The students and the network of a fit to other rows; None where they are wider than now."""
+    networks = [ensemble.students.network(student) for student in ensemble.students.by_loss()]
+    if ensemble.best_candidate is not None:
+        network = ensemble.best_candidate.network
+        networks.insert(0, with_skip(network) if networks[0].has_skip else network)
+    fitting = [n for n in networks if all(map(operator.le, n.widths, widths))]
+    if not fitting:
+        return None
+    networks = [grown(n, widths, np.random.default_rng(i)) for i, n in enumerate(fitting)]
+    stacks = [np.stack(layer) for layer in zip(*(n.layers for n in networks), strict=True)]
+    layers = before.carried_to(now, stacks)
+    losses, held_out = polisher.losses(layers), polisher.held_out_losses(layers)
+    best = int(np.argmin(np.nan_to_num(held_out, nan=np.inf)))
+    students = Students(
+        layers=tuple(layers),
+        losses=losses,
+        trained=np.ones(len(losses), dtype=bool),
+        n_iter=ensemble.students.n_iter,
+        best=Network(tuple(layer[best] for layer in layers)),
+        best_held_out_loss=float(held_out[best]),
+        loss_curves=losses[:, None],
+    )
+    return Ensemble(students, ensemble.tol, n_reused=len(losses))
+
+
 @dataclass(frozen=True)
 class Round:
     """How far students are trained, and from where."""
 
-    max_iter: int | None = None  # None for that of the estimator
+    max_iter: int | None = None  # None for that of the estimator, 0 for the warm-up alone
     equations: float | None = None  # per parameter of a student; None for all rows
     asks_finisher: bool = True  # whether training ends once these students gave the network
     shared: Sequence[np.ndarray] = ()  # neurons of the lowest layers that all of them start with
-    start: Network | None = None  # that they start as, with random neurons besides its own
+    start: Network | None = None  # that they start as, with a few random neurons besides its own
+
+    def steps(self, max_iter: int) -> int:
+        """Number of steps of an estimator that allows so many."""
+        return max_iter if self.max_iter is None else min(self.max_iter, max_iter)
 
 
 @dataclass(frozen=True)
@@ -316,6 +365,16 @@ class Recipe:
         is_adam = self.solver == "adam"
         return self.max_iter if is_adam else n_levenberg_epochs(self.max_iter, training)
 
+    def trained_widths(self, search: SearchSettings) -> tuple[int, ...]:
+        """Widths in training: students that grow have a share more neurons than their start."""
+        start = self.round.start
+        if start is None:
+            return self.widths
+        added = [max(search.min_growth, math.ceil(search.growth * w)) for w in start.widths]
+        return tuple(
+            min(width, w + n) for width, w, n in zip(self.widths, start.widths, added, strict=True)
+        )
+
 
 def train_group(
     finisher: Finisher,
@@ -325,14 +384,15 @@ def train_group(
     on_epoch: OnEpoch | None = None,
 ) -> Ensemble:
     """Train students until enough converged, or their clusters or the best one give the network."""
-    polisher, widths, max_iter = finisher.polisher, recipe.widths, recipe.max_iter
+    polisher, max_iter = finisher.polisher, recipe.max_iter
+    widths = recipe.trained_widths(finisher.settings.search)
     if recipe.solver == "adam":
         students = StudentTrainer(polisher).train_with_adam(
             seeds, widths, max_iter=max_iter, checkpoint=checkpoint, on_epoch=on_epoch
         )
         return Ensemble(students, recipe.tol)
     question = _Question(finisher, recipe)
-    rows = _share_of_rows(polisher.samples, recipe, seeds)
+    rows = _share_of_rows(polisher.samples, recipe, widths, seeds)
     students = StudentTrainer(polisher, rows).train(
         seeds,
         widths,
@@ -346,6 +406,8 @@ def train_group(
     )
     if rows is not polisher.samples:
         students = replace(students, losses=polisher.losses(students.layers))
+    if widths != recipe.widths:
+        students = replace(students, layers=grown_students(students.layers, recipe.widths, seeds))
     return Ensemble(students, recipe.tol, **question.found)
 
 
@@ -355,6 +417,7 @@ class _Question:
     def __init__(self, finisher: Finisher, recipe: Recipe):
         self.finisher = finisher
         self.recipe = recipe
+        self.widths = recipe.trained_widths(finisher.settings.search)
         self.found: dict[str, Any] = {}  # fields of the ensemble
 
     def __call__(self, students: Students, indices: np.ndarray) -> bool:
@@ -374,7 +437,7 @@ class _Question:
     def _prunes(self, students: Students) -> bool:
         """Whether it is time to prune the best student, or what a pool was reduced to."""
         settings, n_epochs = self.finisher.settings, students.loss_curves.shape[1] - 1
-        if students.network(0).widths != self.recipe.widths:
+        if students.network(0).widths != self.widths:
             return True
         if self.finisher.polisher.is_matrix_free(students.network(0)):  # it takes minutes
             return n_epochs > 0 and bool(
@@ -389,10 +452,12 @@ def best_of(*candidates: Candidate | None) -> Candidate | None:
     return min(present, key=lambda candidate: candidate.certificate.error, default=None)
 
 
-def _share_of_rows(samples: Samples, recipe: Recipe, seeds: np.ndarray) -> Samples:
+def _share_of_rows(
+    samples: Samples, recipe: Recipe, widths: tuple[int, ...], seeds: np.ndarray
+) -> Samples:
     """The rows of a group's Levenberg steps, drawn with its seeds."""
     if recipe.round.equations is None:
         return samples
     n_inputs, n_outputs = samples.X.shape[1], samples.y.shape[1]
-    shapes = layer_shapes(n_inputs, recipe.widths, n_outputs, False)
+    shapes = layer_shapes(n_inputs, widths, n_outputs, False)
     return samples.thinned(recipe.round.equations * sum(map(math.prod, shapes)), seeds)

@@ -114,6 +114,8 @@ class Search:
         Number of students of a round of the final trial.
     max_iter : int
         Number of steps of the last round.
+    earlier : Trial, default=None
+        Students of a fit to other rows, which are asked first.
     """
 
     def __init__(
@@ -123,6 +125,7 @@ class Search:
         n_parameters: Callable[[Shape], int],
         n_students: int,
         max_iter: int,
+        earlier: Trial | None = None,
     ):
         self.finishers = finishers
         self.settings = next(iter(finishers.values())).settings
@@ -130,10 +133,13 @@ class Search:
         self.n_parameters = n_parameters
         self.n_students = n_students
         self.max_iter = max_iter
-        self.trials: list[Trial] = []
+        self.trials: list[Trial] = [] if earlier is None else [earlier]
 
     def run(self) -> Trial:
         """The certified trial, else the most parsimonious one that does about best."""
+        self._finish_promising()
+        if trial := self._certified():
+            return trial
         first = self._first_shape()
         self._probe(first)
         shape: Shape | None = first
@@ -143,13 +149,19 @@ class Search:
 
     def run_given(self, widths: Shape) -> Trial:
         """The trial of given widths, with the best activation of those in question."""
+        self._finish_promising()
+        if trial := self._certified():
+            return trial
         if len(self.finishers) > 1:
             self._probe(widths)
             self._finish_promising()
             return self._certified() or self._train_to_the_end(self._most_parsimonious())
         (activation,) = self.finishers
-        first, *others = self._rounds(activation, widths)
-        trial = self._new_trial(activation, widths, self.n_students, first)
+        rounds = self._rounds(activation, widths)
+        if self.trials:
+            return self._train_to_the_end(self.trials[0], rounds)
+        first, *others = rounds
+        trial = self._new_trial(activation, widths, self._n_students(first), first)
         self.trials.append(trial)
         return self._train_to_the_end(trial, others)
 
@@ -165,25 +177,41 @@ class Search:
     def _probing(self) -> Round:
         return Round(self.settings.search.probe_steps, asks_finisher=False)
 
+    def _n_students(self, round: Round) -> int:
+        limit = self.settings.search.group_size if round.max_iter == 0 else self.n_students
+        return min(limit, self.n_students)
+
+    @property
+    def _warm_up(self) -> Round:
+        return Round(max_iter=0)
+
     @property
     def _growth(self) -> Round:
         return Round(self.settings.search.brief_steps, self.settings.search.brief_equations[0])
 
     def _rounds(self, activation: str, widths: Shape) -> list[Round]:
-        """The rounds of training: brief ones on a share of the rows, the last one to the end."""
-        if not self._can_be_brief(activation, widths):
-            return [Round()]
-        settings = self.settings.search
-        return [*(Round(settings.brief_steps, e) for e in settings.brief_equations), Round()]
+        """The rounds of training: brief ones on a share of the rows, the last one to the end.
 
-    def _can_be_brief(self, activation: str, widths: Shape) -> bool:
-        """Whether a few steps of students tell something, and do not take long."""
-        finisher, settings = self.finishers[activation], self.settings.search
-        # of a step of the first round
-        flops = 2.0 * settings.brief_equations[0] * self.n_parameters(widths) ** 3
+        Of deep students with a long warm-up, there are rounds of nothing else before.
+        """
+        settings, n_parameters = self.settings.search, self.n_parameters(widths)
+        if not self._can_be_brief(activation):
+            return [Round()]
+        flops = 2.0 * settings.brief_equations[0] * n_parameters**3  # of a step of the first round
         is_large = flops > self.settings.training.dense_flops
+        brief = () if is_large else settings.brief_equations
+        warms_up = len(widths) > 1 and n_parameters > self.settings.warm_up.deep_parameters
+        return [
+            *([self._warm_up] if warms_up else []),
+            *(Round(settings.brief_steps, n_equations) for n_equations in brief),
+            Round(),
+        ]
+
+    def _can_be_brief(self, activation: str) -> bool:
+        """Whether a few steps of students tell something."""
+        finisher, settings = self.finishers[activation], self.settings.search
         is_adam = finisher.polisher.solver == "adam"
-        return finisher.prune and self.max_iter > settings.brief_steps and not (is_adam or is_large)
+        return finisher.prune and self.max_iter > settings.brief_steps and not is_adam
 
     def _new_trial(self, activation: str, widths: Shape, n_students: int, round: Round) -> Trial:
         start, finisher = time.perf_counter(), self.finishers[activation]
@@ -324,27 +352,39 @@ class Search:
 
         Each round starts from what those before found. Where pruning ended in a corner that no
         student came close to, all students grow from there: one of them mostly finds what is
-        missing. Else they start with the neurons of the first layer that the others share.
+        missing. Else they start with the neurons that the others share; after a warm-up alone, as
+        long as there are more of them each time.
         """
         start, finisher = time.perf_counter(), trial.finisher
         if rounds is None:
             rounds = self._rounds(trial.activation, trial.widths)
-        waiting, latest, corner = list(rounds), trial.ensemble, np.inf
-        is_brief = self._can_be_brief(trial.activation, trial.widths)
+        waiting, latest, corner, n_shared = list(rounds), trial.ensemble, np.inf, 0
+        is_brief = self._can_be_brief(trial.activation)
         while waiting and not self._is_settled(trial, latest):
-            shared = trial.ensemble.seek_in_clusters(finisher)
+            shared = self._shared_layers(trial, latest)
             if trial.certified:
                 break
-            network, loss = trial.ensemble.corner()
+            network, loss = trial.ensemble.corner(self.settings.finish.worthwhile_loss)
             if is_brief and loss < self.settings.search.stands_out * corner:
                 round, corner = replace(self._growth, start=network), loss
+            elif latest.is_warm_up and sum(map(len, shared)) > n_shared:
+                round, n_shared = replace(self._warm_up, shared=shared), sum(map(len, shared))
             else:
-                round = replace(waiting.pop(0), shared=tuple(shared[:1]))
-            more = self.train(finisher, trial.widths, self.n_students, round)
+                round = replace(waiting.pop(0), shared=shared)
+            more = self.train(finisher, trial.widths, self._n_students(round), round)
             trial.ensemble = trial.ensemble.joined(more)
             latest = latest if round.start else more
         trial.seconds += time.perf_counter() - start
         return trial
+
+    def _shared_layers(self, trial: Trial, latest: Ensemble) -> tuple[np.ndarray, ...]:
+        """The neurons that students share, whose network is tried."""
+        if latest.is_warm_up:
+            layers = latest.seek_in_clusters(trial.finisher)
+            trial.ensemble.clustered = latest.clustered or trial.ensemble.clustered
+        else:
+            layers = trial.ensemble.seek_in_clusters(trial.finisher)
+        return trial.finisher.with_resolved_signs(layers)
 
     def _is_settled(self, trial: Trial, latest: Ensemble) -> bool:
         """Whether a trial has its network, or its latest students converged or stopped at noise."""

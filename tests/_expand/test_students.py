@@ -32,17 +32,17 @@ def test_a_grown_network_computes_the_same(widths, has_skip):
     assert (other.layers[0][widths[0] :] != fresh).all()
 
 
-def test_shared_neurons_come_first_and_half_of_a_layer_stays_random():
+def test_shared_neurons_come_first_and_a_fifth_of_a_layer_stays_random():
     layers = initial_weights(np.arange(4), 3, (6, 5), 1, False)
     before = [layer.copy() for layer in layers]
-    first, second = np.full((2, 4), 7.0), np.full((9, 3), 8.0)
+    first, second = np.full((2, 4), 7.0), np.full((9, 3), 8.0)  # more than the layer takes
     layers = with_shared_neurons(layers, [first, second])
     assert (layers[0][:, :2] == 7.0).all()
     assert_array_equal(layers[0][:, 2:], before[0][:, 2:])
     # Those of the second layer read the two of the first and the bias.
-    assert (layers[1][:, :2, [0, 1, -1]] == 8.0).all()
-    assert (layers[1][:, :2, 2:-1] == 0.0).all()
-    assert_array_equal(layers[1][:, 2:], before[1][:, 2:])
+    assert (layers[1][:, :4, [0, 1, -1]] == 8.0).all()
+    assert (layers[1][:, :4, 2:-1] == 0.0).all()
+    assert_array_equal(layers[1][:, 4:], before[1][:, 4:])
     assert_array_equal(layers[2], before[2])
     assert with_shared_neurons(before, ()) is before
 

@@ -4,6 +4,7 @@ Nothing is trained: students of an activation and a shape have the losses that a
 finishing gives a certified network where it says so.
 """
 
+import operator
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -83,6 +84,10 @@ class FakeFinisher:
         if refused is not None:
             return self._candidate(make_network(refused), passed=False, fits_exactly=True)
         return self._candidate(network, network.widths in self.certified)
+
+    @staticmethod
+    def with_resolved_signs(hidden):
+        return tuple(hidden)
 
     def denoise(self, network):
         self.events.append(("denoise", self.name, network.widths))
@@ -365,7 +370,7 @@ def test_each_round_starts_from_what_the_students_before_share(monkeypatch):
     first, *others = [event[4].shared for event in script.events if event[0] == "train"]
     assert first == ()
     for given in others:
-        assert given[0] is shared[0]
+        assert all(map(operator.is_, given, shared))
 
 
 def test_students_grow_from_the_corner_that_pruning_ended_in():
@@ -388,15 +393,15 @@ def test_students_grow_from_the_corner_that_pruning_ended_in():
 
 @pytest.mark.parametrize(
     ("error", "widths", "fits_exactly"),
-    [(1e-2, (3,), False), (1e-4, (9,), False), (1e-4, (3,), True)],
+    [(0.2, (3,), False), (1e-2, (9,), False), (1e-2, (3,), True)],
 )
 def test_what_is_no_corner(error, widths, fits_exactly):
-    """Students do better, the network is wider than they are, or it is exact."""
+    """The network misses the data by much, is wider than the students, or is exact."""
     finisher = FakeFinisher()
     finisher.error = error
     candidate = finisher._candidate(make_network(widths), False, fits_exactly)
     ensemble = Ensemble(make_students((8,), [1e-5, 1e-3]), TOL, attempt=candidate)
-    assert ensemble.corner() == (None, np.inf)
+    assert ensemble.corner(0.01) == (None, np.inf)
 
 
 @pytest.mark.parametrize("reason", ["large", "adam", "not pruned", "few steps"])
