@@ -192,6 +192,9 @@ class Prune:
     # at most, the cheapest of the network by 1e-5.
     cheap_factor: float = 100.0
     cheap_cost: float = 1e-6
+    # The polish to the end, where no neuron is clearly to spare, is given up where a window leaves
+    # more than this share of the loss: with spare neurons it crawls, without it takes a few steps.
+    final_progress: float = 0.5
     single_tries: int = 3  # single removals tried before a width is accepted as the smallest
     exact_loss: float = 1e-18  # a pruned network below this relative loss is in no corner
     # Variances below which settling takes weight away from a large network, one attempt after the

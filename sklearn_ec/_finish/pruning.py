@@ -170,7 +170,9 @@ def pruning_path(
         least = min(candidates[0].cost for candidates in removals)
         if is_final and least > _cheap_cost(loss, polisher) and network is not polished:
             if loss > exact_loss:
-                network, loss = _polished(network, polisher, cap)
+                network, loss = _polished(
+                    network, polisher, cap, progress=polisher.settings.prune.final_progress
+                )
                 cap.update(network, loss)
                 yield network, loss
             if loss <= exact_loss and is_final(network, loss):
@@ -218,10 +220,16 @@ def _try_removals(
 
 
 def _polished(
-    network: Network, polisher: Polisher, cap: Cap, target: float = math.inf, enough: float = 0.0
+    network: Network,
+    polisher: Polisher,
+    cap: Cap,
+    target: float = math.inf,
+    enough: float = 0.0,
+    progress: float | None = None,
 ) -> tuple[Network, float]:
     """A network polished as far as it pays while neurons are removed."""
-    n_steps, progress, settings = cap.n_steps, cap.progress, polisher.settings.prune
+    n_steps, settings = cap.n_steps, polisher.settings.prune
+    progress = cap.progress if progress is None else progress
     if polisher.is_matrix_free(network):
         n_steps = min(n_steps, settings.large_polish_steps)
         progress = min(progress, settings.large_progress)

@@ -192,18 +192,22 @@ class Search:
     def _rounds(self, activation: str, widths: Shape) -> list[Round]:
         """The rounds of training: brief ones on a share of the rows, the last one to the end.
 
-        Of deep students with a long warm-up, there are rounds of nothing else before.
+        There is one brief round on all rows at most. Of deep students with a long warm-up, there
+        are rounds of nothing else before.
         """
-        settings, n_parameters = self.settings.search, self.n_parameters(widths)
+        finisher, settings = self.finishers[activation], self.settings.search
+        n_parameters = self.n_parameters(widths)
         if not self._can_be_brief(activation):
             return [Round()]
         flops = 2.0 * settings.brief_equations[0] * n_parameters**3  # of a step of the first round
         is_large = flops > self.settings.training.dense_flops
-        brief = () if is_large else settings.brief_equations
+        available = finisher.polisher.samples.n_equations / n_parameters
+        shares = [min(share, available) for share in settings.brief_equations]
+        brief = [] if is_large else list(dict.fromkeys(shares))
         warms_up = len(widths) > 1 and n_parameters > self.settings.warm_up.deep_parameters
         return [
             *([self._warm_up] if warms_up else []),
-            *(Round(settings.brief_steps, n_equations) for n_equations in brief),
+            *(Round(settings.brief_steps, share) for share in brief),
             Round(),
         ]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -70,6 +71,19 @@ class Linearization:
         for rows in self.task.chunks(8 * batch * n_neurons):
             squares += self.task.curvature(layers, steps, rows).square().sum(dim=(1, 2))
         return (squares / self.task.n_equations).sqrt()
+
+    def leverages(self, task: LeastSquaresTask) -> np.ndarray:
+        """Squared effect of further rows on the parameters, as far as these are open, (n_samples,).
+
+        Directions that no row tells count as if they had the least singular value that is inverted.
+        """
+        least = RCOND * self.singular_values[0]
+        spread = (self.directions / self.singular_values.clamp_min(least)[:, None]).mT
+        found = []
+        for rows in task.chunks(spread.shape[0] * task.targets.shape[1]):
+            left = task.jacobian(self.layers, rows) @ spread
+            found.append(left.square().sum(dim=1).reshape(task.targets.shape[1], -1).sum(dim=0))
+        return torch.cat(found).cpu().numpy()
 
     def least_redundancy(self) -> float:
         """One minus the leverage of the row that the others check least, all its outputs together.

@@ -16,10 +16,15 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 
 from sklearn_ec._core.activations import get_activation
+from sklearn_ec._core.canonical import canonical_network
 from sklearn_ec._core.forward import network_outputs
 from sklearn_ec._core.parameters import assumed_widths
+from sklearn_ec._core.records import Samples
+from sklearn_ec._core.watch import Watch
 from sklearn_ec._expand.students import layer_shapes
 from sklearn_ec._regressor import ExpandClusterRegressor
+from sklearn_ec._solvers.jacobian import Linearization
+from sklearn_ec._solvers.task import task_of
 
 from ._adapters import as_query
 from ._inputs import Inputs, Widened, as_inputs
@@ -45,6 +50,7 @@ class Design:
     equations: float = 2.4
     pool: int = 10  # candidates for each query that is chosen
     n_disputing: int = 5  # students that choose
+    max_parameters: int = 2000  # of networks whose open directions are looked for
 
 
 DESIGN = Design()
@@ -263,8 +269,7 @@ class _Rounds:
             return np.concatenate([self._drawn(self.draw, n - n // 2), self._disputed(n // 2)])
         if estimator.certificate_.obstacle == "equations":
             return self._drawn(self.draw, n)
-        half = self._drawn(self.draw, n // 2)
-        return np.concatenate([half, self._drawn(self.widened, n - len(half))])
+        return self._telling(n)
 
     def _drawn(self, draw: Inputs, n: int) -> np.ndarray:
         """New inputs, from the widened distribution where a distribution gives no more."""
@@ -283,6 +288,14 @@ class _Rounds:
         outputs = np.stack(list(student_outputs(self.estimator, pool)))
         spread = outputs.std(axis=0).sum(axis=1)
         return pool[np.argsort(-spread, kind="stable")[:n]]
+
+    def _telling(self, n: int) -> np.ndarray:
+        """Inputs that tell most of what the answers leave open of the network that was found."""
+        half = DESIGN.pool * n // 2
+        pool = np.concatenate([self._drawn(self.draw, half), self._drawn(self.widened, half)])
+        if self.estimator.certificate_.n_parameters > DESIGN.max_parameters:
+            return self.rng.permutation(pool)[:n]
+        return pool[np.argsort(-leverages(self.estimator, pool), kind="stable")[:n]]
 
     # Fit
 
@@ -321,6 +334,18 @@ def student_outputs(estimator: ExpandClusterRegressor, X: np.ndarray) -> Iterato
     yield outputs
     for student in students.by_loss()[: DESIGN.n_disputing]:
         yield network_outputs(students.network(int(student)), inputs, activation)
+
+
+def leverages(estimator: ExpandClusterRegressor, X: np.ndarray) -> np.ndarray:
+    """How much inputs would tell of the network's parameters beyond what the rows tell, (n,)."""
+    problem, activation = estimator._problem, get_activation(estimator.activation_)
+    coordinates, blocks = problem.coordinates, estimator._settings.blocks
+    network = coordinates.to_standardized(estimator.weights_, estimator.biases_)
+    task = task_of(problem.train, activation, "cpu", Watch(), blocks)
+    linearization = Linearization(task, canonical_network(network, activation))
+    inputs, _ = coordinates.transform(X, np.zeros((len(X), 1)))
+    rows = Samples(inputs, np.zeros((len(X), problem.train.y.shape[1])), np.ones(len(X)))
+    return linearization.leverages(task_of(rows, activation, "cpu", Watch(), blocks))
 
 
 def _checked(X: Any, n: int) -> np.ndarray:
