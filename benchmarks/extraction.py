@@ -22,10 +22,10 @@ from sklearn_ec.datasets import _all_kinks_show, make_teacher
 from sklearn_ec.extraction import extract
 from sklearn_ec.metrics import max_cosine_distance
 
-SHAPES = """
-    3-4-1 5-8-2 8-10-1 10-12-5 16-16-1 6-20-10 20-20-3 30-16-1
-    4-4-3-1 5-6-4-2 6-8-6-1 8-8-8-2 10-10-10-1 10-16-8-3 12-14-14-10
-""".split()
+SHAPES = (
+    *("3-4-1", "5-8-2", "8-10-1", "10-12-5", "16-16-1", "6-20-10", "20-20-3", "30-16-1"),
+    *("4-4-3-1", "5-6-4-2", "6-8-6-1", "8-8-8-2", "10-10-10-1", "10-16-8-3", "12-14-14-10"),
+)
 BOUND = 3**0.5
 
 

@@ -15,7 +15,7 @@ from ._queries import Query
 
 # Takes answers back to the outputs of the last layer.
 INVERSES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "identity": np.asarray,
+    "identity": lambda answers: answers,
     "logistic": special.logit,
     "tanh": np.arctanh,
     "proba": targets_from_proba,
@@ -87,12 +87,12 @@ def _asker(model: Any, batch_size: int) -> tuple[Callable[[np.ndarray], Any], st
         return _batched(lambda X: _run_module(model, X), batch_size), "identity"
     if hasattr(model, "get_inputs") and hasattr(model, "run"):
         return _session_asker(model, batch_size), "identity"
+    if callable(model):
+        return model, "identity"
     if hasattr(model, "predict_proba"):
         return _batched(model.predict_proba, batch_size), "proba"
     if hasattr(model, "predict"):
         return _batched(model.predict, batch_size), "identity"
-    if callable(model):
-        return model, "identity"
     raise TypeError(
         f"A {type(model).__name__} cannot be asked: give a function from inputs to outputs, a "
         "fitted scikit-learn model, a torch.nn.Module or an onnxruntime.InferenceSession."

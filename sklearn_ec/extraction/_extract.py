@@ -23,11 +23,12 @@ from sklearn_ec._core.records import Samples
 from sklearn_ec._core.watch import Watch
 from sklearn_ec._expand.students import layer_shapes
 from sklearn_ec._regressor import ExpandClusterRegressor
+from sklearn_ec._report.advice import WITHOUT_NEURONS
 from sklearn_ec._solvers.jacobian import Linearization
 from sklearn_ec._solvers.task import task_of
 
 from ._adapters import as_query
-from ._inputs import Inputs, Widened, as_inputs
+from ._inputs import Inputs, Widened, as_inputs, rounded
 from ._queries import QueryError, QueryLog
 
 
@@ -35,9 +36,11 @@ from ._queries import QueryError, QueryLog
 class Design:
     """How many queries are made, and of which kind."""
 
-    # Equations per parameter of the assumed network, in the first round. With 2.5, nine tenths of
-    # them in training, a certificate is possible. Measured:
-    first_equations: float = 2.5
+    # Equations per parameter of the assumed network, in the first round. With 3, nine tenths of
+    # them in training, a certificate is possible, and students learn smooth networks. ReLU students
+    # of two hidden layers and more do not learn the network: they need more.
+    first_equations: float = 3.0
+    first_equations_of_kinks: float = 6.0
     # Of a student, of which there are more: with fewer it fits the rows whatever they are.
     student_equations: float = 1.5
     least_rho: float = 1.25
@@ -54,6 +57,7 @@ class Design:
 
 
 DESIGN = Design()
+KINKED = ("relu", "leaky_relu")
 N_FIRST = 8  # queries that tell how many outputs there are
 N_RANGE = 1000  # inputs that tell the range of the columns
 
@@ -199,17 +203,14 @@ class _Rounds:
         self.queries.ask(self._drawn(self.draw, N_FIRST))
         self._ask_for_more(self._first_size())
         self._fit()
-        while not self.estimator.recovered_ and self.queries.n_left:
-            before = len(self.queries)
+        while not self._has_ended():
             self._ask_for_more(self._next_size())
-            if len(self.queries) == before:
-                warnings.warn(
-                    f"No new inputs could be drawn after {before} queries: give inputs that take "
-                    "more values.",
-                    stacklevel=3,
-                )
-                break
             self._fit()
+
+    def _has_ended(self) -> bool:
+        """Whether the network is found, there is none, or the budget is spent."""
+        has_none = self.estimator._targets in WITHOUT_NEURONS
+        return self.estimator.recovered_ or has_none or not self.queries.n_left
 
     # How many
 
@@ -219,7 +220,9 @@ class _Rounds:
         widths = self._given_widths
         if widths is None:
             return DESIGN.rows_per_column * (n_features + 1)
-        return self._rows(DESIGN.first_equations * self._n_parameters(widths))
+        has_kinks = self.estimator.activation in KINKED and len(widths) > 1
+        n_equations = DESIGN.first_equations_of_kinks if has_kinks else DESIGN.first_equations
+        return self._rows(n_equations * self._n_parameters(widths))
 
     def _next_size(self) -> int:
         """Queries of the next round, those of all before included."""
@@ -273,13 +276,16 @@ class _Rounds:
 
     def _drawn(self, draw: Inputs, n: int) -> np.ndarray:
         """New inputs, from the widened distribution where a distribution gives no more."""
-        found = self.queries.new(_checked(draw(self.rng, n), n))
+        found = self.queries.new(rounded(draw(self.rng, n), n))
         while len(found) < n:
             n_before = len(found)
-            more = _checked(self.widened(self.rng, n), n)
+            more = rounded(self.widened(self.rng, n), n)
             found = self.queries.new(np.concatenate([found, more]))[:n]
             if len(found) == n_before:
-                break
+                raise ValueError(
+                    f"inputs gave {len(self.queries)} different rows, and no more: "
+                    "give inputs that take more values."
+                )
         return found
 
     def _disputed(self, n: int) -> np.ndarray:
@@ -348,20 +354,9 @@ def leverages(estimator: ExpandClusterRegressor, X: np.ndarray) -> np.ndarray:
     return linearization.leverages(task_of(rows, activation, "cpu", Watch(), blocks))
 
 
-def _checked(X: Any, n: int) -> np.ndarray:
-    """Drawn inputs, rounded to single precision."""
-    X = np.asarray(X)
-    if X.ndim != 2 or len(X) != n or X.dtype.kind not in "fiub" or not np.isfinite(X).all():
-        raise ValueError(
-            f"inputs(rng, {n}) must return {n} rows of finite numbers, shape ({n}, n_features): "
-            f"got an array of shape {X.shape} and type {X.dtype}."
-        )
-    return X.astype(np.float32).astype(np.float64)
-
-
 def _widened(draw: Inputs, rng: np.random.Generator) -> Widened:
     """Inputs over the range of all columns; of those that do not vary, over that of all others."""
-    X = _checked(draw(rng, N_RANGE), N_RANGE)
+    X = rounded(draw(rng, N_RANGE), N_RANGE)
     low, high = X.min(axis=0), X.max(axis=0)
     is_constant = low == high
     return Widened(draw, np.where(is_constant, X.min(), low), np.where(is_constant, X.max(), high))

@@ -208,5 +208,16 @@ def as_inputs(inputs: Any) -> Inputs:
     return Examples(inputs)
 
 
+def rounded(X: Any, n: int) -> np.ndarray:
+    """Drawn inputs, rounded to single precision."""
+    X = np.asarray(X)
+    if X.ndim != 2 or len(X) != n or X.dtype.kind not in "fiub" or not np.isfinite(X).all():
+        raise ValueError(
+            f"inputs(rng, {n}) must return {n} rows of finite numbers, shape ({n}, n_features): "
+            f"got an array of shape {X.shape} and type {X.dtype}."
+        )
+    return X.astype(np.float32).astype(np.float64)
+
+
 def _spread(rows: np.ndarray) -> float:
     return float(np.sqrt(rows.var(axis=0).mean()))

@@ -4,6 +4,7 @@ from sklearn_ec._certify.certificate import Certificate
 from sklearn_ec._core.records import Dendrogram
 
 from ._alignment import AlignmentDisplay
+from ._audit import AuditDisplay
 from ._dendrogram import DendrogramDisplay
 from ._neuron_match import NeuronMatchDisplay
 from ._similarity import SimilarityDisplay
@@ -11,6 +12,7 @@ from ._student_loss import StudentLossDisplay
 
 __all__ = [
     "AlignmentDisplay",
+    "AuditDisplay",
     "Certificate",
     "Dendrogram",
     "DendrogramDisplay",
