@@ -233,7 +233,13 @@ class _Rounds:
         return math.ceil(size * (DESIGN.growth_of_search if is_search else DESIGN.growth))
 
     def _rows(self, n_equations: float) -> int:
-        return math.ceil(n_equations / self.queries.n_outputs)
+        return math.ceil(n_equations / self._n_independent_outputs)
+
+    @property
+    def _n_independent_outputs(self) -> int:
+        """Outputs that are equations of their own: a narrow last layer makes others depend."""
+        widths = self._given_widths
+        return min(self.queries.n_outputs, math.inf if widths is None else widths[-1])
 
     @property
     def _given_widths(self) -> tuple[int, ...] | None:
@@ -248,7 +254,7 @@ class _Rounds:
         widths, largest = self._given_widths, self.largest_rho
         if widths is None or np.ndim(largest):
             return largest
-        n_equations = len(self.queries) * self.queries.n_outputs
+        n_equations = len(self.queries) * self._n_independent_outputs
         rhos = np.arange(largest, min(DESIGN.least_rho, largest), -1 / 16)
         for rho in rhos:
             expanded = tuple(math.ceil(rho * width) for width in widths)
