@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _resumable import RESULTS
 from mnist import load_images, train_teacher
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
@@ -178,7 +179,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=["mnist", "digits", "art"])
     parser.add_argument("--data", type=Path, help="folder of the IDX files")
-    parser.add_argument("--cache", type=Path, default=Path("benchmarks/cache"))
+    parser.add_argument("--cache", type=Path, default=RESULTS / "mnist")
     parser.add_argument("--activation", default="tanh")
     parser.add_argument("--budget", type=int, default=1000)
     parser.add_argument("--rows", type=int, default=2000)

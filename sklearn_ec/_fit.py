@@ -157,7 +157,7 @@ class Fit:
             and widths in (None, trained.widths)
             and problem.shape == self.problem.shape
         )
-        if not is_alike or digest(problem) == digest(self.problem):
+        if not (estimator.prune and is_alike) or digest(problem) == digest(self.problem):
             return None
         finisher = self.finisher(trained.activation)
         ensemble = carried_over(

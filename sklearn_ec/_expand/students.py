@@ -109,14 +109,12 @@ def grown(network: Network, widths: tuple[int, ...], rng: np.random.Generator) -
 
 
 def grown_students(
-    layers: Sequence[np.ndarray], widths: tuple[int, ...], seeds: np.ndarray
-) -> tuple[np.ndarray, ...]:
-    """Stacked students that compute the same, grown to the given widths."""
-    networks = [
-        grown(Network(tuple(layers_of_one)), widths, np.random.default_rng(int(seed)))
-        for *layers_of_one, seed in zip(*layers, seeds, strict=True)
-    ]
-    return tuple(np.stack(layer) for layer in zip(*(n.layers for n in networks), strict=True))
+    networks: Sequence[Network], widths: tuple[int, ...], seeds: np.ndarray
+) -> list[np.ndarray]:
+    """Stacked students that compute what networks do, grown to the given widths."""
+    rngs = [np.random.default_rng(int(seed)) for seed in seeds]
+    students = [grown(network, widths, rng) for network, rng in zip(networks, rngs, strict=True)]
+    return [np.stack(layer) for layer in zip(*(s.layers for s in students), strict=True)]
 
 
 def network_at(layers: Layers, index: int) -> Network:

@@ -17,7 +17,13 @@ from sklearn_ec._solvers.task import LeastSquaresTask
 from .neuron_pool import pool_neurons
 from .polishing import Polisher
 from .skorch_nets import AdamNet, AdamState, EpochReporter, fit_net
-from .students import StackedStudents, grown, initial_weights, network_at, with_shared_neurons
+from .students import (
+    StackedStudents,
+    grown_students,
+    initial_weights,
+    network_at,
+    with_shared_neurons,
+)
 
 
 class WarmUpTrainer:
@@ -41,8 +47,7 @@ class WarmUpTrainer:
         """Students that compute what a network does, with random neurons besides its own."""
         if self.polisher.has_skip and len(widths) == 1:
             network = with_skip(network)
-        rngs = [np.random.default_rng(int(seed)) for seed in seeds]
-        return self._stack_networks([grown(network, widths, rng) for rng in rngs])
+        return self.stack(grown_students([network] * len(seeds), widths, seeds))
 
     def train(
         self, seeds: np.ndarray, widths: tuple[int, ...], shared: Sequence[np.ndarray] = ()

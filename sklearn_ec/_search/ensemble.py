@@ -23,7 +23,7 @@ from sklearn_ec._core.settings import Search as SearchSettings
 from sklearn_ec._core.signs import with_skip
 from sklearn_ec._expand.polishing import Polisher
 from sklearn_ec._expand.skorch_nets import n_levenberg_epochs
-from sklearn_ec._expand.students import grown, grown_students, layer_shapes
+from sklearn_ec._expand.students import grown_students, layer_shapes
 from sklearn_ec._expand.training import StudentTrainer
 from sklearn_ec._expand.training_state import Checkpoint, OnEpoch
 from sklearn_ec._finish.finisher import Candidate, Finisher
@@ -310,7 +310,10 @@ def carried_over(
     widths: tuple[int, ...],
     polisher: Polisher,
 ) -> Ensemble | None:
-    """The students and the network of a fit to other rows; None where they are wider than now."""
+    """The students and the network of a fit to other rows.
+
+    None where they are wider than those of the present fit, or far from its targets.
+    """
     networks = [ensemble.students.network(student) for student in ensemble.students.by_loss()]
     if ensemble.best_candidate is not None:
         network = ensemble.best_candidate.network
@@ -318,10 +321,11 @@ def carried_over(
     fitting = [n for n in networks if all(map(operator.le, n.widths, widths))]
     if not fitting:
         return None
-    networks = [grown(n, widths, np.random.default_rng(i)) for i, n in enumerate(fitting)]
-    stacks = [np.stack(layer) for layer in zip(*(n.layers for n in networks), strict=True)]
-    layers = before.carried_to(now, stacks)
+    grown = grown_students(fitting, widths, np.arange(len(fitting)))
+    layers = before.carried_to(now, grown)
     losses, held_out = polisher.losses(layers), polisher.held_out_losses(layers)
+    if not (losses < polisher.settings.finish.worthwhile_loss).any():
+        return None
     best = int(np.argmin(np.nan_to_num(held_out, nan=np.inf)))
     students = Students(
         layers=tuple(layers),
@@ -407,7 +411,8 @@ def train_group(
     if rows is not polisher.samples:
         students = replace(students, losses=polisher.losses(students.layers))
     if widths != recipe.widths:
-        students = replace(students, layers=grown_students(students.layers, recipe.widths, seeds))
+        networks = list(map(students.network, range(len(students))))
+        students = replace(students, layers=tuple(grown_students(networks, recipe.widths, seeds)))
     return Ensemble(students, recipe.tol, **question.found)
 
 

@@ -238,8 +238,8 @@ class _Rounds:
     @property
     def _n_independent_outputs(self) -> int:
         """Outputs that are equations of their own: a narrow last layer makes others depend."""
-        widths = self._given_widths
-        return min(self.queries.n_outputs, math.inf if widths is None else widths[-1])
+        widths, n_outputs = self._given_widths, self.queries.n_outputs
+        return n_outputs if widths is None else min(n_outputs, widths[-1])
 
     @property
     def _given_widths(self) -> tuple[int, ...] | None:

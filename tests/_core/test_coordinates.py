@@ -3,6 +3,8 @@ import itertools
 import numpy as np
 import pytest
 
+from builders import evaluate, random_network
+from sklearn_ec._core.activations import get_activation
 from sklearn_ec._core.coordinates import (
     leverages,
     merge_duplicate_rows,
@@ -175,6 +177,25 @@ def test_standardized_and_original_coordinates_are_inverse(case):
     for layer, same in zip(back.layers, network.layers, strict=True):
         tolerance = 1e-12 * (1.0 + np.abs(coordinates.x_mean / coordinates.x_scale).max())
         np.testing.assert_allclose(layer, same, rtol=0, atol=tolerance * np.abs(same).max())
+
+
+@pytest.mark.parametrize("has_skip", [False, True])
+def test_networks_are_carried_to_the_coordinates_of_other_rows(has_skip):
+    rng = np.random.default_rng(0)
+    X, others = rng.normal(2.0, 3.0, size=(40, 3)), rng.normal(-1.0, 0.5, size=(60, 3))
+    y, more = rng.normal(size=(40, 2)), rng.normal(5.0, 2.0, size=(60, 2))
+    _, before = standardize(X, y, np.ones(40))
+    _, now = standardize(others, more, np.ones(60))
+    network = random_network(rng, (4, 3), 3, 2, has_skip)
+    layers = before.carried_to(now, [np.stack([layer, layer]) for layer in network.layers])
+    new = rng.normal(size=(10, 3))
+    there, here = (c.transform(new, np.zeros((10, 2)))[0] for c in (before, now))
+    tanh = get_activation("tanh")
+    expected = evaluate(network, tanh, there) * before.y_scale + before.y_mean
+    for student in range(2):
+        carried = Network(tuple(layer[student] for layer in layers))
+        actual = evaluate(carried, tanh, here) * now.y_scale + now.y_mean
+        np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("case", EVERY_CASE)

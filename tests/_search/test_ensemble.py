@@ -10,7 +10,7 @@ from builders import plain, planted
 from sklearn_ec._cluster.layerwise import Thresholds
 from sklearn_ec._core.forward import network_outputs
 from sklearn_ec._finish.finisher import Candidate, Finisher
-from sklearn_ec._search.ensemble import Clustered, Recipe, Round, train_group
+from sklearn_ec._search.ensemble import Clustered, Recipe, Round, carried_over, train_group
 
 SEEDS = np.arange(6)
 
@@ -101,3 +101,36 @@ def test_joined_students_keep_the_certified_network_of_clusters(group):
     for both in (group.joined(refused), refused.joined(group)):
         assert both.recovered is group.recovered
     assert refused.joined(refused).recovered is None
+
+
+def test_students_grow_by_a_few_neurons_and_are_padded_to_the_widths_of_the_others(finisher, group):
+    network = group.recovered.network
+    grown = replace(recipe((12,)), round=Round(10, start=network, asks_finisher=False))
+    assert grown.trained_widths(finisher.settings.search) == (5,)  # a quarter, at least two
+    assert replace(grown, widths=(4,)).trained_widths(finisher.settings.search) == (4,)
+    trained = train_group(finisher, grown, SEEDS)
+    assert trained.students.layers[0].shape[1] == 12
+    losses = finisher.polisher.losses(trained.students.layers)
+    assert_allclose(losses, trained.students.losses, rtol=1e-6, atol=1e-28)
+
+
+def test_students_after_their_warm_up_alone_are_asked_by_their_clusters():
+    _, polisher, held_out = planted("tanh")
+    finisher = Finisher(polisher, held_out, plain(held_out), prune=True)
+    warm = train_group(finisher, replace(recipe(), max_iter=0, round=Round(0)), SEEDS)
+    assert warm.is_warm_up
+    assert warm.students.n_iter == 0
+    assert not warm.finished  # no student is pruned before it took thirty steps
+
+
+def test_students_are_carried_over_to_other_rows(finisher, group):
+    same = plain(finisher.held_out)
+    carried = carried_over(group, same, same, (11,), finisher.polisher)
+    assert len(carried.students) == len(group.students) + 1
+    assert carried.students.losses[0] < 1e-28  # the network
+    ranked = group.students.losses[group.students.by_loss()]
+    assert_allclose(carried.students.losses[1:], ranked, rtol=1e-6, atol=1e-28)
+    assert carried.seek(finisher)
+    assert carried_over(group, same, same, (2,), finisher.polisher) is None
+    elsewhere = replace(same, y_mean=same.y_mean + 10.0)
+    assert carried_over(group, elsewhere, same, (11,), finisher.polisher) is None

@@ -5,6 +5,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
+from builders import planted
 from sklearn_ec._certify.uncertainty import layer_errors
 from sklearn_ec._core.activations import ACTIVATIONS
 from sklearn_ec._core.canonical import canonical_network
@@ -443,3 +444,13 @@ def test_relative_errors_in_other_coordinates_are_at_unit_lengths_there(rows, wi
     for part, square, layer in zip(found, squares, before, strict=True):
         relative = np.sqrt(square) / np.linalg.norm(layer, axis=1, keepdims=True)
         assert_allclose(part.numpy(), relative, rtol=1e-4, atol=1e-8)
+
+
+def test_leverages_of_further_rows():
+    """Those of the rows that were used are the diagonal of the hat matrix."""
+    network, polisher, _ = planted("tanh")
+    task = polisher.task
+    linearization = Linearization(task, network)
+    used = linearization.leverages(task) / task.n_equations
+    assert_allclose(used.sum(), network.n_parameters, rtol=1e-9)
+    assert (used <= 1.0 + 1e-9).all()
