@@ -69,10 +69,9 @@ plt.show()
 # %%
 # A defence that makes neurons alike
 # ----------------------------------
-# A defender may train the neurons of a layer to be alike (arXiv:2509.16546), since extraction
-# tells them apart. Here eight neurons differ from their mean by a share of its length: the nearer
-# they are, the more digits of the answers are needed to tell them apart. Down to a tenth, the attack
-# does not notice; at a hundredth, 1,000 queries do not give the network (not run here).
+# A defender may train the neurons of a layer to be alike (arXiv:2509.16546), since extraction tells
+# them apart. Here eight neurons differ from their mean by a share of its length. Down to a tenth,
+# the attack does not notice; at a hundredth, 1,000 queries do not give the network (not run here).
 rng = np.random.default_rng(0)
 mean, spread = rng.normal(size=(5, 1)), rng.normal(size=(5, 8))
 readout = rng.normal(size=(8, 1))

@@ -11,6 +11,7 @@ search.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -39,6 +40,7 @@ class Trial:
     ensemble: Ensemble
     seconds: float
     tried: bool = False  # whether its best student was finished
+    corner: float = math.inf  # loss of the network that students grew from last
 
     @property
     def held_out_loss(self) -> float:
@@ -301,6 +303,9 @@ class Search:
             start = time.perf_counter()
             trial.tried = True
             trial.ensemble.seek(trial.finisher)
+            self._grow(trial, self.settings.search.n_probes)
+            if trial.corner < self.settings.search.exact_loss:  # the right shape, or a larger one
+                self._train_to_the_end(trial)
             trial.seconds += time.perf_counter() - start
             self._try_paired(trial)
 
@@ -362,24 +367,32 @@ class Search:
         start, finisher = time.perf_counter(), trial.finisher
         if rounds is None:
             rounds = self._rounds(trial.activation, trial.widths)
-        waiting, latest, corner, n_shared = list(rounds), trial.ensemble, np.inf, 0
-        is_brief = self._can_be_brief(trial.activation)
+        waiting, latest, n_shared = list(rounds), trial.ensemble, 0
         while waiting and not self._is_settled(trial, latest):
             shared = self._shared_layers(trial, latest)
+            if not trial.certified:
+                self._grow(trial, self.n_students)
             if trial.certified:
                 break
-            network, loss = trial.ensemble.corner(self.settings.finish.worthwhile_loss)
-            if is_brief and loss < self.settings.search.stands_out * corner:
-                round, corner = replace(self._growth, start=network), loss
-            elif latest.is_warm_up and sum(map(len, shared)) > n_shared:
+            if latest.is_warm_up and sum(map(len, shared)) > n_shared:
                 round, n_shared = replace(self._warm_up, shared=shared), sum(map(len, shared))
             else:
                 round = replace(waiting.pop(0), shared=shared)
-            more = self.train(finisher, trial.widths, self._n_students(round), round)
-            trial.ensemble = trial.ensemble.joined(more)
-            latest = latest if round.start else more
+            latest = self.train(finisher, trial.widths, self._n_students(round), round)
+            trial.ensemble = trial.ensemble.joined(latest)
         trial.seconds += time.perf_counter() - start
         return trial
+
+    def _grow(self, trial: Trial, n_students: int) -> None:
+        """Let students grow from the corner in which pruning ended, as long as this helps."""
+        settings, finish = self.settings.search, self.settings.finish
+        while self._can_be_brief(trial.activation) and not trial.certified:
+            network, loss = trial.ensemble.corner(finish.worthwhile_loss)
+            if not loss < settings.stands_out * trial.corner:
+                break
+            trial.corner, round = loss, replace(self._growth, start=network)
+            grown = self.train(trial.finisher, trial.widths, n_students, round)
+            trial.ensemble = trial.ensemble.joined(grown)
 
     def _shared_layers(self, trial: Trial, latest: Ensemble) -> tuple[np.ndarray, ...]:
         """The neurons that students share, whose network is tried."""

@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Any
 
@@ -20,6 +20,7 @@ from sklearn_ec._core.canonical import canonical_network
 from sklearn_ec._core.forward import network_outputs
 from sklearn_ec._core.parameters import assumed_widths
 from sklearn_ec._core.records import Samples
+from sklearn_ec._core.settings import Settings
 from sklearn_ec._core.watch import Watch
 from sklearn_ec._expand.students import layer_shapes
 from sklearn_ec._regressor import ExpandClusterRegressor
@@ -51,6 +52,8 @@ class Design:
     growth_of_search: float = 2.0
     # Equations per parameter of a network that was found, but needs more rows for its certificate.
     equations: float = 2.4
+    # Steps of students, unless the budget is spent: more answers do more for them than more steps.
+    max_iter: int = 60
     pool: int = 10  # candidates for each query that is chosen
     n_disputing: int = 5  # students that choose
     max_parameters: int = 2000  # of networks whose open directions are looked for
@@ -192,7 +195,8 @@ class _Rounds:
         self.queries = queries
         self.draw = draw
         self.estimator = estimator.set_params(warm_start=True)
-        self.largest_rho = estimator.rho
+        self.largest_rho, self.max_iter = estimator.rho, estimator.max_iter
+        self.settings = estimator._settings
         self.rng = rng
         self.verbose = verbose
         self.fitted: ExpandClusterRegressor | None = None
@@ -313,7 +317,10 @@ class _Rounds:
 
     def _fit(self) -> None:
         start = time.perf_counter()
-        self.estimator.set_params(rho=self._rho())
+        is_last = not self.queries.n_left
+        limit = self.max_iter if is_last else min(self.max_iter, DESIGN.max_iter)
+        self.estimator.set_params(rho=self._rho(), max_iter=limit)
+        self.estimator._settings = self.settings if is_last else _hasty(self.settings)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             self.estimator.fit(self.queries.X, self.queries.y)
@@ -335,6 +342,11 @@ class _Rounds:
             print(
                 f"[extract] {len(self.queries)} queries, {self.estimator.layer_sizes_}: {verdict}"
             )
+
+
+def _hasty(settings: Settings) -> Settings:
+    """For rounds that others follow: what the best student does not give, more answers may."""
+    return replace(settings, finish=replace(settings.finish, max_finished=1))
 
 
 def student_outputs(estimator: ExpandClusterRegressor, X: np.ndarray) -> Iterator[np.ndarray]:
