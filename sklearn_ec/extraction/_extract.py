@@ -27,6 +27,7 @@ from sklearn_ec._regressor import ExpandClusterRegressor
 from sklearn_ec._report.advice import WITHOUT_NEURONS
 from sklearn_ec._solvers.jacobian import Linearization
 from sklearn_ec._solvers.task import task_of
+from sklearn_ec.inspection import AuditDisplay
 
 from ._adapters import as_query
 from ._inputs import Inputs, Widened, as_inputs, rounded
@@ -46,8 +47,7 @@ class Design:
     student_equations: float = 1.5
     least_rho: float = 1.25
     rows_per_column: int = 20  # in the first round, where the sizes are unknown
-    # Queries of a round over those of the round before, where the network was not found; with
-    # unknown sizes.
+    # Queries of a round over those of the round before; with unknown sizes.
     growth: float = 1.4
     growth_of_search: float = 2.0
     # Equations per parameter of a network that was found, but needs more rows for its certificate.
@@ -95,6 +95,22 @@ class Extraction:
     def n_queries(self) -> int:
         """Number of inputs that were asked."""
         return len(self.X)
+
+    def plot(self, ax: Any = None) -> AuditDisplay:
+        """Draw the error on held-out rows, round by round.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Axes to draw on; a new figure if None.
+
+        Returns
+        -------
+        AuditDisplay
+            The display.
+        """
+        rows = [row | {"output_error": row["held_out_error"]} for row in self.history]
+        return AuditDisplay(rows).plot(ax)
 
     def __str__(self) -> str:
         rows = [f"{'queries':>8}  {'widths':14}  {'loss':>8}  certified  seconds"]
@@ -164,7 +180,7 @@ def extract(
     >>> known = ExpandClusterRegressor(hidden_layer_sizes=4, activation="tanh", random_state=0)
     >>> found = extract(model.predict, Uniform([-2.0] * 3, 2.0), estimator=known, random_state=0)
     >>> found.recovered, found.estimator.layer_sizes_, found.n_queries
-    (True, (4,), 53)
+    (True, (4,), 63)
     """
     if not isinstance(max_queries, Integral) or max_queries < 10:
         raise ValueError(f"max_queries must be an integer of at least 10, got {max_queries!r}.")
@@ -231,10 +247,11 @@ class _Rounds:
     def _next_size(self) -> int:
         """Queries of the next round, those of all before included."""
         certificate, size = self.estimator.certificate_, len(self.queries)
+        if self._given_widths is None:
+            return math.ceil(DESIGN.growth_of_search * size)
         if certificate.obstacle == "equations":
             return max(self._rows(DESIGN.equations * certificate.n_parameters), size + 1)
-        is_search = self._given_widths is None and not certificate.fits_exactly
-        return math.ceil(size * (DESIGN.growth_of_search if is_search else DESIGN.growth))
+        return math.ceil(DESIGN.growth * size)
 
     def _rows(self, n_equations: float) -> int:
         return math.ceil(n_equations / self._n_independent_outputs)
