@@ -304,9 +304,9 @@ class Search:
             trial.tried = True
             trial.ensemble.seek(trial.finisher)
             self._grow(trial, self.settings.search.n_probes)
+            trial.seconds += time.perf_counter() - start
             if trial.corner < self.settings.search.exact_loss:  # the right shape, or a larger one
                 self._train_to_the_end(trial)
-            trial.seconds += time.perf_counter() - start
             self._try_paired(trial)
 
     def _try_paired(self, trial: Trial) -> None:

@@ -145,7 +145,8 @@ class Script:
         # Rounds differ, or the best students of several would look like a noise floor.
         factors *= 0.5 ** (round.asks_finisher * len(self.rounds))
         students = make_students(widths, loss * factors)
-        return Ensemble(replace(students, succeeded=self.succeeds), TOL)
+        n_iter = 0 if round.max_iter == 0 else PROBE_STEPS
+        return Ensemble(replace(students, succeeded=self.succeeds, n_iter=n_iter), TOL)
 
     @property
     def probed(self):
@@ -632,3 +633,30 @@ def test_joined_students_keep_the_networks_that_were_refused():
     assert widths == {1: (3,), 2: (4,)}
     assert not both.certified
     assert not both.conclusive_networks
+
+
+def test_a_probe_that_nearly_fits_is_trained_to_the_end_at_once():
+    """Before larger shapes are probed."""
+    script = Script({(8,): 1e-4, (4, 4): 1e-7}, n_students=20)
+    finisher = script.search.finishers["tanh"]
+    finisher.error = 1e-6  # of the network that pruning leaves
+    script.search._finish(script.search._new_trial("tanh", (4, 4), N_PROBES, PROBE))
+    kinds = [event[4] for event in script.events if event[0] == "train"]
+    assert kinds[0] == PROBE
+    assert kinds[1].start is not None
+    assert [k.max_iter for k in kinds[2:]] == [*BRIEF, None]
+
+
+def test_warm_ups_go_on_as_long_as_students_share_more(monkeypatch):
+    counts = iter([3, 5, 5])
+    monkeypatch.setattr(
+        Ensemble,
+        "cluster",
+        lambda *arguments: ClusteredLayers(collapsed=[np.ones((next(counts, 0), 2))]),
+    )
+    script = Script({(9, 9): 1e-5})
+    script.search.n_parameters = lambda widths: 401
+    script.search.run_given((9, 9))
+    rounds = [event[4] for event in script.events if event[0] == "train"]
+    assert [r.max_iter for r in rounds[:4]] == [0, 0, 0, BRIEF[0]]
+    assert [sum(map(len, r.shared)) for r in rounds[:4]] == [0, 3, 5, 5]
