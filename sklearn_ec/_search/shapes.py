@@ -405,12 +405,8 @@ class Search:
 
     def _is_settled(self, trial: Trial, latest: Ensemble) -> bool:
         """Whether a trial has its network, or its latest students converged or stopped at noise."""
-        students, finisher = latest.students, trial.finisher
+        students, samples = latest.students, trial.finisher.polisher.samples
         has_ended = students.succeeded or students.n_failed == len(students)
-        return (
-            trial.certified
-            or has_ended
-            or reached_noise_floor(
-                students, finisher.polisher.samples, self.settings.noise, len(students) // 2
-            )
-        )
+        if trial.certified or has_ended or latest.is_warm_up:
+            return trial.certified or has_ended
+        return reached_noise_floor(students, samples, self.settings.noise, len(students) // 2)
