@@ -32,6 +32,9 @@ numpydoc_validation_exclude = {
     r"\.NeuronMatch$",
     r"\.Teacher$",
     r"\.RecoveryProblem$",
+    r"\.Extraction$",
+    r"\.Audit$",
+    r"\.QueryError",  # and what it inherits
 }
 
 sphinx_gallery_conf = {

@@ -64,7 +64,18 @@ class Audit:
         return "\n".join(lines)
 
     def plot(self, ax: Any = None) -> AuditDisplay:
-        """Draw errors over queries, see :class:`~sklearn_ec.inspection.AuditDisplay`."""
+        """Draw errors over queries.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Axes to draw on; a new figure if None.
+
+        Returns
+        -------
+        AuditDisplay
+            The display.
+        """
         return AuditDisplay(self.rows).plot(ax=ax)
 
 
@@ -82,15 +93,21 @@ def audit(
 
     Parameters
     ----------
-    query, inputs, estimator, random_state
-        As in :func:`~sklearn_ec.extraction.extract`.
+    query : callable or model
+        The model, see :func:`~sklearn_ec.extraction.as_query`.
+    inputs : tuple (low, high), array-like of shape (n_rows, n_features) or callable
+        Where to ask, as in :func:`~sklearn_ec.extraction.extract`.
     budgets : sequence of int
         Numbers of queries, at least 10 each.
+    estimator : ExpandClusterRegressor, default=None
+        Holds what is known of the network, as in :func:`~sklearn_ec.extraction.extract`.
     network : Teacher or fitted MLP, default=None
         The model's network, where the auditor has it, see
         :func:`~sklearn_ec.metrics.match_neurons`.
     n_test : int, default=1000
         Number of fresh inputs of which the outputs are compared. They count in no budget.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the inputs.
 
     Returns
     -------
