@@ -73,7 +73,8 @@ class StudentTrainer:
             state = self.warmed_up(seeds, widths, shared, start)
         try:
             if max_iter == 0:
-                state.succeeded = bool(is_recovered and is_recovered(state.students(), indices))
+                if is_recovered is not None and not state.interrupted:
+                    state.succeeded = is_recovered(state.students(), indices)
                 return state.students()
             if is_new and is_recovered is not None and state.starts_from_pool:
                 state.succeeded = self._pool_is_recovered(state, is_recovered)

@@ -210,6 +210,7 @@ class _Rounds:
     ):
         self.queries = queries
         self.draw = draw
+        self.given = estimator.get_params()
         self.estimator = estimator.set_params(warm_start=True)
         self.largest_rho, self.max_iter = estimator.rho, estimator.max_iter
         self.settings = estimator._settings
@@ -226,6 +227,12 @@ class _Rounds:
         while not self._has_ended():
             self._ask_for_more(self._next_size())
             self._fit()
+        self._restore()
+
+    def _restore(self) -> None:
+        """Give the estimator back as it came, but for the expansion factor of the last round."""
+        given = {name: self.given[name] for name in ("warm_start", "max_iter")}
+        self.estimator.set_params(**given)._settings = self.settings
 
     def _has_ended(self) -> bool:
         """Whether the network is found, there is none, or the budget is spent."""

@@ -21,6 +21,13 @@ class Uniform:
     ----------
     low, high : float or ndarray of shape (n_features,)
         Bounds of each column; an array for at least one of them tells the number of columns.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_ec.extraction import Uniform
+    >>> Uniform([0.0, 2.0], 3.0)(np.random.default_rng(0), 4).shape
+    (4, 2)
     """
 
     low: Any
@@ -50,6 +57,13 @@ class Gaussian:
     mean, scale : float or ndarray of shape (n_features,)
         Mean and standard deviation of each column; an array for at least one of them tells the
         number of columns.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_ec.extraction import Gaussian
+    >>> Gaussian(np.zeros(2), 1.0)(np.random.default_rng(0), 4).shape
+    (4, 2)
     """
 
     mean: Any
@@ -88,6 +102,13 @@ class Examples(_FromRows):
     ----------
     rows : array-like of shape (n_rows, n_features)
         Example rows.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_ec.extraction import Examples
+    >>> Examples([[0.0, 1.0], [2.0, 3.0]])(np.random.default_rng(0), 4).shape
+    (4, 2)
     """
 
     def __call__(self, rng: np.random.Generator, n: int) -> np.ndarray:
@@ -102,6 +123,13 @@ class ColumnBootstrap(_FromRows):
     ----------
     rows : array-like of shape (n_rows, n_features)
         Example rows.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_ec.extraction import ColumnBootstrap
+    >>> ColumnBootstrap([[0.0, 1.0], [2.0, 3.0]])(np.random.default_rng(0), 4).shape
+    (4, 2)
     """
 
     def __call__(self, rng: np.random.Generator, n: int) -> np.ndarray:
@@ -127,6 +155,13 @@ class BiasedNoise(_FromRows):
     ----------
     .. [1] J. Beiser, F. Martinelli, W. Gerstner, J. Brea, "Data augmentation techniques to reverse
        engineer neural network weights from input-output queries", UniReps workshop, NeurIPS 2025.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_ec.extraction import BiasedNoise
+    >>> BiasedNoise([[0.0, 1.0], [2.0, 3.0]])(np.random.default_rng(0), 4).shape
+    (4, 2)
     """
 
     def __init__(self, rows: Any, scale: Any = None):
@@ -155,6 +190,13 @@ class Composition(_FromRows):
     ----------
     .. [1] J. Beiser, F. Martinelli, W. Gerstner, J. Brea, "Data augmentation techniques to reverse
        engineer neural network weights from input-output queries", UniReps workshop, NeurIPS 2025.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_ec.extraction import Composition
+    >>> Composition(np.eye(4), shape=(2, 2), grid=(2, 1))(np.random.default_rng(0), 4).shape
+    (4, 4)
     """
 
     def __init__(self, rows: Any, shape: tuple[int, int], grid: tuple[int, int] = (3, 3)):

@@ -76,6 +76,12 @@ def test_the_same_seed_asks_the_same(teacher, found):
     assert_array_equal(again.X, found[1].X)
 
 
+def test_the_estimator_comes_back_as_it_was_given(found):
+    estimator, given = found[1].estimator, known()
+    assert estimator.get_params() | {"rho": given.rho} == given.get_params()
+    assert estimator._settings == given._settings
+
+
 def test_the_given_estimator_is_left_alone(teacher):
     estimator = known()
     extract(teacher.predict, BOX, estimator=estimator, max_queries=63, random_state=0)
