@@ -50,7 +50,8 @@ from sklearn_ec.datasets import (
 from sklearn_ec.metrics import _layers, max_cosine_distance
 
 EXACT = 1e-10
-SUITES = ("reference", "rough", "deep", "deep_rough", "deep_undrawn", "mlp")
+SUITES = ("reference", "rough", "deep", "deepest", "deep_rough", "deep_undrawn", "mlp")
+DEEPEST_SIZES = ((6, 5, 4, 4, 3, 1),)
 ROUGH_SIZES = ((5, 4, 4, 1), (4, 6, 4, 2), (6, 5, 4, 3, 1), (8, 8, 8, 2))
 RANK_TOLERANCE = 1e-13
 
@@ -61,6 +62,8 @@ def make_problems(suite, activation, n_seeds, rho, widths):
         return [problem for seed in seeds for problem in mlp_problems(activation, seed, widths)]
     if suite == "deep":
         return load_deep_suite(activation, n_seeds=n_seeds)
+    if suite == "deepest":
+        return load_deep_suite(activation, sizes=DEEPEST_SIZES, n_seeds=n_seeds)
     if suite == "deep_undrawn":
         shapes, seeds = DEEP_SIZES, range(n_seeds)
         return [undrawn_problem(activation, shape, seed) for shape in shapes for seed in seeds]

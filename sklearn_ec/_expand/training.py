@@ -70,7 +70,7 @@ class StudentTrainer:
         state = checkpoint.load() if checkpoint else None
         is_new, indices = state is None, np.arange(len(seeds))
         if state is None:
-            state = self.warmed_up(seeds, widths, shared, start)
+            state = self.warmed_up(seeds, widths, shared, start, pools=max_iter > 0)
         try:
             if max_iter == 0:
                 if is_recovered is not None and not state.interrupted:
@@ -90,6 +90,7 @@ class StudentTrainer:
         widths: tuple[int, ...],
         shared: Sequence[np.ndarray] = (),
         start: Network | None = None,
+        pools: bool = True,
     ) -> TrainingState:
         """The students that Levenberg starts from."""
         polisher = self.polisher
@@ -98,7 +99,8 @@ class StudentTrainer:
         else:
             module, completed = self.warm_up.grow(seeds, widths, start), True
         order = self._best_first(module.weights)
-        starts_from_pool = start is None and completed and self.warm_up.can_pool(module.weights)
+        starts_from_pool = pools and start is None and completed
+        starts_from_pool &= self.warm_up.can_pool(module.weights)
         if starts_from_pool:
             completed = self.warm_up.pool(module, seeds, order[-1])
             order = order.roll(1)

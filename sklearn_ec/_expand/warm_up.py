@@ -61,14 +61,13 @@ class WarmUpTrainer:
         return module, completed
 
     def _n_steps(self, layers: Layers) -> int:
-        """Steps of the warm-up; for deep students they grow with the cost of a Levenberg step."""
+        """Steps of the warm-up; of many parameters they grow as Levenberg steps cost more."""
         steps = self.settings.warm_up
         if self._are_large(layers):
             return steps.large_steps
-        if len(layers) == 2:
-            return steps.steps
         n_parameters = sum(layer[0].numel() for layer in layers)
-        share = max(1.0, n_parameters / steps.deep_parameters) ** 3
+        power = steps.power if len(layers) == 2 else steps.deep_power
+        share = max(1.0, n_parameters / steps.few_parameters) ** power
         return min(int(share * steps.steps), max(steps.large_steps, steps.steps))
 
     def can_pool(self, layers: Layers) -> bool:

@@ -107,7 +107,8 @@ class Finisher:
             candidate = self._pruned(network)
             if candidate.certificate.is_conclusive:
                 return candidate
-            network = candidate.network if candidate.certificate.fits_exactly else network
+            if candidate.certificate.error**2 < self._loss(network):
+                network = candidate.network
         return self._pruned(with_skip(network))
 
     def _pruned(self, network: Network) -> Candidate:
@@ -232,6 +233,9 @@ class Finisher:
             network, settings.prune.polish_steps, progress=settings.noise.final_progress
         )
         return self._judge(network)
+
+    def _loss(self, network: Network) -> float:
+        return float(self.polisher.losses([layer[None] for layer in network.layers])[0])
 
     def judge_as_is(self, network: Network) -> Candidate:
         """Certify a network without changing the function that it computes."""

@@ -43,8 +43,8 @@ class Removal:
 class ExactCap:
     """The loss allowed after a removal where the data are exact.
 
-    That is ten times the lowest so far, but no more than rounding once this is reached. Sets need
-    not be polished further than the factor ``margin`` below it.
+    That is ``margin`` times the lowest so far, but no more than rounding once this is reached.
+    Networks need not be polished further than that factor below it.
     """
 
     def __init__(self, loss: float, rounding_loss: float, settings: Settings):
@@ -197,21 +197,20 @@ def _try_removals(
 ) -> tuple[Network, float] | None:
     """The first removal that stands, polished.
 
-    Networks without neurons that were clearly to spare are polished only as far as the loss was
-    before: steps cost most while there are many, and get further with fewer. On noisy data, no
-    network with spare neurons needs more than what is allowed.
+    Networks are polished only as far as the loss was before: steps cost most while there are many
+    neurons, and get further with fewer. On noisy data, no network with spare neurons needs more
+    than what is allowed.
     """
     settings = polisher.settings.prune
     is_noisy = isinstance(cap, NoiseCap)
     rounding_loss = 0.0 if is_noisy else polisher.samples.rounding_loss
-    cheap_cost = 0.0 if is_noisy else _cheap_cost(loss, polisher)
     if polisher.is_matrix_free(network) and loss < max(settings.exact_loss, rounding_loss):
         worth_trying = settings.spare_cost * polisher.samples.n_equations
         candidates = [removal for removal in candidates if removal.cost <= worth_trying]
     for removal in candidates:
         smaller = without_neurons(network, polisher, removal)
         allowed = cap.allowed(smaller)
-        is_rough = removal.cost <= cheap_cost or len(removal.neurons) > 1
+        is_rough = not is_noisy or len(removal.neurons) > 1
         enough = max(allowed / cap.margin if is_rough else 0.0, rounding_loss)
         smaller, loss = _polished(smaller, polisher, cap, target=allowed, enough=enough)
         if loss <= allowed:

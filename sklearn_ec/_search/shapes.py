@@ -194,8 +194,8 @@ class Search:
     def _rounds(self, activation: str, widths: Shape) -> list[Round]:
         """The rounds of training: brief ones on a share of the rows, the last one to the end.
 
-        There is one brief round on all rows at most. Of deep students with a long warm-up, there
-        are rounds of nothing else before.
+        There is one brief round on all rows at most. Of students with a long warm-up, there are
+        rounds of nothing else before.
         """
         finisher, settings = self.finishers[activation], self.settings.search
         n_parameters = self.n_parameters(widths)
@@ -206,7 +206,7 @@ class Search:
         available = finisher.polisher.samples.n_equations / n_parameters
         shares = [min(share, available) for share in settings.brief_equations]
         brief = [] if is_large else list(dict.fromkeys(shares))
-        warms_up = len(widths) > 1 and n_parameters > self.settings.warm_up.deep_parameters
+        warms_up = n_parameters > self.settings.warm_up.few_parameters
         return [
             *([self._warm_up] if warms_up else []),
             *(Round(settings.brief_steps, share) for share in brief),

@@ -1,0 +1,116 @@
+"""Time what no small network made, next to exact networks of the same size.
+
+    python benchmarks/refusals.py
+    python benchmarks/refusals.py --activations tanh --sizes given
+
+Tables of 600 noise-free rows: sin(3 x0) x1, x0 x1 x2 (four columns), friedman1 (five columns that
+count, five that do not), and two step functions. Each is fitted with the width 3 given, and with
+sizes unknown; R² is that on 2,000 new rows. The time is divided by the median time of exact
+networks of three neurons with as many rows and columns, in the same run. No table may be certified.
+Results go to benchmarks/results/refusals.jsonl.
+"""
+
+import argparse
+import time
+import warnings
+from collections import defaultdict
+
+import numpy as np
+import torch
+from _resumable import RESULTS, run_resumable
+from joblib import delayed
+from sklearn.exceptions import ConvergenceWarning
+
+from sklearn_ec import ExpandClusterRegressor
+from sklearn_ec.datasets import make_teacher
+
+ACTIVATIONS = ("tanh", "relu", "softplus")
+SIZES = {"given": 3, "auto": "auto"}
+N_ROWS, N_NEW = 600, 2000
+FUNCTIONS = {
+    "sine": (4, lambda x: np.sin(3 * x[:, 0]) * x[:, 1]),
+    "product": (4, lambda x: x[:, 0] * x[:, 1] * x[:, 2]),
+    "friedman1": (
+        10,
+        lambda x: (
+            10 * np.sin(np.pi * (x[:, 0] + 1) * (x[:, 1] + 1) / 4)
+            + 5 * x[:, 2] ** 2
+            + 5 * x[:, 3]
+            + 2.5 * x[:, 4]
+        ),
+    ),
+    "step": (4, lambda x: np.where(x[:, 0] + 0.5 * x[:, 1] > 0, 1.0, -1.0)),
+    "steps": (4, lambda x: np.sign(x[:, 0]) + 0.5 * np.sign(x[:, 1] - 0.3)),
+}
+TEACHERS = {f"teacher{seed}-{d}": (d, seed) for d in (4, 10) for seed in range(3)}
+
+
+def make_table(name, activation):
+    """Rows in [-1, 1], their targets, and as much of new rows."""
+    rng = np.random.RandomState(0)
+    if name in FUNCTIONS:
+        n_features, function = FUNCTIONS[name]
+    else:
+        n_features, seed = TEACHERS[name]
+        function = make_teacher(n_features, 3, activation=activation, random_state=seed).predict
+    X = rng.uniform(-1, 1, size=(N_ROWS + N_NEW, n_features))
+    y = np.asarray(function(X)).ravel()
+    return X[:N_ROWS], y[:N_ROWS], X[N_ROWS:], y[N_ROWS:]
+
+
+def run(name, activation, sizes):
+    torch.set_num_threads(1)
+    X, y, X_new, y_new = make_table(name, activation)
+    model = ExpandClusterRegressor(
+        hidden_layer_sizes=SIZES[sizes], activation=activation, random_state=0
+    )
+    start = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(X, y)
+    return {
+        "name": f"{name} {activation} {sizes}",
+        "is_teacher": name in TEACHERS,
+        "cell": [X.shape[1], activation, sizes],
+        "seconds": time.perf_counter() - start,
+        "r2": model.score(X_new, y_new),
+        "recovered": model.recovered_,
+        "layer_sizes": model.layer_sizes_,
+        "loss": model.loss_,
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--activations", nargs="+", default=ACTIVATIONS)
+    parser.add_argument("--sizes", nargs="+", default=list(SIZES))
+    arguments = parser.parse_args()
+    tasks = {
+        f"{name} {activation} {sizes}": delayed(run)(name, activation, sizes)
+        for activation in arguments.activations
+        for sizes in arguments.sizes
+        for name in (*TEACHERS, *FUNCTIONS)
+    }
+    results = list(run_resumable(tasks, RESULTS / "refusals.jsonl", jobs=1))
+    exact = defaultdict(list)
+    for result in results:
+        if result["is_teacher"]:
+            exact[tuple(result["cell"])].append(result["seconds"])
+            assert result["recovered"], result
+    ratios = []
+    print(f"{'table':28s}  seconds  / exact      R²  certified  widths")
+    for result in results:
+        if not result["is_teacher"]:
+            ratio = result["seconds"] / np.median(exact[tuple(result["cell"])])
+            ratios.append(ratio)
+            print(
+                f"{result['name']:28s}  {result['seconds']:7.1f}  {ratio:7.1f}  "
+                f"{result['r2']:6.3f}  {result['recovered']!s:9s}  {tuple(result['layer_sizes'])}"
+            )
+    print(
+        f"times that of exact networks: median {np.median(ratios):.1f}, longest {max(ratios):.1f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
