@@ -114,13 +114,15 @@ def test_students_grow_by_a_few_neurons_and_are_padded_to_the_widths_of_the_othe
     assert_allclose(losses, trained.students.losses, rtol=1e-6, atol=1e-28)
 
 
-def test_students_after_their_warm_up_alone_are_asked_by_their_clusters():
+@pytest.mark.parametrize("widths", [(6,), (6, 6)])
+def test_students_are_asked_after_their_warm_up_alone(widths):
+    """The best one of a single hidden layer is pruned then; deep ones not before thirty steps."""
     _, polisher, held_out = planted("tanh")
     finisher = Finisher(polisher, held_out, plain(held_out), prune=True)
-    warm = train_group(finisher, replace(recipe(), max_iter=0, round=Round(0)), SEEDS)
+    warm = train_group(finisher, replace(recipe(widths), max_iter=0, round=Round(0)), SEEDS)
     assert warm.is_warm_up
     assert warm.students.n_iter == 0
-    assert not warm.finished  # no student is pruned before it took thirty steps
+    assert (warm.best_candidate is not None) == (len(widths) == 1)
 
 
 def test_students_are_carried_over_to_other_rows(finisher, group):
