@@ -51,6 +51,12 @@ class Trial:
         return float(np.nanmin(self.ensemble.students.losses, initial=np.inf))
 
     @property
+    def lowest_loss(self) -> float:
+        """That of a network made of students, or else of a student."""
+        best = self.ensemble.best_candidate
+        return self.loss if best is None else min(self.loss, best.certificate.error**2)
+
+    @property
     def score(self) -> float:
         """The loss on held-out rows; the training loss where this is clearly that of exact data.
 
@@ -165,7 +171,8 @@ class Search:
         first, *others = rounds
         trial = self._new_trial(activation, widths, self._n_students(first), first)
         self.trials.append(trial)
-        return self._train_to_the_end(trial, others)
+        lowest = math.inf if first.equations is None else trial.lowest_loss
+        return self._train_to_the_end(trial, others, lowest)
 
     def run_briefly(self, widths: Shape) -> Trial:
         """A few briefly trained students of given widths, where there is no network to be found."""
@@ -356,13 +363,16 @@ class Search:
         good = [trial for trial in self.trials if trial.score <= highest]
         return min(good, key=lambda t: (len(t.widths), self.n_parameters(t.widths), t.score))
 
-    def _train_to_the_end(self, trial: Trial, rounds: Sequence[Round] | None = None) -> Trial:
+    def _train_to_the_end(
+        self, trial: Trial, rounds: Sequence[Round] | None = None, lowest: float = math.inf
+    ) -> Trial:
         """Train further students in rounds, up to a certificate or to where more would not help.
 
         Each round starts from what those before found. Where pruning ended in a corner that no
         student came close to, all students grow from there: one of them mostly finds what is
         missing. Else they start with the neurons that the others share; after a warm-up alone, as
-        long as there are more of them each time.
+        long as there are more of them each time. A brief round on more rows that does no better
+        than the one before, whose ``lowest`` loss was this, says that there is no network.
         """
         start, finisher = time.perf_counter(), trial.finisher
         if rounds is None:
@@ -380,6 +390,10 @@ class Search:
                 round = replace(waiting.pop(0), shared=shared)
             latest = self.train(finisher, trial.widths, self._n_students(round), round)
             trial.ensemble = trial.ensemble.joined(latest)
+            if round.equations is not None:
+                if not trial.lowest_loss < self.settings.search.stands_out * lowest:
+                    break
+                lowest = trial.lowest_loss
         trial.seconds += time.perf_counter() - start
         return trial
 

@@ -108,7 +108,7 @@ class Script:
     """A search whose students of ``(activation, widths)``, or ``widths``, have given losses.
 
     Other students have a loss of 1. The best student has the loss, others multiples of it, except
-    ``at_floor``, where all have the same loss.
+    ``at_floor``, where all have the same loss. Each round leaves the share ``gain`` of it.
     """
 
     def __init__(
@@ -122,7 +122,9 @@ class Script:
         refused=None,
         rounding_loss=0.0,
         succeeds=False,
+        gain=0.05,
     ):
+        self.gain = gain
         self.losses, self.at_floor, self.events = losses, at_floor, []
         self.succeeds = succeeds
         finishers = {
@@ -142,8 +144,7 @@ class Script:
         self.events.append(("train", finisher.name, widths, n_students, round))
         loss = self.losses.get((finisher.name, widths), self.losses.get(widths, 1.0))
         factors = np.ones(n_students) if self.at_floor else 10.0 ** np.arange(n_students)
-        # Rounds differ, or the best students of several would look like a noise floor.
-        factors *= 0.5 ** (round.asks_finisher * len(self.rounds))
+        factors *= self.gain ** (round.asks_finisher * len(self.rounds))
         students = make_students(widths, loss * factors)
         n_iter = 0 if round.max_iter == 0 else PROBE_STEPS
         return Ensemble(replace(students, succeeded=self.succeeds, n_iter=n_iter), TOL)
@@ -422,6 +423,14 @@ def test_there_are_no_brief_rounds_where_they_cost_or_tell_too_little(reason):
     assert script.rounds == [*warm_ups, (None, 20)]
 
 
+@pytest.mark.parametrize("gain", [0.05, 0.5])
+def test_rounds_end_where_more_rows_do_not_help(gain):
+    script = Script({(5,): 1e-5}, gain=gain)
+    script.search.run_given((5,))
+    rounds = [*((steps, 20) for steps in BRIEF), (None, 20)]
+    assert script.rounds == (rounds if gain < DEFAULTS.search.stands_out else rounds[:2])
+
+
 @pytest.mark.parametrize("certified", [[(5,)], []])
 def test_activations_of_given_widths_race(certified):
     losses = {("relu", (5,)): 1e-5, ("g", (5,)): 1e-4, ("tanh", (5,)): 1e-6}
@@ -645,7 +654,7 @@ def test_a_probe_that_nearly_fits_is_trained_to_the_end_at_once():
     kinds = [event[4] for event in script.events if event[0] == "train"]
     assert kinds[0] == PROBE
     assert kinds[1].start is not None
-    assert [k.max_iter for k in kinds[2:]] == [*BRIEF, None]
+    assert [k.max_iter for k in kinds[2:]] == BRIEF[:2]  # the corner stays the best
 
 
 def test_warm_ups_go_on_as_long_as_students_share_more(monkeypatch):
