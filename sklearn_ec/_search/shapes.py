@@ -202,7 +202,7 @@ class Search:
         """The rounds of training: brief ones on a share of the rows, the last one to the end.
 
         There is one brief round on all rows at most. Of students with a long warm-up, there are
-        rounds of nothing else before.
+        rounds of nothing else before; not of large shallow ones, which take minutes to prune.
         """
         finisher, settings = self.finishers[activation], self.settings.search
         n_parameters = self.n_parameters(widths)
@@ -213,7 +213,8 @@ class Search:
         available = finisher.polisher.samples.n_equations / n_parameters
         shares = [min(share, available) for share in settings.brief_equations]
         brief = [] if is_large else list(dict.fromkeys(shares))
-        warms_up = n_parameters > self.settings.warm_up.few_parameters
+        has_long_warm_up = n_parameters > self.settings.warm_up.few_parameters
+        warms_up = has_long_warm_up and (len(widths) > 1 or not is_large)
         return [
             *([self._warm_up] if warms_up else []),
             *(Round(settings.brief_steps, share) for share in brief),
