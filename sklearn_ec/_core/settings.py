@@ -189,16 +189,19 @@ class Prune:
     # is: without such removals in corners, two of three ReLU networks 6-5-4-3-1 take 8 times as
     # long.
     spare_cost: float = 1e-4
-    # A removal stands up to this factor above the lowest loss so far. With 10, and 100 below,
-    # students far from zero lose layers: of ReLU networks 6-5-4-3-1, the slowest took 73 s, not 28.
-    cap_factor: float = 2.0
+    cap_factor: float = 10.0  # a removal stands up to this factor above the lowest loss so far
     cap_floor: float = 1e-24  # relative losses below this are rounding, equally good
     # Neurons are clearly to spare where their removal raises the loss, before a polish, by no more
     # than this many times what it is; or by the second number, unless the network is exact. Of 38
     # neurons of layer 2 of a 27-25-25-1 network (loss 1e-9), the 13 to spare raise it by 1e-8 each
     # at most, the cheapest of the network by 1e-5.
-    cheap_factor: float = 10.0
+    cheap_factor: float = 100.0
     cheap_cost: float = 1e-6
+    # Above this relative loss removals may cost a share of that, or students lose whole layers: of
+    # ReLU networks 6-5-4-3-1, the slowest took 73 s without, 28 s with it. Everywhere, ``g``
+    # networks 6-5-4-3-1 took up to 338 s instead of 53.
+    far_loss: float = 1e-4
+    far_share: float = 0.2
     # The polish to the end, where no neuron is clearly to spare, is given up where a window leaves
     # more than this share of the loss: with spare neurons it crawls, without it takes a few steps.
     final_progress: float = 0.05

@@ -20,7 +20,7 @@ import numpy as np
 from sklearn_ec._core.activations import Activation
 from sklearn_ec._core.forward import read_features, solve_layer, solve_readout
 from sklearn_ec._core.records import Network, Samples
-from sklearn_ec._core.settings import Noise, Settings
+from sklearn_ec._core.settings import Noise, Prune, Settings
 from sklearn_ec._expand.polishing import Polisher
 from sklearn_ec._solvers.jacobian import stacked
 
@@ -43,28 +43,29 @@ class Removal:
 class ExactCap:
     """The loss allowed after a removal where the data are exact.
 
-    That is ``margin`` times the lowest so far, but no more than rounding once this is reached.
-    Networks need not be polished further than that factor below it.
+    That is ten times the lowest so far, less where this is far from zero, and no more than rounding
+    once this is reached. Networks need not be polished further than the lowest.
     """
 
     def __init__(self, loss: float, rounding_loss: float, settings: Settings):
         self.n_steps = settings.prune.polish_steps
         self.progress = settings.polish.progress
-        self.margin = settings.prune.cap_factor
-        self.floor = settings.prune.cap_floor
+        self.settings = settings.prune
         self.rounding_loss = rounding_loss
-        self.value = self._above(loss)
+        self.lowest = loss
 
     def allowed(self, network: Network) -> float:
-        return self.value
+        floor = max(self.rounding_loss, self.settings.cap_floor)
+        if self.lowest <= self.rounding_loss:
+            return floor
+        factor = self.settings.cap_factor * _caution(self.lowest, self.settings)
+        return max(factor * self.lowest, self.settings.cap_floor)
+
+    def enough(self, network: Network, n_removed: int) -> float:
+        return max(self.lowest, self.rounding_loss, self.settings.cap_floor)
 
     def update(self, network: Network, loss: float) -> None:
-        self.value = min(self.value, self._above(loss))
-
-    def _above(self, loss: float) -> float:
-        if loss <= self.rounding_loss:
-            return max(self.rounding_loss, self.floor)
-        return max(self.margin * loss, self.floor)
+        self.lowest = min(self.lowest, loss)
 
 
 class NoiseCap:
@@ -73,8 +74,6 @@ class NoiseCap:
     The Bayesian information criterion ``N ln(loss) + P ln(N)``, with ``N`` equations and ``P``
     parameters, must not rise above the lowest so far.
     """
-
-    margin = 1.0
 
     def __init__(self, network: Network, loss: float, n_equations: int, settings: Noise):
         self.n_steps = settings.polish_steps
@@ -86,6 +85,9 @@ class NoiseCap:
     def allowed(self, network: Network) -> float:
         price = network.n_parameters * math.log(self.n_equations)
         return max(math.exp((self.lowest - price) / self.n_equations), self.floor)
+
+    def enough(self, network: Network, n_removed: int) -> float:
+        return self.allowed(network) if n_removed > 1 else 0.0
 
     def update(self, network: Network, loss: float) -> None:
         self.lowest = min(self.lowest, self._criterion(network, loss))
@@ -210,8 +212,7 @@ def _try_removals(
     for removal in candidates:
         smaller = without_neurons(network, polisher, removal)
         allowed = cap.allowed(smaller)
-        is_rough = not is_noisy or len(removal.neurons) > 1
-        enough = max(allowed / cap.margin if is_rough else 0.0, rounding_loss)
+        enough = cap.enough(smaller, len(removal.neurons))
         smaller, loss = _polished(smaller, polisher, cap, target=allowed, enough=enough)
         if loss <= allowed:
             return smaller, loss
@@ -240,7 +241,13 @@ def _cheap_cost(loss: float, polisher: Polisher) -> float:
     settings = polisher.settings.prune
     is_exact = loss <= max(settings.cap_floor, polisher.samples.rounding_loss)
     allowed = settings.cap_floor if is_exact else settings.cheap_cost
-    return max(settings.cheap_factor * loss, allowed) * polisher.samples.n_equations
+    factor = settings.cheap_factor * _caution(loss, settings)
+    return max(factor * loss, allowed) * polisher.samples.n_equations
+
+
+def _caution(loss: float, settings: Prune) -> float:
+    """The share of what removals may cost elsewhere, where a network is far from zero."""
+    return settings.far_share if loss > settings.far_loss else 1.0
 
 
 def cheapest_removal(
