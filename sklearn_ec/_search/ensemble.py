@@ -85,6 +85,12 @@ class Ensemble:
         """The network of the lowest error."""
         return best_of(*self.candidates)
 
+    @property
+    def lowest_loss(self) -> float:
+        """That of a network made of students, or else of a student."""
+        lowest, best = float(np.nanmin(self.students.losses, initial=np.inf)), self.best_candidate
+        return lowest if best is None else min(lowest, best.certificate.error**2)
+
     def corner(self, worthwhile_loss: float) -> tuple[Network | None, float]:
         """The best network that is narrower than the students, and its loss.
 
@@ -129,6 +135,10 @@ class Ensemble:
             finished=self.finished | {n_before + s: c for s, c in others.finished.items()},
             n_reused=self.n_reused + others.n_reused,
         )
+
+    def with_attempt(self, candidate: Candidate | None) -> Ensemble:
+        """The same students, with a network of others."""
+        return replace(self, attempt=best_of(self.attempt, candidate))
 
     def copy(self, n_reused: int) -> Ensemble:
         """The same students, for further networks to be added."""

@@ -51,12 +51,6 @@ class Trial:
         return float(np.nanmin(self.ensemble.students.losses, initial=np.inf))
 
     @property
-    def lowest_loss(self) -> float:
-        """That of a network made of students, or else of a student."""
-        best = self.ensemble.best_candidate
-        return self.loss if best is None else min(self.loss, best.certificate.error**2)
-
-    @property
     def score(self) -> float:
         """The loss on held-out rows; the training loss where this is clearly that of exact data.
 
@@ -171,7 +165,7 @@ class Search:
         first, *others = rounds
         trial = self._new_trial(activation, widths, self._n_students(first), first)
         self.trials.append(trial)
-        lowest = math.inf if first.equations is None else trial.lowest_loss
+        lowest = math.inf if first.equations is None else trial.ensemble.lowest_loss
         return self._train_to_the_end(trial, others, lowest)
 
     def run_briefly(self, widths: Shape) -> Trial:
@@ -392,14 +386,18 @@ class Search:
             latest = self.train(finisher, trial.widths, self._n_students(round), round)
             trial.ensemble = trial.ensemble.joined(latest)
             if round.equations is not None:
-                if not trial.lowest_loss < self.settings.search.stands_out * lowest:
+                before, lowest = lowest, trial.ensemble.lowest_loss
+                if not lowest < self.settings.search.stands_out * before:
                     break
-                lowest = trial.lowest_loss
         trial.seconds += time.perf_counter() - start
         return trial
 
     def _grow(self, trial: Trial, n_students: int) -> None:
-        """Let students grow from the corner in which pruning ended, as long as this helps."""
+        """Let students grow from the corner in which pruning ended, as long as this helps.
+
+        Those that got no further are not kept: close to each other, they would look like students
+        at a noise floor, and their clusters are the corner once more.
+        """
         settings, finish = self.settings.search, self.settings.finish
         while self._can_be_brief(trial.activation) and not trial.certified:
             network, loss = trial.ensemble.corner(finish.worthwhile_loss)
@@ -407,7 +405,10 @@ class Search:
                 break
             trial.corner, round = loss, replace(self._growth, start=network)
             grown = self.train(trial.finisher, trial.widths, n_students, round)
-            trial.ensemble = trial.ensemble.joined(grown)
+            if grown.recovered or grown.lowest_loss < settings.stands_out * loss:
+                trial.ensemble = trial.ensemble.joined(grown)
+            else:
+                trial.ensemble = trial.ensemble.with_attempt(grown.best_candidate)
 
     def _shared_layers(self, trial: Trial, latest: Ensemble) -> tuple[np.ndarray, ...]:
         """The neurons that students share, whose network is tried."""

@@ -393,6 +393,28 @@ def test_students_grow_from_the_corner_that_pruning_ended_in():
     assert starts == [None, (3,), (3,), *([None] * len(BRIEF))]
 
 
+@pytest.mark.parametrize(("error", "n_kept"), [(1e-4, 20), (1e-6, 40)])
+def test_students_that_grow_in_vain_are_not_kept(error, n_kept):
+    """Close to each other, they would look like students at a noise floor."""
+    script = Script({(5,): 1e-7}, gain=1.0)
+    finisher = script.search.finishers["tanh"]
+    trial = script.search._new_trial("tanh", (5,), 20, Round())
+    finisher.error = 1e-4
+    trial.ensemble.attempt = finisher._candidate(make_network((3,)), passed=False)
+    train = script.search.train
+
+    def train_and_finish(*arguments):
+        ensemble = train(*arguments)
+        finisher.error = error
+        ensemble.attempt = finisher._candidate(make_network((3,)), passed=False)
+        return ensemble
+
+    script.search.train = train_and_finish
+    script.search._grow(trial, 20)
+    assert len(trial.ensemble.students) == n_kept
+    assert trial.ensemble.best_candidate.certificate.error == error
+
+
 @pytest.mark.parametrize(
     ("error", "widths", "fits_exactly"),
     [(0.2, (3,), False), (1e-2, (9,), False), (1e-2, (3,), True)],
