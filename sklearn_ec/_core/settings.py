@@ -198,7 +198,7 @@ class Prune:
     cheap_factor: float = 100.0
     cheap_cost: float = 1e-6
     # Above this relative loss removals may cost a share of that, or students lose whole layers: of
-    # ReLU networks 6-5-4-3-1, the slowest took 73 s without, 28 s with it. Everywhere, ``g``
+    # ReLU networks 6-5-4-3-1, the slowest took 73 s without, 38 s with it. Everywhere, ``g``
     # networks 6-5-4-3-1 took up to 338 s instead of 53.
     far_loss: float = 1e-4
     far_share: float = 0.2
