@@ -113,6 +113,11 @@ class Students:
         return len(self.losses)
 
     @property
+    def lowest_loss(self) -> float:
+        """Infinity where all failed."""
+        return float(np.nanmin(self.losses, initial=np.inf))
+
+    @property
     def n_failed(self) -> int:
         """Number of students whose training diverged."""
         return int(np.sum(~np.isfinite(self.losses)))

@@ -99,7 +99,7 @@ class WarmUp:
     # ten came to 2e-2 with 1,000 steps and to 2e-6 with 16,000, in 14 s; the clusters held the
     # first layer of the network, 10-10-10-1. Of students 32-32-1, with 4,000 steps, in 5 s, those
     # of ReLU held all eight neurons, those of ``g`` six; 30 Levenberg steps take 28 s. The best
-    # student, pruned, gives the network of any of eight activations after 2,700 steps, in 9 s.
+    # student, pruned, gives the network of any of seven activations after 2,700 steps, in 9 s.
     few_parameters: int = 400
     power: float = 1.0  # with one hidden layer
     deep_power: float = 3.0

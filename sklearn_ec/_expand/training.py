@@ -92,15 +92,15 @@ class StudentTrainer:
         start: Network | None = None,
         pools: bool = True,
     ) -> TrainingState:
-        """The students that Levenberg starts from."""
+        """The students that Levenberg starts from; ``pools`` says whether it will."""
         polisher = self.polisher
         if start is None:
             module, completed = self.warm_up.train(seeds, widths, shared)
         else:
             module, completed = self.warm_up.grow(seeds, widths, start), True
         order = self._best_first(module.weights)
-        starts_from_pool = pools and start is None and completed
-        starts_from_pool &= self.warm_up.can_pool(module.weights)
+        is_warm = start is None and completed
+        starts_from_pool = pools and is_warm and self.warm_up.can_pool(module.weights)
         if starts_from_pool:
             completed = self.warm_up.pool(module, seeds, order[-1])
             order = order.roll(1)

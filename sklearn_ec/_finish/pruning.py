@@ -55,9 +55,8 @@ class ExactCap:
         self.lowest = loss
 
     def allowed(self, network: Network) -> float:
-        floor = max(self.rounding_loss, self.settings.cap_floor)
         if self.lowest <= self.rounding_loss:
-            return floor
+            return max(self.rounding_loss, self.settings.cap_floor)
         factor = self.settings.cap_factor * _caution(self.lowest, self.settings)
         return max(factor * self.lowest, self.settings.cap_floor)
 

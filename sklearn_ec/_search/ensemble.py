@@ -88,7 +88,7 @@ class Ensemble:
     @property
     def lowest_loss(self) -> float:
         """That of a network made of students, or else of a student."""
-        lowest, best = float(np.nanmin(self.students.losses, initial=np.inf)), self.best_candidate
+        lowest, best = self.students.lowest_loss, self.best_candidate
         return lowest if best is None else min(lowest, best.certificate.error**2)
 
     def corner(self, worthwhile_loss: float) -> tuple[Network | None, float]:
@@ -205,8 +205,7 @@ class Ensemble:
         """
         layers = self.cluster(finisher)
         if len(layers.collapsed) == len(self.students.layers) - 1 and not self.denoised:
-            best = np.nanmin(self.students.losses, initial=np.inf)
-            limit = max(best, finisher.settings.finish.first_polish_loss)
+            limit = max(self.students.lowest_loss, finisher.settings.finish.first_polish_loss)
             if finisher.if_better(finisher.solve_readout(layers.collapsed), limit) is None:
                 return layers.collapsed
         candidate = self.network_of(layers, finisher)

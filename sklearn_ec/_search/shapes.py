@@ -48,7 +48,7 @@ class Trial:
 
     @property
     def loss(self) -> float:
-        return float(np.nanmin(self.ensemble.students.losses, initial=np.inf))
+        return self.ensemble.students.lowest_loss
 
     @property
     def score(self) -> float:
