@@ -40,11 +40,12 @@ class Design:
 
     # Equations per parameter of the assumed network, in the first round. With 3, nine tenths of
     # them in training, a certificate is possible, and students learn smooth networks. ReLU students
-    # of two hidden layers and more do not learn the network: they need more.
+    # of two hidden layers and more need more: with 6, those of width 10 do not learn the network.
     first_equations: float = 3.0
-    first_equations_of_kinks: float = 6.0
+    first_equations_of_kinks: float = 9.0
     # Of a student, of which there are more: with fewer it fits the rows whatever they are.
     student_equations: float = 1.5
+    student_equations_of_kinks: float = 3.0
     least_rho: float = 1.25
     rows_per_column: int = 20  # in the first round, where the sizes are unknown
     # Queries of a round over those of the round before; with unknown sizes.
@@ -247,9 +248,16 @@ class _Rounds:
         widths = self._given_widths
         if widths is None:
             return DESIGN.rows_per_column * (n_features + 1)
-        has_kinks = self.estimator.activation in KINKED and len(widths) > 1
-        n_equations = DESIGN.first_equations_of_kinks if has_kinks else DESIGN.first_equations
+        n_equations = (
+            DESIGN.first_equations_of_kinks if self._has_kinks else DESIGN.first_equations
+        )
         return self._rows(n_equations * self._n_parameters(widths))
+
+    @property
+    def _has_kinks(self) -> bool:
+        """Whether students are deep, and learn from many rows only."""
+        widths = self._given_widths
+        return self.estimator.activation in KINKED and widths is not None and len(widths) > 1
 
     def _next_size(self) -> int:
         """Queries of the next round, those of all before included."""
@@ -283,10 +291,13 @@ class _Rounds:
         if widths is None or np.ndim(largest):
             return largest
         n_equations = len(self.queries) * self._n_independent_outputs
+        least = (
+            DESIGN.student_equations_of_kinks if self._has_kinks else DESIGN.student_equations
+        )
         rhos = np.arange(largest, min(DESIGN.least_rho, largest), -1 / 16)
         for rho in rhos:
             expanded = tuple(math.ceil(rho * width) for width in widths)
-            if DESIGN.student_equations * self._n_parameters(expanded) <= n_equations:
+            if least * self._n_parameters(expanded) <= n_equations:
                 return float(rho)
         return min(DESIGN.least_rho, largest)
 
@@ -369,8 +380,11 @@ class _Rounds:
 
 
 def _hasty(settings: Settings) -> Settings:
-    """For rounds that others follow: what the best student does not give, more answers may."""
-    return replace(settings, finish=replace(settings.finish, max_finished=1))
+    """For rounds that others follow: what the best student does not give, more answers may.
+
+    A network for noise that is none took half of a round of 20-20-3 tanh networks.
+    """
+    return replace(settings, finish=replace(settings.finish, max_finished=1, max_denoised=0))
 
 
 def student_outputs(estimator: ExpandClusterRegressor, X: np.ndarray) -> Iterator[np.ndarray]:
