@@ -47,6 +47,7 @@ SimilarityDisplay.from_estimator(model)
 # --------------
 # The same distances as a tree. The cut isolates the parts that enough students share and that last
 # over many orders of magnitude.
+# sphinx_gallery_thumbnail_number = 3
 DendrogramDisplay.from_estimator(model)
 
 # %%
