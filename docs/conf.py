@@ -51,6 +51,8 @@ sphinx_gallery_conf = {
 
 html_theme = "pydata_sphinx_theme"
 html_title = "sklearn_ec"
+html_theme_options = {"header_links_before_dropdown": 6}
+toc_object_entries_show_parents = "hide"  # long names are cut off at the margin
 html_baseurl = published_url()
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
@@ -80,5 +82,5 @@ def setup(app):
 
 
 def allow_missing_figures(config):
-    if not int(config.plot_gallery):
+    if str(config.plot_gallery) in ("0", "False"):
         config.suppress_warnings.append("image.not_readable")
