@@ -104,7 +104,6 @@ names = {
     "others": "switched off",
 }
 colors = ["tab:blue", "lightskyblue", "tab:orange", "0.8"]
-# sphinx_gallery_thumbnail_number = 2
 figure, ax = plt.subplots(figsize=(8, 4), layout="constrained")
 bottom = np.zeros(len(voters))
 for (kind, number), color in zip(counts.items(), colors, strict=True):
@@ -112,4 +111,5 @@ for (kind, number), color in zip(counts.items(), colors, strict=True):
     bottom += number
 ax.set_xticks(range(len(voters)), voters)
 ax.set(xlabel="student at zero loss", ylabel="neurons")
+# sphinx_gallery_thumbnail_number = 2
 ax.legend(loc="upper left", bbox_to_anchor=(1, 1))

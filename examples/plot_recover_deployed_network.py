@@ -103,7 +103,6 @@ for name, value in [
 # ----------------
 # A column is a neuron. The readout is that of the leaf area index. On the right, the number of
 # digits that published and recovered constant have in common.
-# sphinx_gallery_thumbnail_number = 1
 figure, axes = plt.subplots(1, 3, figsize=(10, 5.2), layout="constrained", sharey=True)
 digits = -np.log10(np.maximum(np.abs(found / expected - 1), 1e-16))
 panels = [
@@ -132,6 +131,9 @@ print("The figure is in recovered_network.png")
 # %%
 # What gave it away
 # -----------------
-# The students' neurons, clustered by their incoming weight vectors. Those of the network are shared
-# by students that were trained from different random weights.
+# ``origin_`` says whether the clusters or the best student gave the network. Here are the students'
+# neurons, clustered by their incoming weight vectors. The network's are among those that students
+# share, although they were trained from different random weights; kept clusters that are to spare
+# are pruned.
+print("origin of the network:", model.origin_)
 DendrogramDisplay.from_estimator(model)
