@@ -43,6 +43,7 @@ sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "auto_examples",
     "show_memory": False,
+    "write_computation_times": False,  # a page that loads scripts from elsewhere
     # Pages of the API reference show the examples that use what they document.
     "backreferences_dir": "generated/backreferences",
     "doc_module": ("sklearn_ec",),
