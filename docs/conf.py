@@ -13,6 +13,8 @@ extensions = [
     "sphinx.ext.mathjax",
     "numpydoc",
     "myst_parser",
+    "sphinx_design",
+    "sphinx-mathjax-offline",  # MathJax beside the pages, so that formulas need no network
     "sphinx_gallery.gen_gallery",
 ]
 source_suffix = {".rst": "restructuredtext", ".md": "markdown"}
@@ -41,18 +43,45 @@ sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "auto_examples",
     "show_memory": False,
+    "write_computation_times": False,  # a page that loads scripts from elsewhere
+    # Pages of the API reference show the examples that use what they document.
+    "backreferences_dir": "generated/backreferences",
+    "doc_module": ("sklearn_ec",),
     "capture_repr": ("_repr_html_",),  # estimators, but not "<DendrogramDisplay object at 0x...>"
 }
 
 html_theme = "pydata_sphinx_theme"
 html_title = "sklearn_ec"
+html_theme_options = {"header_links_before_dropdown": 6}
+toc_object_entries_show_parents = "hide"  # long names are cut off at the margin
 html_baseurl = published_url()
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
 # Pages of their own have no section to navigate.
 html_sidebars = {
     page: []
-    for page in ("install", "quickstart", "benchmarks", "comparison", "contributing", "changelog")
+    for page in (
+        "index",
+        "install",
+        "quickstart",
+        "theory",
+        "benchmarks",
+        "comparison",
+        "contributing",
+        "changelog",
+    )
 }
 html_show_sourcelink = False
 
 # In the gallery, estimators link to their page in this documentation.
 sklearn_ec.ExpandClusterRegressor._doc_link_template = f"../{ESTIMATOR_PAGE}"
+
+
+def setup(app):
+    """Pages show figures of the gallery, which are not there without it."""
+    app.connect("config-inited", lambda _, config: allow_missing_figures(config))
+
+
+def allow_missing_figures(config):
+    if str(config.plot_gallery) in ("0", "False"):
+        config.suppress_warnings.append("image.not_readable")

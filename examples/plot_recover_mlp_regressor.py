@@ -72,9 +72,7 @@ for i, j, sign, distance in zip(
 # as soon as one student, pruned, is certified; where few students are at zero loss by then, the
 # next best are pruned as well, so that at least three vote. The title says how many of them hold
 # every neuron of the recovered network.
-display = DendrogramDisplay.from_estimator(model)
-display.figure_.savefig("recovered_mlp_dendrogram.png", dpi=120)
-print("\nThe dendrogram is in recovered_mlp_dendrogram.png")
+DendrogramDisplay.from_estimator(model)
 
 # %%
 # The neurons

@@ -48,6 +48,7 @@ SimilarityDisplay.from_estimator(model)
 # The same distances as a tree. The cut isolates the parts that enough students share and that last
 # over many orders of magnitude.
 DendrogramDisplay.from_estimator(model)
+# sphinx_gallery_thumbnail_number = 3
 
 # %%
 # Which clusters are kept
