@@ -18,7 +18,7 @@ from sklearn_ec._cluster.common_basis import count_agreeing
 from sklearn_ec._cluster.layerwise import ClusteredLayers, Thresholds, Voters, cluster_layers
 from sklearn_ec._core.coordinates import Coordinates
 from sklearn_ec._core.records import Network, Samples, Students
-from sklearn_ec._core.settings import Finish, Training
+from sklearn_ec._core.settings import Finish, Noise, Training
 from sklearn_ec._core.settings import Search as SearchSettings
 from sklearn_ec._core.signs import with_skip
 from sklearn_ec._expand.polishing import Polisher
@@ -158,17 +158,17 @@ class Ensemble:
         settings = finisher.settings
         if finisher.prune and not self.recovered:
             if reached_noise_floor(self.students, finisher.polisher.samples, settings.noise):
-                self._denoise(finisher)
-            if not (self._agree_on_widths() or self.is_conclusive):
+                self._denoise(finisher, settings.finish.max_denoised)
+            if not (self._agree_on_widths(settings.noise) or self.is_conclusive):
                 self._finish_best(finisher)
             if not (self.recovered or self.denoised or self._is_exact(settings.finish)):
-                self._denoise(finisher)
+                self._denoise(finisher, settings.noise.n_agreeing)
         self.is_complete = True
 
-    def _agree_on_widths(self) -> bool:
-        """Whether most of the denoised students have the same widths."""
+    def _agree_on_widths(self, noise: Noise) -> bool:
+        """Whether several denoised students have the same widths."""
         widths = [candidate.network.widths for candidate in self.denoised.values()]
-        return any(widths.count(w) > len(widths) / 2 for w in set(widths))
+        return any(widths.count(w) >= noise.n_agreeing for w in set(widths))
 
     def _is_exact(self, settings: Finish) -> bool:
         """Whether a student or a pruned one fits the data to rounding."""
@@ -280,10 +280,15 @@ class Ensemble:
         kept = self.certified if is_certified else self.finished
         kept[student] = candidate
 
-    def _denoise(self, finisher: Finisher) -> None:
-        """Find the smallest networks that fit the data as well as the best students do."""
-        for student in self.students.by_loss()[: finisher.settings.finish.max_denoised]:
+    def _denoise(self, finisher: Finisher, most: int) -> None:
+        """Find the smallest networks that fit the data as well as the best students do.
+
+        Those of so many students at most, until some agree on the widths.
+        """
+        for student in self.students.by_loss()[:most]:
             self.denoised[int(student)] = finisher.denoise(self.students.network(student))
+            if self._agree_on_widths(finisher.settings.noise):
+                break
 
     def voters(self, min_voters: int) -> dict[int, Network]:
         """The students whose neurons are clustered.
