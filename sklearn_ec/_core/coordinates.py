@@ -231,10 +231,17 @@ def split_rows(
     n_samples = len(samples.X)
     n_held_out = min(settings.max_held_out, max(1, round(settings.held_out_share * n_samples)))
     order = rng.permutation(n_samples)
-    is_needed = leverages(samples.X)[order] > settings.high_leverage
+    is_needed = have_high_leverage(samples.X, settings)[order]
     order = order[np.argsort(is_needed, kind="stable")]
     train = np.sort(order[n_held_out:]) if n_samples > 1 else order
     return samples.take(train), samples.take(np.sort(order[:n_held_out]))
+
+
+def have_high_leverage(X: np.ndarray, settings: Preparation) -> np.ndarray:
+    """Which rows tell much about some direction that hardly another row tells about."""
+    found = leverages(X)
+    mean = found.mean()
+    return found > mean + settings.high_leverage * (1.0 - mean)
 
 
 def leverages(X: np.ndarray) -> np.ndarray:

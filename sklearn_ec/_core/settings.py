@@ -17,8 +17,9 @@ class Preparation:
 
     held_out_share: float = 0.1  # of the rows
     max_held_out: int = 1000  # rows
-    # Above this leverage hardly another row tells as much about some direction, such as a pixel
-    # that is lit in few images. These rows are never held out.
+    # Where the leverage of a row is further from the mean than this share of the way to one,
+    # hardly another row tells as much about some direction, such as a pixel that is lit in few
+    # images. These rows are never held out.
     high_leverage: float = 0.2
     # Largest entry of a column of X in units of its scale. A pixel that is lit in one row of
     # thousands is many standard deviations away from its mean: there every random neuron would be

@@ -13,7 +13,7 @@ import torch
 from sklearn import get_config
 
 from sklearn_ec._core.activations import get_activation
-from sklearn_ec._core.coordinates import leverages
+from sklearn_ec._core.coordinates import have_high_leverage
 from sklearn_ec._core.forward import solve_readout
 from sklearn_ec._core.records import Network, Samples
 from sklearn_ec._core.settings import Reporting, Settings
@@ -180,7 +180,7 @@ class Polisher:
     def _common_covariance(self) -> np.ndarray:
         """Second moments of the inputs over the rows of low leverage."""
         X = self.samples.X
-        common = X[leverages(X) <= self.settings.preparation.high_leverage]
+        common = X[~have_high_leverage(X, self.settings.preparation)]
         return common.T @ common / max(len(common), 1)
 
     def suited(self, layers: Layers) -> LinearSolver:
