@@ -55,7 +55,9 @@ class Design:
     equations: float = 2.4
     # Steps of students, unless the budget is spent: more answers do more for them than more steps.
     max_iter: int = 60
-    pool: int = 10  # candidates for each query that is chosen
+    # Candidates that queries are chosen from. Inputs that show one weight of a ReLU network may be
+    # three in a thousand: where two neurons of different layers are both on.
+    pool: int = 10_000
     n_disputing: int = 5  # students that choose
     max_parameters: int = 2000  # of networks whose open directions are looked for
 
@@ -335,14 +337,14 @@ class _Rounds:
 
     def _disputed(self, n: int) -> np.ndarray:
         """Inputs on which the best students disagree most."""
-        pool = self._drawn(self.draw, DESIGN.pool * max(n, 1))
+        pool = self._drawn(self.draw, max(DESIGN.pool, n))
         outputs = np.stack(list(student_outputs(self.estimator, pool)))
         spread = outputs.std(axis=0).sum(axis=1)
         return pool[np.argsort(-spread, kind="stable")[:n]]
 
     def _telling(self, n: int) -> np.ndarray:
         """Inputs that tell most of what the answers leave open of the network that was found."""
-        half = DESIGN.pool * n // 2
+        half = max(DESIGN.pool // 2, n)
         pool = np.concatenate([self._drawn(self.draw, half), self._drawn(self.widened, half)])
         if self.estimator.certificate_.n_parameters > DESIGN.max_parameters:
             return self.rng.permutation(pool)[:n]
