@@ -235,6 +235,7 @@ def recover(args, activation, images, labels, test_images):
         "loss": model.loss_,
         "recovered": model.recovered_,
         "rmse": relative_rmse(model, teacher, X),
+        "rmse, logits": float(np.sqrt(np.mean((model.predict(X) - y) ** 2))),
         "rmse, test images": relative_rmse(model, teacher, test_images),
         "seconds": seconds,
         "seconds of training": model.search_report_[0]["seconds"],

@@ -31,6 +31,7 @@ from ._report.advice import (
     explain_failure,
     explain_interrupt,
     kind_of_targets,
+    what_helps,
 )
 from ._report.doc_links import page_template, published_url
 from ._report.reporting import CallbackSupportMixin, begin_fit, end_fit, print_network
@@ -489,10 +490,13 @@ class ExpandClusterRegressor(
         self.n_iter_, self.n_reused_students_ = students.n_iter, trained.ensemble.n_reused
         if self.verbose:
             print_network(self, recovery.seconds)
-        message = None
+        message = self._next_step = ""
         if recovery.interrupted_by:
-            message = explain_interrupt(self, recovery.interrupted_by, len(students))
+            message = self._next_step = explain_interrupt(
+                self, recovery.interrupted_by, len(students)
+            )
         elif not self.recovered_:
-            message = explain_failure(self, self._targets, trained.ensemble)
+            self._next_step = what_helps(self, self._targets, trained.ensemble)
+            message = explain_failure(self, self._targets, trained.ensemble, self._next_step)
         if message:
             warnings.warn(message, ConvergenceWarning, stacklevel=3)
