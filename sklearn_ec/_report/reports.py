@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
@@ -16,14 +17,14 @@ from .summary import summary_text
 class ReportMixin:
     """The summary, the HTML representation, and the standard errors of the weights."""
 
-    weights_: list
-    biases_: list
+    weights_: list[np.ndarray]
+    biases_: list[np.ndarray]
     activation_: str
     noise_level_: Any
     device: str
     _problem: Any
 
-    def standard_errors(self):
+    def standard_errors(self) -> list[np.ndarray]:
         """Return the standard errors of the reconstructed network's weights.
 
         To first order in noise of standard deviation ``noise_level_`` (Gauss-Newton matrix),
@@ -63,7 +64,7 @@ class ReportMixin:
             self.device,
         )
 
-    def summary(self):
+    def summary(self) -> None:
         """Print a short table: verdict, layers, clusters, students and what was measured.
 
         Each hidden layer has its neurons in the reconstructed network and the clusters by status,

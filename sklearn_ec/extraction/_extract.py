@@ -211,7 +211,8 @@ class _Rounds:
         self.draw = draw
         self.given = estimator.get_params()
         self.estimator = estimator.set_params(warm_start=True)
-        self.largest_rho, self.max_iter = estimator.rho, estimator.max_iter
+        self.largest_rho: Any = estimator.rho
+        self.max_iter = estimator.max_iter
         self.settings = estimator._settings
         self.rng = rng
         self.verbose = verbose
