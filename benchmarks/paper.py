@@ -147,15 +147,17 @@ RIGHT |= {"mew": 0.4, "zorder": 3}
 WRONG = RIGHT | {"marker": "X", "markersize": 6, "color": "white"}
 
 
-def legend_handles():
+def draw_legend(figure, results, n_columns):
     from matplotlib.lines import Line2D
 
-    return [
+    is_wrong = not all(result["exact"] for result in results)
+    handles = [
         Line2D([], [], linestyle="none", marker="o", label="student", **STUDENTS),
-        Line2D([], [], label="the teacher, recovered", **RIGHT),
-        Line2D([], [], label="another network", **WRONG),
         Line2D([], [], color="black", linestyle=":", linewidth=0.8, label="converged (1e-14)"),
+        Line2D([], [], label="the teacher, recovered", **RIGHT),
+        *([Line2D([], [], label="another network", **WRONG)] if is_wrong else []),
     ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=n_columns, frameon=False)
 
 
 def draw_example(results, path):
@@ -165,10 +167,11 @@ def draw_example(results, path):
     figure, ax = plt.subplots(figsize=(COLUMN, 2.9), layout="constrained")
     first = of(results, n_inputs=n_inputs, width=width)
     name = first[0]["name"].rsplit("-rho", 1)[0]
-    draw_cell(ax, [result for result in first if result["name"].startswith(f"{name}-")])
+    shown = [result for result in first if result["name"].startswith(f"{name}-")]
+    draw_cell(ax, shown)
     ax.set(xlabel="expansion factor", ylabel="loss / variance of y")
     ax.set_title(f"{n_inputs} inputs, {width} neurons, activation g")
-    figure.legend(handles=legend_handles(), loc="outside lower center", ncols=2)
+    draw_legend(figure, shown, 2)
     save(figure, path)
 
 
@@ -188,9 +191,10 @@ def draw_suite(results, suite, path):
         for ax, n_inputs in zip(row, suite["n_inputs"], strict=True):
             draw_cell(ax, of(results, n_inputs=n_inputs, width=width))
             ax.set_title(f"{n_inputs} inputs, {width} neurons")
-    figure.supxlabel("expansion factor", fontsize=8)
+    for ax in axes[-1]:
+        ax.set_xlabel("expansion factor")
     figure.supylabel("loss / variance of y", fontsize=8)
-    figure.legend(handles=legend_handles(), loc="outside lower center", ncols=4)
+    draw_legend(figure, results, 4)
     save(figure, path)
 
 
