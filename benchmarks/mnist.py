@@ -25,6 +25,7 @@ that of a large matrix product on the same device.
 import argparse
 import gzip
 import json
+import math
 import resource
 import time
 import warnings
@@ -230,6 +231,9 @@ def recover(args, activation, images, labels, test_images):
     width = model.layer_sizes_[0]
     result = {
         "teacher": f"784-{args.width}-10 {activation}, {args.rows} images",
+        "activation": activation,
+        "width": args.width,
+        "students": math.ceil(args.rho * args.width),  # neurons of each
         "found": width,
         "excess": width - args.width,
         "loss": model.loss_,
