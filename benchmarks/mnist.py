@@ -39,6 +39,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_ec import ExpandClusterRegressor
 from sklearn_ec._core.activations import get_activation
+from sklearn_ec._core.settings import ConjugateGradients
 from sklearn_ec._fit import Fit
 from sklearn_ec._solvers.matrix_free import MatrixFreeEquations
 
@@ -195,7 +196,7 @@ def measure_rate(model, n_students):
         task = run.finisher(model.activation_).polisher.task
     device, students = task.inputs.device, model._trained.ensemble.students.layers
     layers = tuple(torch.from_numpy(layer[:n_students]).to(device) for layer in students)
-    equations = MatrixFreeEquations.assemble(task, layers, ())
+    equations = MatrixFreeEquations.assemble(task, layers, (), ConjugateGradients())
     hidden = layers[:-1]
 
     def product():
