@@ -25,6 +25,7 @@ that of a large matrix product on the same device.
 import argparse
 import gzip
 import json
+import math
 import resource
 import time
 import warnings
@@ -38,6 +39,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_ec import ExpandClusterRegressor
 from sklearn_ec._core.activations import get_activation
+from sklearn_ec._core.settings import ConjugateGradients
 from sklearn_ec._fit import Fit
 from sklearn_ec._solvers.matrix_free import MatrixFreeEquations
 
@@ -194,7 +196,7 @@ def measure_rate(model, n_students):
         task = run.finisher(model.activation_).polisher.task
     device, students = task.inputs.device, model._trained.ensemble.students.layers
     layers = tuple(torch.from_numpy(layer[:n_students]).to(device) for layer in students)
-    equations = MatrixFreeEquations.assemble(task, layers, ())
+    equations = MatrixFreeEquations.assemble(task, layers, (), ConjugateGradients())
     hidden = layers[:-1]
 
     def product():
@@ -230,11 +232,15 @@ def recover(args, activation, images, labels, test_images):
     width = model.layer_sizes_[0]
     result = {
         "teacher": f"784-{args.width}-10 {activation}, {args.rows} images",
+        "activation": activation,
+        "width": args.width,
+        "students": math.ceil(args.rho * args.width),  # neurons of each
         "found": width,
         "excess": width - args.width,
         "loss": model.loss_,
         "recovered": model.recovered_,
         "rmse": relative_rmse(model, teacher, X),
+        "rmse, logits": float(np.sqrt(np.mean((model.predict(X) - y) ** 2))),
         "rmse, test images": relative_rmse(model, teacher, test_images),
         "seconds": seconds,
         "seconds of training": model.search_report_[0]["seconds"],

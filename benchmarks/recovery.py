@@ -138,13 +138,13 @@ def mlp_problems(activation, seed, widths):
     return problems
 
 
-def recover(problem, activation, options):
+def fit(problem, activation, options):
+    """The model fitted to a problem, and how many seconds that took."""
     if options["threads"]:
         torch.set_num_threads(options["threads"])
-    sizes = problem.teacher.layer_sizes_
     model = ExpandClusterRegressor(
         options["rho"],
-        hidden_layer_sizes="auto" if options["auto"] else sizes,
+        hidden_layer_sizes="auto" if options["auto"] else problem.teacher.layer_sizes_,
         activation=activation,
         n_students=options["n_students"],
         solver=options["solver"],
@@ -156,7 +156,6 @@ def recover(problem, activation, options):
             model._settings.training,
             converged_share=np.inf,
             first_question_epoch=np.inf,
-            large_first_question_epoch=np.inf,
         )
         search = replace(model._settings.search, brief_steps=options["max_iter"])
         model._settings = replace(model._settings, training=training, search=search)
@@ -164,7 +163,12 @@ def recover(problem, activation, options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(problem.X, problem.y)
-    seconds = time.perf_counter() - start
+    return model, time.perf_counter() - start
+
+
+def recover(problem, activation, options):
+    model, seconds = fit(problem, activation, options)
+    sizes = problem.teacher.layer_sizes_
     distance = max_cosine_distance(problem.teacher, model, activation)
     return {
         "name": problem.name,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 import warnings
+from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin, _fit_context, clone
@@ -31,11 +32,15 @@ from ._report.advice import (
     explain_failure,
     explain_interrupt,
     kind_of_targets,
+    what_helps,
 )
 from ._report.doc_links import page_template, published_url
 from ._report.reporting import CallbackSupportMixin, begin_fit, end_fit, print_network
 from ._report.reports import ReportMixin
 from ._search.ensemble import Ensemble
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class ExpandClusterRegressor(
@@ -251,27 +256,27 @@ class ExpandClusterRegressor(
 
     def __init__(
         self,
-        rho=4,
+        rho: float | Sequence[float] = 4,
         *,
-        hidden_layer_sizes="auto",
-        activation="relu",
-        n_students=20,
-        gamma=0.5,
-        beta=math.pi / 6,
-        cut="local",
-        solver="auto",
-        max_iter=300,
-        tol=1e-20,
-        prune=True,
-        precision="auto",
-        device="auto",
-        memory=None,
-        n_jobs=None,
-        working_memory=None,
-        max_time=None,
-        warm_start=False,
-        random_state=None,
-        verbose=0,
+        hidden_layer_sizes: int | Sequence[int] | Literal["auto"] = "auto",
+        activation: str = "relu",
+        n_students: int = 20,
+        gamma: float = 0.5,
+        beta: float = math.pi / 6,
+        cut: Literal["local", "global"] = "local",
+        solver: Literal["auto", "levenberg", "matrix_free", "adam"] = "auto",
+        max_iter: int = 300,
+        tol: float = 1e-20,
+        prune: bool = True,
+        precision: float | Literal["auto", "float64", "float32", "float16"] = "auto",
+        device: str = "auto",
+        memory: Any = None,
+        n_jobs: int | None = None,
+        working_memory: float | None = None,
+        max_time: float | None = None,
+        warm_start: bool = False,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int = 0,
     ):
         self.rho = rho
         self.hidden_layer_sizes = hidden_layer_sizes
@@ -296,7 +301,7 @@ class ExpandClusterRegressor(
 
     @_fit_context(prefer_skip_nested_validation=True)
     @threads_for()
-    def fit(self, X, y, sample_weight=None):
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train students on (X, y), cluster their neurons and reconstruct the network.
 
         Parameters
@@ -358,7 +363,7 @@ class ExpandClusterRegressor(
         end_fit(context, self, X, y)
         return self
 
-    def predict(self, X):
+    def predict(self, X: Any) -> np.ndarray:
         """Run the reconstructed network.
 
         Parameters
@@ -381,7 +386,12 @@ class ExpandClusterRegressor(
         return outputs[:, 0] if self._single_output else outputs
 
     @threads_for()
-    def recluster(self, gamma=None, beta=None, cut=None):
+    def recluster(
+        self,
+        gamma: float | None = None,
+        beta: float | None = None,
+        cut: Literal["local", "global"] | None = None,
+    ) -> Self:
         """Cut the fitted students' dendrogram anew and reconstruct the network, without training.
 
         The result is what ``fit`` with these thresholds would have given.
@@ -489,10 +499,13 @@ class ExpandClusterRegressor(
         self.n_iter_, self.n_reused_students_ = students.n_iter, trained.ensemble.n_reused
         if self.verbose:
             print_network(self, recovery.seconds)
-        message = None
+        message = self._next_step = ""
         if recovery.interrupted_by:
-            message = explain_interrupt(self, recovery.interrupted_by, len(students))
+            message = self._next_step = explain_interrupt(
+                self, recovery.interrupted_by, len(students)
+            )
         elif not self.recovered_:
-            message = explain_failure(self, self._targets, trained.ensemble)
+            self._next_step = what_helps(self, self._targets, trained.ensemble)
+            message = explain_failure(self, self._targets, trained.ensemble, self._next_step)
         if message:
             warnings.warn(message, ConvergenceWarning, stacklevel=3)

@@ -149,7 +149,7 @@ def test_what_a_copy_leaves_out(fitted):
     fitted[-1].later_ = 0.1  # unknown attributes may depend on the scales
     network = fold_scalers(fitted)
     del fitted[-1].later_
-    left_out = {"_known_groups", "_problem", "_seed", "_targets", "_trained"}
+    left_out = {"_known_groups", "_next_step", "_problem", "_seed", "_targets", "_trained"}
     assert set(vars(fitted[-1])) - set(vars(network)) == left_out
     assert not hasattr(network, "later_")
     with pytest.raises(NotFittedError, match="standard_errors needs the training rows"):

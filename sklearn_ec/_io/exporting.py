@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from .export import to_mlp_regressor, to_sequential
 from .onnx import to_onnx
 from .persistence import load_estimator, save_estimator
 
+if TYPE_CHECKING:
+    from sklearn.neural_network import MLPRegressor
+    from torch.nn import Sequential  # noqa: TID251
+    from typing_extensions import Self
+
 
 class ExportMixin:
     """Export and save a fitted estimator that has ``weights_``, ``biases_`` and ``activation_``."""
 
-    def to_torch(self):
+    weights_: list[np.ndarray]
+    biases_: list[np.ndarray]
+    activation_: str
+
+    def to_torch(self) -> Sequential:
         """Return the reconstructed network as a torch module.
 
         Returns
@@ -41,7 +53,7 @@ class ExportMixin:
         check_is_fitted(self)
         return to_sequential(self.weights_, self.biases_, self.activation_)
 
-    def to_mlp_regressor(self):
+    def to_mlp_regressor(self) -> MLPRegressor:
         """Return the reconstructed network as a fitted ``MLPRegressor``.
 
         Returns
@@ -71,7 +83,7 @@ class ExportMixin:
             mlp.feature_names_in_ = self.feature_names_in_
         return mlp
 
-    def to_onnx(self, path=None):
+    def to_onnx(self, path: str | os.PathLike[str] | None = None) -> Any:
         """Return the reconstructed network as an ONNX model, and write it to a file.
 
         Parameters
@@ -109,7 +121,7 @@ class ExportMixin:
             Path(path).write_bytes(model.SerializeToString())
         return model
 
-    def save(self, path):
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted estimator to a file, without pickle.
 
         The file is in the safetensors format: arrays as tensors, all else as JSON in its header,
@@ -152,7 +164,7 @@ class ExportMixin:
         save_estimator(self, path)
 
     @classmethod
-    def load(cls, path):
+    def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read a fitted estimator from a file that ``save`` wrote. No code from it is run.
 
         Parameters

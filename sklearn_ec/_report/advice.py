@@ -197,10 +197,19 @@ def _kind_of_classes(y: np.ndarray) -> TargetKind:
     return "labels" if np.isin(y, (0.0, 1.0)).all() else "probabilities"
 
 
-def explain_failure(model: Any, targets: TargetKind, ensemble: Ensemble) -> str:
+def what_helps(model: Any, targets: TargetKind, ensemble: Ensemble) -> str:
+    """What to change where a fitted model is not certified."""
+    if targets in WITHOUT_NEURONS:
+        return TARGET_ADVICE[targets]
+    hint = counted_output_hint(model.hidden_layer_sizes, model.n_outputs_)
+    evidence = evidence_of(model, targets, ensemble)
+    return f"{advice(model.certificate_, evidence)} {hint}".rstrip()
+
+
+def explain_failure(model: Any, targets: TargetKind, ensemble: Ensemble, proposal: str) -> str:
     """Why a fitted model is not certified, what was measured, and what would help."""
     if targets in WITHOUT_NEURONS:
-        return f"The network is not certified: {TARGET_ADVICE[targets]}"
+        return f"The network is not certified: {proposal}"
     losses, tol = model.student_losses_, ensemble.tol
     n_kept = sum(cluster["status"] == "kept" for cluster in model.cluster_report_)
     message = (
@@ -214,9 +223,7 @@ def explain_failure(model: Any, targets: TargetKind, ensemble: Ensemble) -> str:
             f"Widths {model.layer_sizes_} were chosen by the error on held-out rows, "
             f"{agreeing} of {n_pruned} pruned students agree on them. "
         )
-    hint = counted_output_hint(model.hidden_layer_sizes, model.n_outputs_)
-    evidence = evidence_of(model, targets, ensemble)
-    return f"{message}{advice(model.certificate_, evidence)} {hint}".rstrip()
+    return f"{message}{proposal}"
 
 
 def evidence_of(model: Any, targets: TargetKind, ensemble: Ensemble) -> Evidence:

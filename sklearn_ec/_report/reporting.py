@@ -71,7 +71,10 @@ class Heartbeat:
         now = time.perf_counter()
         if now - self._last_line >= self.settings.line:
             self._last_line = now
-            print(f"[{type(self.estimator).__name__}] {now - self.started:.0f} s: {activity}")
+            print(
+                f"[{type(self.estimator).__name__}] {now - self.started:.0f} s: {activity}",
+                flush=True,
+            )
 
 
 def begin_task(estimator: Any, parent: Any, name: str, max_subtasks: int | None) -> Any:
@@ -146,7 +149,7 @@ class Stage:
         n_left = self.n_students - len(students)
         if n_left:
             line += f", {n_left} students and at most {seconds * n_left / len(students):.0f} s left"
-        print(f"[{type(self.estimator).__name__}] {line}")
+        print(f"[{type(self.estimator).__name__}] {line}", flush=True)
 
 
 def print_network(estimator: Any, seconds: float) -> None:
@@ -154,5 +157,6 @@ def print_network(estimator: Any, seconds: float) -> None:
     verdict = "certified" if estimator.recovered_ else "not certified"
     print(
         f"[{type(estimator).__name__}] network {estimator.layer_sizes_}: {verdict}, loss "
-        f"{estimator.loss_:.1e}, {seconds:.1f} s"
+        f"{estimator.loss_:.1e}, {seconds:.1f} s",
+        flush=True,
     )

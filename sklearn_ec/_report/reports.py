@@ -4,25 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_ec._certify.uncertainty import standard_errors
 
+from .html_panel import panel
 from .summary import summary_text
 
 
 class ReportMixin:
-    """The summary, and the standard errors of the weights."""
+    """The summary, the HTML representation, and the standard errors of the weights."""
 
-    weights_: list
-    biases_: list
+    weights_: list[np.ndarray]
+    biases_: list[np.ndarray]
     activation_: str
     noise_level_: Any
     device: str
     _problem: Any
 
-    def standard_errors(self):
+    def standard_errors(self) -> list[np.ndarray]:
         """Return the standard errors of the reconstructed network's weights.
 
         To first order in noise of standard deviation ``noise_level_`` (Gauss-Newton matrix),
@@ -62,11 +64,12 @@ class ReportMixin:
             self.device,
         )
 
-    def summary(self):
+    def summary(self) -> None:
         """Print a short table: verdict, layers, clusters, students and what was measured.
 
         Each hidden layer has its neurons in the reconstructed network and the clusters by status,
-        see ``cluster_report_``. Where the network is not certified, the second line says why.
+        see ``cluster_report_``. Where the network is not certified, the second line says why, and
+        the last ones what would help. Lines have at most 80 characters.
 
         Examples
         --------
@@ -83,6 +86,16 @@ class ReportMixin:
         """
         check_is_fitted(self)
         print(summary_text(self))
+
+    def _repr_html_inner(self) -> str:
+        return panel(self) + super()._repr_html_inner()  # type: ignore[misc]
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
+        """What notebooks show: scikit-learn's diagram, below the verdict."""
+        bundle = super()._repr_mimebundle_(**kwargs)  # type: ignore[misc]
+        if "text/html" in bundle:
+            bundle["text/html"] = panel(self) + bundle["text/html"]
+        return bundle
 
     def _check_has_training_rows(self, purpose: str) -> None:
         check_is_fitted(self)

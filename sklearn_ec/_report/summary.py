@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from typing import Any
 
@@ -16,6 +17,8 @@ COLUMNS = {
     "unaligned": "unaligned",
     "unstable": "unstable",
 }
+WIDTH = 80  # of a line
+INDENT = 16  # of what was measured
 
 
 def summary_text(estimator: Any) -> str:
@@ -23,16 +26,38 @@ def summary_text(estimator: Any) -> str:
     return "\n".join(
         [
             f"{type(estimator).__name__}, activation {estimator.activation_}",
-            _verdict(estimator.certificate_),
+            textwrap.fill(verdict(estimator.certificate_), WIDTH),
             "",
             *_layer_lines(estimator),
             "",
-            *(f"{name:<16}{value}" for name, value in _measurements(estimator)),
+            *(_entry(name, value) for name, value in _measurements(estimator)),
+            _entry("next", next_step(estimator)),
         ]
+    ).rstrip()
+
+
+def _entry(name: str, value: str) -> str:
+    """A name and what there is to say of it, in lines that stand below each other."""
+    return textwrap.fill(
+        value, WIDTH, initial_indent=f"{name:<{INDENT}}", subsequent_indent=" " * INDENT
     )
 
 
-def _verdict(certificate: Certificate) -> str:
+def architecture(estimator: Any) -> str:
+    """Inputs, widths of the hidden layers and outputs, and the activation."""
+    sizes = (estimator.n_features_in_, *estimator.layer_sizes_, estimator.n_outputs_)
+    return f"{'-'.join(map(str, sizes))}, activation {estimator.activation_}"
+
+
+def next_step(estimator: Any) -> str:
+    """What to do with the network, or what would help where it is not certified."""
+    if estimator.certificate_.passed:
+        return "to_torch(), to_mlp_regressor() or to_onnx() export the network, save() keeps it."
+    return getattr(estimator, "_next_step", "")  # estimators that were loaded do not know
+
+
+def verdict(certificate: Certificate) -> str:
+    """Whether the network is certified, and why not."""
     if certificate.passed:
         return "certified"
     if certificate.function_certified:

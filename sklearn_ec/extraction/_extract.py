@@ -27,7 +27,7 @@ from sklearn_ec._regressor import ExpandClusterRegressor
 from sklearn_ec._report.advice import WITHOUT_NEURONS
 from sklearn_ec._solvers.jacobian import Linearization
 from sklearn_ec._solvers.task import task_of
-from sklearn_ec.inspection import AuditDisplay
+from sklearn_ec.inspection import ExtractionDisplay
 
 from ._adapters import as_query
 from ._inputs import Inputs, Widened, as_inputs, rounded
@@ -99,8 +99,8 @@ class Extraction:
         """Number of inputs that were asked."""
         return len(self.X)
 
-    def plot(self, ax: Any = None) -> AuditDisplay:
-        """Draw the error on held-out rows, round by round.
+    def plot(self, ax: Any = None) -> ExtractionDisplay:
+        """Draw the errors and the widths, round by round.
 
         Parameters
         ----------
@@ -109,11 +109,10 @@ class Extraction:
 
         Returns
         -------
-        AuditDisplay
+        ExtractionDisplay
             The display.
         """
-        rows = [row | {"output_error": row["held_out_error"]} for row in self.history]
-        return AuditDisplay(rows).plot(ax)
+        return ExtractionDisplay.from_extraction(self, ax=ax)
 
     def __str__(self) -> str:
         rows = [f"{'queries':>8}  {'widths':14}  {'loss':>8}  certified  seconds"]
@@ -215,7 +214,8 @@ class _Rounds:
         self.draw = draw
         self.given = estimator.get_params()
         self.estimator = estimator.set_params(warm_start=True)
-        self.largest_rho, self.max_iter = estimator.rho, estimator.max_iter
+        self.largest_rho: Any = estimator.rho
+        self.max_iter = estimator.max_iter
         self.settings = estimator._settings
         self.rng = rng
         self.verbose = verbose

@@ -6,7 +6,9 @@ from sklearn_ec._core.records import Dendrogram
 from ._alignment import AlignmentDisplay
 from ._audit import AuditDisplay
 from ._dendrogram import DendrogramDisplay
+from ._extraction import ExtractionDisplay
 from ._neuron_match import NeuronMatchDisplay
+from ._search import SearchDisplay
 from ._similarity import SimilarityDisplay
 from ._student_loss import StudentLossDisplay
 
@@ -16,7 +18,9 @@ __all__ = [
     "Certificate",
     "Dendrogram",
     "DendrogramDisplay",
+    "ExtractionDisplay",
     "NeuronMatchDisplay",
+    "SearchDisplay",
     "SimilarityDisplay",
     "StudentLossDisplay",
 ]

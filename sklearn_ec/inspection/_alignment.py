@@ -55,6 +55,8 @@ class AlignmentDisplay(Display):
         The least number of students.
     beta_line_ : matplotlib Line2D
         The largest angle.
+    legend_ : matplotlib Legend
+        The legend.
 
     See Also
     --------
@@ -144,9 +146,9 @@ class AlignmentDisplay(Display):
         AlignmentDisplay
             This display.
         """
-        ax = self._prepare_axes(ax, figsize=(7.5, 4.5))
+        ax = self._prepare_axes(ax, height=2.8)
         ax.set_xscale("log")
-        ax.set(xlim=(FLOOR / 3, 2 * np.pi), ylim=(0, 1.1 * self.n_voters))
+        ax.set(xlim=(FLOOR / 3, 2 * np.pi), ylim=(0, 1.15 * self.n_voters))
         self.points_ = {}
         for status in STATUS_MARKERS:
             clusters = [entry for entry in self.report if entry["status"] == status]
@@ -180,7 +182,7 @@ class AlignmentDisplay(Display):
         return self.ax_.scatter(
             [max(entry["median_angle"], FLOOR) for entry in clusters],
             [entry["n_students"] for entry in clusters],
-            s=[20 + 60 * entry["size"] / self.n_voters for entry in clusters],
+            s=[12 + 30 * entry["size"] / self.n_voters for entry in clusters],
             color=STATUS_COLORS[status],
             marker=STATUS_MARKERS[status],
             alpha=0.6,

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ._common import FLOOR, NEUTRAL, Display
-
-CERTIFIED = "tab:blue"
+from ._common import BLUE, FLOOR, NEUTRAL, Display, certified_handles
 
 
 class AuditDisplay(Display):
@@ -28,6 +26,12 @@ class AuditDisplay(Display):
         Their figure.
     points_ : matplotlib PathCollection
         One point per row.
+    legend_ : matplotlib Legend
+        The legend.
+
+    See Also
+    --------
+    ExtractionDisplay : The rounds of one extraction.
 
     Examples
     --------
@@ -53,25 +57,27 @@ class AuditDisplay(Display):
         AuditDisplay
             This display.
         """
-        ax = self._prepare_axes(ax, figsize=(6.5, 4.5))
+        ax = self._prepare_axes(ax)
         ax.set_xscale("log")
         ax.set_yscale("log")
         queries = [row["n_queries"] for row in self.rows]
         errors = [max(row["output_error"], FLOOR) for row in self.rows]
-        colors = [CERTIFIED if row["certified"] else NEUTRAL for row in self.rows]
+        colors = [BLUE if row["certified"] else NEUTRAL for row in self.rows]
         ax.plot(queries, errors, color=NEUTRAL, linewidth=1)
-        self.points_ = ax.scatter(queries, errors, c=colors, s=36, zorder=3)
+        self.points_ = ax.scatter(queries, errors, c=colors, s=24, zorder=3)
         for row, x, y in zip(self.rows, queries, errors, strict=True):
             ax.annotate(
                 "-".join(map(str, row["layer_sizes"])),
                 (x, y),
                 textcoords="offset points",
-                xytext=(6, 6),
+                xytext=(4, 4),
+                **self._text_size,
             )
         ax.margins(x=0.15, y=0.1)
-        ax.set_xlabel("queries")
-        ax.set_ylabel("relative error of the outputs on fresh inputs")
+        self._mark_queries(queries)
+        ax.set_ylabel("relative error on fresh inputs")
         certified = [row["n_queries"] for row in self.rows if row["certified"]]
         verdict = f"certified with {min(certified):,} queries" if certified else "not certified"
         self._set_title(verdict)
+        self._draw_legend(certified_handles(colors))
         return self

@@ -59,6 +59,8 @@ class DendrogramDisplay(Display):
         One bar per kept cluster, where the tree is cut.
     markers_ : dict of str to matplotlib PathCollection
         The tops of the clusters, by status.
+    legend_ : matplotlib Legend
+        The legend.
 
     See Also
     --------
@@ -137,7 +139,7 @@ class DendrogramDisplay(Display):
         """
         if len(self.dendrogram.linkage) == 0:
             raise ValueError("The dendrogram has a single leaf: there is nothing to plot.")
-        ax = self._prepare_axes(ax, figsize=(9, 4.5))
+        ax = self._prepare_axes(ax, height=3.0)
         tree = _Layout(self.dendrogram)
         self._draw_merges(tree)
         self._draw_clusters(tree)
@@ -158,7 +160,7 @@ class DendrogramDisplay(Display):
         clusters = tree.clusters[len(tree.order) :]
         colors = [tree.colors[cluster] for cluster in clusters]
         # Where there are many, the long stems of lone neurons would hide all else.
-        thin = np.clip(200 / len(tree.order), 0.1, 1.0)
+        thin = np.clip(60 / len(tree.order), 0.1, 1.0)
         self.lines_ = LineCollection(
             list(tree.segments()),
             colors=colors,

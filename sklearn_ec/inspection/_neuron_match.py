@@ -9,7 +9,7 @@ import numpy as np
 from sklearn_ec._folding import unwrap
 from sklearn_ec.metrics import NeuronMatch, match_neurons
 
-from ._common import Display, layer_prefix
+from ._common import BLUE, ORANGE, PURPLE, VERMILION, Display, layer_prefix
 
 # The squared rounding error of a unit vector; smaller cosine distances are drawn here.
 DISTANCE_FLOOR = 1e-33
@@ -47,6 +47,8 @@ class NeuronMatchDisplay(Display):
         One point per neuron.
     tolerance_line_ : matplotlib Line2D
         The largest distance of matched neurons.
+    legend_ : matplotlib Legend
+        The legend.
 
     Examples
     --------
@@ -126,17 +128,17 @@ class NeuronMatchDisplay(Display):
         NeuronMatchDisplay
             This display.
         """
-        ax = self._prepare_axes(ax, figsize=(8, 4.5))
+        ax = self._prepare_axes(ax, height=2.9)
         match = self.match
         n_true = len(match.reference) + len(match.missing)
         behind = n_true + np.arange(len(match.excess))
         distances = np.maximum(match.cosine_distances, DISTANCE_FLOOR)
         close = match.cosine_distances <= self.tolerance
         pairs = match.reference
-        self.matched_ = self._draw(pairs[close], distances[close], "o", "tab:blue", "matched")
-        self.distant_ = self._draw(pairs[~close], distances[~close], "D", "tab:pink", "too far")
-        self.missing_ = self._draw(match.missing, UNRELATED, "X", "tab:red", "missing")
-        self.excess_ = self._draw(behind, UNRELATED, "s", "tab:orange", "in excess")
+        self.matched_ = self._draw(pairs[close], distances[close], "o", BLUE, "matched")
+        self.distant_ = self._draw(pairs[~close], distances[~close], "D", PURPLE, "too far")
+        self.missing_ = self._draw(match.missing, UNRELATED, "X", VERMILION, "missing")
+        self.excess_ = self._draw(behind, UNRELATED, "s", ORANGE, "in excess")
         self.tolerance_line_ = ax.axhline(
             max(self.tolerance, DISTANCE_FLOOR),
             color="black",

@@ -14,14 +14,18 @@ from sklearn_ec._folding import unwrap
 
 from ._common import (
     FLOOR,
+    LARGE,
+    SMALL,
     Display,
     cluster_colors,
     count,
+    in_lines,
     layer_dendrogram,
     layer_prefix,
 )
 
 MAX_NEURONS = 1000
+LABEL_WIDTH = 40  # letters below the image
 
 
 class SimilarityDisplay(Display):
@@ -150,7 +154,7 @@ class SimilarityDisplay(Display):
         SimilarityDisplay
             This display.
         """
-        ax = self._prepare_axes(ax, figsize=(6.5, 5.5))
+        ax = self._prepare_axes(ax, height=2.9)
         from matplotlib.colors import LogNorm
 
         drawn = np.maximum(self.distances, FLOOR)
@@ -163,11 +167,13 @@ class SimilarityDisplay(Display):
         self.colorbar_ = self.figure_.colorbar(
             self.image_, ax=ax, label="distance between incoming vectors"
         )
+        self._set_colorbar_size()
         self._draw_frames()
         which = count(len(self.labels), "neuron")
         if self.every > 1:
             which += f" (one in {self.every})"
-        ax.set(xticks=[], yticks=[], xlabel=f"{which}, in the order of the dendrogram")
+        order = in_lines(f"{which}, in the order of the dendrogram", LABEL_WIDTH)
+        ax.set(xticks=[], yticks=[], xlabel=order)
         self._set_title(f"{layer_prefix(self.layer)}{count(len(self.frames_), 'cluster')} kept")
         return self
 
@@ -175,6 +181,11 @@ class SimilarityDisplay(Display):
         """The end of the color scale: the diagonal does not count."""
         others = self.distances[~np.eye(len(self.distances), dtype=bool)]
         return float(np.clip(others.min(initial=0.1), FLOOR, 0.1))
+
+    def _set_colorbar_size(self) -> None:
+        if self._owns_figure:
+            self.colorbar_.ax.tick_params(which="both", labelsize=SMALL)
+            self.colorbar_.ax.yaxis.label.set_size(LARGE)
 
     def _draw_frames(self) -> None:
         from matplotlib.patches import Rectangle

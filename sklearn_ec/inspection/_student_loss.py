@@ -8,10 +8,9 @@ import numpy as np
 
 from sklearn_ec._folding import unwrap
 
-from ._common import NEUTRAL, Display
+from ._common import BLUE, NEUTRAL, Display
 
 TINY_LOSS = 1e-34
-CONVERGED = "tab:blue"
 
 
 class StudentLossDisplay(Display):
@@ -42,6 +41,8 @@ class StudentLossDisplay(Display):
         One line per student that has a loss.
     tol_line_ : matplotlib Line2D
         The loss at which a student has converged.
+    legend_ : matplotlib Legend
+        The legend.
 
     Examples
     --------
@@ -112,7 +113,7 @@ class StudentLossDisplay(Display):
         StudentLossDisplay
             This display.
         """
-        ax = self._prepare_axes(ax, figsize=(7.5, 4.5))
+        ax = self._prepare_axes(ax)
         ax.set_yscale("log")
         curves = [curve[np.isfinite(curve)] for curve in self.loss_curves]
         curves = [np.maximum(curve, TINY_LOSS) for curve in curves if len(curve)]
@@ -122,7 +123,7 @@ class StudentLossDisplay(Display):
         )
         n_converged = sum(bool(curve[-1] <= self.tol) for curve in curves)
         ax.set_xlabel("iteration")
-        ax.set_ylabel("loss (mean squared error / variance of y)")
+        ax.set_ylabel("loss / variance of y")
         # Pruning may give the network before any student converges.
         alone = " on their own" if self.certified else ""
         self._set_title(f"{n_converged} of {len(self.loss_curves)} students converged{alone}")
@@ -134,7 +135,7 @@ class StudentLossDisplay(Display):
         (line,) = self.ax_.plot(
             self.iterations_per_epoch * np.arange(len(curve)),
             curve,
-            color=CONVERGED if converged else NEUTRAL,
+            color=BLUE if converged else NEUTRAL,
             marker="o",
             markersize=4,
             markevery=[len(curve) - 1],
@@ -150,7 +151,7 @@ class StudentLossDisplay(Display):
         drawn = {line.get_color() for line in self.lines_}
         handles = [
             Line2D([], [], color=color, marker="o", markersize=4, label=label)
-            for color, label in [(CONVERGED, "converged"), (NEUTRAL, "not converged")]
+            for color, label in [(BLUE, "converged"), (NEUTRAL, "not converged")]
             if color in drawn
         ]
         target = Line2D([], [], color="black", linestyle="--", label=f"target {self.tol:.0e}")

@@ -1,5 +1,7 @@
 """The printed summary of a fitted estimator."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
@@ -26,22 +28,42 @@ def test_prints_the_verdict_the_layers_and_the_measurements(tanh_problem, capsys
     assert lines[1] == "certified"
     assert lines[3] == "layer  neurons  clusters kept  small  unaligned  unstable"
     assert lines[4].split()[:3] == ["0", "4", "4"]
-    assert [line.split()[0] for line in lines[6:]] == [
-        "students",
-        "relative",
-        "equations",
-        "weights",
-    ]
+    names = ["students", "relative", "equations", "weights", "next"]
+    assert [line.split()[0] for line in lines[6:] if line[0] != " "] == names
 
 
 def test_says_why_a_network_is_refused(tanh_problem, capsys):
     _, X, y = tanh_problem
     model = with_settings(make_model(n_students=2, max_iter=10, prune=False), **SHORT_WARM_UP)
-    with pytest.warns(ConvergenceWarning, match="not certified"):
+    with pytest.warns(ConvergenceWarning, match="not certified") as warned:
         model.fit(X, y)
     lines = summary_lines(model, capsys)
-    assert lines[1] == f"not certified: {model.certificate_.reason}"
-    assert lines[-1].startswith("equations")  # the weights were not judged
+    verdict = " ".join(lines[1 : lines.index("")])
+    assert verdict == f"not certified: {model.certificate_.reason}"
+    assert not any(line.startswith("weights") for line in lines)  # they were not judged
+    start = next(n for n, line in enumerate(lines) if line.startswith("next"))
+    proposal = " ".join(line[16:] for line in lines[start:])
+    assert "raise max_iter" in proposal
+    assert str(warned[0].message).endswith(proposal)
+
+
+def test_lines_fit_80_columns(tanh_problem, capsys):
+    _, X, y = tanh_problem
+    model = with_settings(make_model(n_students=2, max_iter=10, prune=False), **SHORT_WARM_UP)
+    with pytest.warns(ConvergenceWarning, match="not certified"):
+        model.fit(X, y)
+    model.certificate_ = replace(model.certificate_, n_equations=10**9, n_parameters=10**7)
+    assert max(map(len, summary_lines(model, capsys))) <= 80
+
+
+def test_estimators_that_were_loaded_have_no_proposal(tanh_problem, capsys, tmp_path):
+    _, X, y = tanh_problem
+    model = with_settings(make_model(n_students=2, max_iter=10, prune=False), **SHORT_WARM_UP)
+    with pytest.warns(ConvergenceWarning, match="not certified"):
+        model.fit(X, y)
+    model.save(tmp_path / "network.safetensors")
+    loaded = ExpandClusterRegressor.load(tmp_path / "network.safetensors")
+    assert summary_lines(loaded, capsys)[-1].startswith("equations")
 
 
 def test_a_fitted_estimator_is_needed():

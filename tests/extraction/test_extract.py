@@ -68,7 +68,7 @@ def test_history_and_table(found):
     assert str(extraction).splitlines()[1].split()[:2] == ["63", "(4,)"]
     display = extraction.plot()
     assert display.points_.get_offsets()[0, 0] == 63
-    assert display.ax_.get_title() == "certified with 63 queries"
+    assert display.ax_.get_title() == "certified with 63 queries, 1 round"
 
 
 def test_the_same_seed_asks_the_same(teacher, found):

@@ -20,16 +20,25 @@ from sklearn_ec import ExpandClusterRegressor
 from sklearn_ec._cluster.linkage import average_linkage
 from sklearn_ec.inspection import (
     AlignmentDisplay,
+    AuditDisplay,
     Dendrogram,
     DendrogramDisplay,
+    ExtractionDisplay,
     NeuronMatchDisplay,
+    SearchDisplay,
     SimilarityDisplay,
     StudentLossDisplay,
 )
 from sklearn_ec.metrics import match_neurons
 
 GRAY = to_hex("0.7")
-DISPLAYS = [DendrogramDisplay, SimilarityDisplay, AlignmentDisplay, StudentLossDisplay]
+DISPLAYS = [
+    DendrogramDisplay,
+    SimilarityDisplay,
+    AlignmentDisplay,
+    StudentLossDisplay,
+    SearchDisplay,
+]
 
 
 @pytest.fixture(autouse=True)
@@ -120,6 +129,33 @@ def test_estimators_in_pipelines_and_target_transformers_are_drawn(display, wrap
 
 
 @pytest.mark.parametrize("display", DISPLAYS)
+def test_figures_of_their_own_are_as_wide_as_a_column(display, fitted):
+    drawn = display.from_estimator(fitted)
+    assert drawn.figure_.get_size_inches()[0] == 3.3
+    drawn.figure_.draw_without_rendering()
+    inside = drawn.figure_.bbox.padded(2.0)
+    texts = [drawn.ax_.title, drawn.ax_.xaxis.label, drawn.ax_.yaxis.label]
+    for artist in [*texts, *([drawn.legend_] if drawn.legend_ else [])]:
+        box = artist.get_window_extent()
+        assert inside.x0 <= box.x0
+        assert box.x1 <= inside.x1
+        assert inside.y0 <= box.y0
+        assert box.y1 <= inside.y1
+
+
+@pytest.mark.parametrize("display", [AlignmentDisplay, DendrogramDisplay, StudentLossDisplay])
+@pytest.mark.parametrize("is_given", [True, False])
+def test_legends_cover_nothing(display, is_given, fitted):
+    ax = plt.subplots(layout="constrained")[1] if is_given else None
+    drawn = display.from_estimator(fitted, ax=ax)
+    drawn.figure_.draw_without_rendering()
+    legend = drawn.legend_.get_window_extent()
+    assert not legend.overlaps(drawn.ax_.get_window_extent().shrunk(0.98, 0.98))
+    if not is_given:
+        assert legend.y1 <= drawn.ax_.xaxis.label.get_window_extent().y0 + 1.0
+
+
+@pytest.mark.parametrize("display", DISPLAYS)
 def test_titles_begin_with_the_verdict(display, fitted):
     title = display.from_estimator(fitted).ax_.get_title()
     assert title.startswith("network certified\n")
@@ -182,7 +218,7 @@ def test_dendrogram_lines_meet_in_the_middle_of_their_parts():
 def test_dendrogram_title_tells_how_many_students_agree():
     record = replace(make_record(), n_students=20, n_agreeing=17)
     title = DendrogramDisplay(record, layer=1).plot().ax_.get_title()
-    assert title == "hidden layer 1: 2 clusters kept, 17 of 20 students agree on the network"
+    assert title == "hidden layer 1: 2 clusters kept,\n17 of 20 students agree on the network"
 
 
 def test_identical_vectors_are_drawn_at_the_floor():
@@ -253,7 +289,7 @@ def test_alignment_shows_clusters_and_thresholds(fitted):
     assert_allclose(display.beta_line_.get_xdata(), fitted.beta)
     assert display.ax_.get_xscale() == "log"
     assert "radians" in display.ax_.get_xlabel()
-    labels = [text.get_text() for text in display.ax_.get_legend().get_texts()]
+    labels = [text.get_text() for text in display.legend_.get_texts()]
     assert f"kept ({counts.pop('kept')})" in labels
     assert counts
     assert {f"dropped: {status} ({n})" for status, n in counts.items()} <= set(labels)
@@ -272,7 +308,7 @@ def test_losses_have_one_line_per_student_and_end_where_training_did():
     )
     display = StudentLossDisplay(curves, tol=1e-20, iterations_per_epoch=10).plot()
     assert [list(line.get_xdata()) for line in display.lines_] == [[0, 10, 20], [0, 10, 20], [0]]
-    assert [line.get_color() for line in display.lines_] == ["tab:blue", "0.7", "0.7"]
+    assert [line.get_color() for line in display.lines_] == ["#0072b2", "0.7", "0.7"]
     assert display.lines_[0].get_ydata()[-1] > 0
     assert display.ax_.get_title() == "1 of 4 students converged"
     assert display.ax_.get_ylim()[0] < 1e-20
@@ -282,7 +318,7 @@ def test_losses_of_an_estimator_count_levenberg_steps(fitted):
     display = StudentLossDisplay.from_estimator(fitted)
     assert len(display.lines_) == 4
     assert max(line.get_xdata()[-1] for line in display.lines_) == fitted.n_iter_
-    labels = [text.get_text() for text in display.ax_.get_legend().get_texts()]
+    labels = [text.get_text() for text in display.legend_.get_texts()]
     curves = [curve[np.isfinite(curve)] for curve in fitted.student_loss_curves_]
     n_converged = sum(curve[-1] <= fitted.tol for curve in curves)
     assert ("converged" in labels, "not converged" in labels) == (n_converged > 0, n_converged < 4)
@@ -304,7 +340,7 @@ def test_match_shows_distances_missing_and_excess_neurons(fitted, tanh_problem):
     assert labels[-1] == f"–\n{excess.match.excess[0]}"
     missing = NeuronMatchDisplay(match_neurons((weights, biases), fewer, "tanh"), layer=0).plot()
     assert missing.missing_.get_offsets().tolist() == [[3, 1]]
-    assert missing.ax_.get_title() == "hidden layer 0: 3 of 4 neurons matched, 1 missing"
+    assert missing.ax_.get_title() == "hidden layer 0: 3 of 4 neurons matched,\n1 missing"
 
 
 def test_match_counts_pairs_up_to_the_tolerance(fitted, tanh_problem):
@@ -313,11 +349,11 @@ def test_match_counts_pairs_up_to_the_tolerance(fitted, tanh_problem):
     weights[0][:, 2] += 0.3
     network = (weights, teacher.biases_)
     display = NeuronMatchDisplay.from_estimator(fitted, network)
-    assert display.ax_.get_title() == "hidden layer 0: 3 of 4 neurons matched, 1 too far"
+    assert display.ax_.get_title() == "hidden layer 0: 3 of 4 neurons matched,\n1 too far"
     assert display.distant_.get_offsets()[:, 0].tolist() == [2]
     assert display.matched_.get_offsets()[:, 0].tolist() == [0, 1, 3]
     assert_allclose(display.tolerance_line_.get_ydata(), 1e-3)
-    labels = [text.get_text() for text in display.ax_.get_legend().get_texts()]
+    labels = [text.get_text() for text in display.legend_.get_texts()]
     assert labels == ["matched (3)", "too far (1)", "tolerance 0.001"]
     generous = NeuronMatchDisplay.from_estimator(fitted, network, tolerance=0.5)
     assert generous.ax_.get_title() == "hidden layer 0: 4 of 4 neurons matched"
@@ -353,6 +389,113 @@ def test_loaded_estimators_can_be_drawn(display, fitted, tmp_path):
     assert display.from_estimator(loaded).ax_.get_title() == (
         display.from_estimator(fitted).ax_.get_title()
     )
+
+
+def make_trial(width, activation, loss, depth=1, certified=False):
+    return {
+        "depth": depth,
+        "width": width,
+        "activation": activation,
+        "loss": loss,
+        "held_out_loss": 2.0 * loss,
+        "certified": certified,
+        "seconds": 1.5,
+    }
+
+
+def test_search_shows_the_trials_in_order_and_the_winner():
+    report = [make_trial(4, "relu", 1e-3), make_trial(4, "tanh", 0.0), make_trial(8, "relu", 1e-5)]
+    display = SearchDisplay(report, winner=1).plot()
+    labels = [label.get_text() for label in display.ax_.get_yticklabels()]
+    assert labels == ["1 × 4, relu", "1 × 4, tanh", "1 × 8, relu"]
+    assert display.ax_.get_ylim()[0] > display.ax_.get_ylim()[1]  # the first one on top
+    assert_allclose(display.losses_.get_offsets()[[0, 2], 0], [1e-3, 1e-5])
+    assert_allclose(display.held_out_losses_.get_offsets()[0], [2e-3, 0])
+    assert display.losses_.get_offsets()[1, 0] > 0
+    colors = [to_hex(color) for color in display.losses_.get_facecolors()]
+    assert colors == [GRAY, "#0072b2", GRAY]
+    assert display.ax_.get_title() == "3 shapes and activations tried"
+
+
+def test_search_finds_the_trial_that_gave_the_network(fitted):
+    assert SearchDisplay.from_estimator(fitted).winner == 0
+    searched = copy.copy(fitted)
+    wrong = [make_trial(4, "relu", 1e-25), make_trial(4, "tanh", 1e-26, depth=2)]
+    searched.search_report_ = [*wrong, *fitted.search_report_]
+    assert SearchDisplay.from_estimator(searched).winner == 2
+    del searched._trained  # as of loaded estimators
+    wider = make_trial(8, "tanh", 1e-28)
+    searched.search_report_ = [*wrong, wider, *fitted.search_report_]
+    assert SearchDisplay.from_estimator(searched).winner == 3
+    searched.search_report_ = wrong
+    display = SearchDisplay.from_estimator(searched)
+    assert display.winner is None
+    assert [text.get_text() for text in display.legend_.get_texts()] == [
+        "training rows",
+        "held-out rows",
+    ]
+
+
+def test_search_of_students_without_a_loss():
+    display = SearchDisplay([make_trial(4, "relu", np.nan)]).plot()
+    display.figure_.draw_without_rendering()
+    assert display.ax_.get_title() == "1 shape and activation tried"
+
+
+def make_round(n_queries, layer_sizes, loss, certified=False):
+    return {
+        "n_queries": n_queries,
+        "layer_sizes": layer_sizes,
+        "loss": loss,
+        "held_out_error": 3.0 * np.sqrt(loss),
+        "certified": certified,
+    }
+
+
+def test_extraction_shows_errors_and_widths_round_by_round():
+    history = [make_round(80, (4, 4), 1e-4), make_round(112, (5, 4), 0.0, certified=True)]
+    display = ExtractionDisplay(history).plot()
+    assert_allclose(display.points_.get_offsets()[0], [80, 0.03])
+    assert_allclose(display.training_line_.get_ydata()[0], 0.01)
+    assert display.training_line_.get_ydata()[1] > 0
+    colors = [to_hex(color) for color in display.points_.get_facecolors()]
+    assert colors == [GRAY, "#0072b2"]
+    widths = [label.get_text() for label in display.widths_ax_.get_xticklabels()]
+    assert widths == ["4-4", "5-4"]
+    assert [label.get_text() for label in display.ax_.get_xticklabels()] == ["80", "112"]
+    assert display.ax_.get_title() == "certified with 112 queries, 2 rounds"
+    labels = [text.get_text() for text in display.legend_.get_texts()]
+    assert labels == ["held-out rows", "training rows", "certified", "not certified"]
+
+
+def test_extraction_of_one_round_and_on_given_axes():
+    _, ax = plt.subplots()
+    display = ExtractionDisplay([make_round(1200, (4,), 1e-4)]).plot(ax)
+    assert display.ax_ is ax
+    assert ax.get_title() == "not certified with 1,200 queries, 1 round"
+    display.figure_.draw_without_rendering()
+
+
+def test_extraction_of_many_rounds_turns_the_labels():
+    history = [make_round(int(80 * 1.4**k), (16, 8, 4), 10.0**-k) for k in range(12)]
+    display = ExtractionDisplay(history).plot()
+    display.figure_.draw_without_rendering()
+    for axis in (display.ax_.xaxis, display.widths_ax_.xaxis):
+        boxes = [label.get_window_extent() for label in axis.get_ticklabels()]
+        assert all(left.x1 <= right.x0 for left, right in zip(boxes, boxes[1:], strict=False))
+
+
+def test_audit_colors_certified_networks_and_names_the_widths():
+    row = {"n_queries": 40, "output_error": 0.1, "certified": False, "layer_sizes": (4, 2)}
+    better = {"n_queries": 80, "output_error": 0.0, "certified": True, "layer_sizes": (4,)}
+    display = AuditDisplay([row, better]).plot()
+    assert [text.get_text() for text in display.ax_.texts] == ["4-2", "4"]
+    assert [to_hex(color) for color in display.points_.get_facecolors()] == [GRAY, "#0072b2"]
+    assert [text.get_text() for text in display.legend_.get_texts()] == [
+        "certified",
+        "not certified",
+    ]
+    assert AuditDisplay([row]).plot().ax_.get_title() == "not certified"
 
 
 def test_the_activation_that_was_found_counts(fitted, tanh_problem, capsys):
