@@ -250,9 +250,7 @@ class _Rounds:
         widths = self._given_widths
         if widths is None:
             return DESIGN.rows_per_column * (n_features + 1)
-        n_equations = (
-            DESIGN.first_equations_of_kinks if self._has_kinks else DESIGN.first_equations
-        )
+        n_equations = DESIGN.first_equations_of_kinks if self._has_kinks else DESIGN.first_equations
         return self._rows(n_equations * self._n_parameters(widths))
 
     @property
@@ -293,9 +291,7 @@ class _Rounds:
         if widths is None or np.ndim(largest):
             return largest
         n_equations = len(self.queries) * self._n_independent_outputs
-        least = (
-            DESIGN.student_equations_of_kinks if self._has_kinks else DESIGN.student_equations
-        )
+        least = DESIGN.student_equations_of_kinks if self._has_kinks else DESIGN.student_equations
         rhos = np.arange(largest, min(DESIGN.least_rho, largest), -1 / 16)
         for rho in rhos:
             expanded = tuple(math.ceil(rho * width) for width in widths)
