@@ -209,8 +209,15 @@ class Polisher:
     def _levenberg(
         self, layers: Layers, linear: LinearSolver, tol: float, damping: float
     ) -> Levenberg:
-        rule = self.settings.damping
-        return Levenberg(self.task, layers, linear, rule=rule, tol=tol, damping=damping)
+        return Levenberg(
+            self.task,
+            layers,
+            linear,
+            rule=self.settings.damping,
+            tol=tol,
+            damping=damping,
+            rounding_loss=self.samples.rounding_loss,
+        )
 
     def _exact(self, layers: Layers) -> LinearSolver:
         """Nearly exact solves, dense ones where there is memory for them."""

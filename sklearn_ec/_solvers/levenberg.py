@@ -116,7 +116,8 @@ class Levenberg:
 
     A network is finished when its loss is at most ``tol``, when rounding stops its descent, or when
     no step lowers its loss any more. A network whose loss is not finite is finished from the start
-    and never touches another one.
+    and never touches another one. Below ``rounding_loss``, that of the targets, a network whose step
+    is rejected has nothing left to gain.
 
     As many networks take their step at a time as fit into ``working_bytes``, and half as many after
     each time that the device runs out of memory. The result is the same up to rounding.
@@ -131,6 +132,7 @@ class Levenberg:
         rule: Damping | None = None,
         tol: float = 0.0,
         damping: float | None = None,
+        rounding_loss: float = 0.0,
         working_bytes: float = math.inf,
     ):
         self.task = task
@@ -138,6 +140,7 @@ class Levenberg:
         self.linear = (linear or Dense()).fresh()
         self.rule = self.linear.rule(rule or Damping())
         self.tol = tol
+        self.rounding_loss = max(self.rule.rounding_loss, rounding_loss)
         self.losses = task.losses(self.layers)
         start = self.rule.start if damping is None else damping
         self.damping = self.linear.start_damping(self.losses, start)
@@ -254,7 +257,7 @@ class Levenberg:
     def _mark_finished(self, active: Tensor, before: Tensor) -> None:
         losses, damping = self.losses[active], self.damping[active]
         slow = (losses > 0.5 * before) & (damping < self.rule.rounding_damping)
-        at_rounding = (losses < self.rule.rounding_loss) & (slow | (losses == before))
+        at_rounding = (losses < self.rounding_loss) & (slow | (losses == before))
         stuck = damping > self.rule.ceiling
         self.finished[active] = (losses <= self.tol) | at_rounding | stuck
 

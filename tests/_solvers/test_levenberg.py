@@ -408,16 +408,18 @@ def test_finished_networks_are_left_alone():
     assert not torch.equal(solver.layers[0][0], layers[0][0])
 
 
-def test_slow_progress_far_from_rounding_finishes_nothing():
+@pytest.mark.parametrize("rounding_loss", [0.0, 1e9])
+def test_slow_progress_finishes_below_the_rounding_of_the_targets_alone(rounding_loss):
     rng = np.random.default_rng(11)
     task = random_task(rng, "tanh", n_samples=60)
-    solver = Levenberg(task, random_batch(rng, 1))
-    solver.run(30)
+    start = Levenberg(task, random_batch(rng, 1))
+    start.run(30)
+    solver = Levenberg(task, start.layers, rounding_loss=rounding_loss)
     before = solver.losses.clone()
     solver.damping[:] = 0.1 * RULE.rounding_damping
     solver.step()
     assert 0.5 * before < solver.losses <= before
-    assert not solver.finished.any()
+    assert solver.finished.all() == (rounding_loss > 0)
 
 
 def test_damping_follows_the_gain_ratio():
