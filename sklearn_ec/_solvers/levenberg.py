@@ -116,8 +116,8 @@ class Levenberg:
 
     A network is finished when its loss is at most ``tol``, when rounding stops its descent, or when
     no step lowers its loss any more. A network whose loss is not finite is finished from the start
-    and never touches another one. Below ``rounding_loss``, that of the targets, a rejected step is the
-    last one.
+    and never touches another one. Below ``rounding_loss``, that of the targets, a rejected step is
+    the last one.
 
     As many networks take their step at a time as fit into ``working_bytes``, and half as many after
     each time that the device runs out of memory. The result is the same up to rounding.
