@@ -141,7 +141,7 @@ def run_art(arguments):
 
         def predict(self, x, *args, **kwargs):
             type(self).n_asked += len(x)
-            return super().predict(x, *args, **kwargs)
+            return super().predict(x.astype(np.float32), *args, **kwargs)  # ART asks in float64
 
     def victim():
         Counting.n_asked = 0
