@@ -43,8 +43,8 @@ class Design:
     # of two hidden layers and more need more: with 6, those of width 10 do not learn the network.
     first_equations: float = 3.0
     first_equations_of_kinks: float = 9.0
-    # Of a student, of which there are more: with fewer it fits the rows whatever they are. Of 30-16-1
-    # tanh, the first round took more than 8 minutes with 1.5, 25 s with 2.
+    # Of a student, of which there are more: with fewer it fits the rows whatever they are. Of
+    # 30-16-1 tanh, the first round took more than 8 minutes with 1.5, 25 s with 2.
     student_equations: float = 2.0
     student_equations_of_kinks: float = 3.0
     least_rho: float = 1.25
