@@ -440,7 +440,9 @@ class _Question:
         self.found: dict[str, Any] = {}  # fields of the ensemble
 
     def __call__(self, students: Students, indices: np.ndarray) -> bool:
-        if not (students.losses < self.finisher.settings.finish.worthwhile_loss).any():
+        settings = self.finisher.settings.finish
+        is_overfitted = students.best_held_out_loss > settings.overfitted_loss
+        if is_overfitted or not (students.losses < settings.worthwhile_loss).any():
             return False
         group, found = Ensemble(students, self.recipe.tol), self.found
         is_found = group.seek(self.finisher, self._prunes(students))

@@ -35,18 +35,27 @@ from ._queries import QueryError, QueryLog
 
 
 @dataclass(frozen=True)
+class Demand:
+    """Equations per parameter that the first round asks for."""
+
+    network: float  # of the assumed network
+    student: float  # of a student, at least, unless it is as narrow as it may be
+
+
+# With 3, nine tenths of them in training, a certificate is possible, and students learn smooth
+# networks; with fewer than 2 of their own they fit the rows whatever these are: 30-16-1 tanh took
+# more than 8 minutes in the first round with 1.5, 25 s with 2. Of ReLU, the best neurons of several
+# students make the start of one that is twice as wide as the network.
+SMOOTH = Demand(network=3.0, student=2.0)
+SHALLOW_KINKS = Demand(network=3.0, student=1.5)
+# With 6, ReLU students of two hidden layers of width 10 do not learn the network.
+DEEP_KINKS = Demand(network=9.0, student=3.0)
+
+
+@dataclass(frozen=True)
 class Design:
     """How many queries are made, and of which kind."""
 
-    # Equations per parameter of the assumed network, in the first round. With 3, nine tenths of
-    # them in training, a certificate is possible, and students learn smooth networks. ReLU students
-    # of two hidden layers and more need more: with 6, those of width 10 do not learn the network.
-    first_equations: float = 3.0
-    first_equations_of_kinks: float = 9.0
-    # Of a student, of which there are more: with fewer it fits the rows whatever they are. Of
-    # 30-16-1 tanh, the first round took more than 8 minutes with 1.5, 25 s with 2.
-    student_equations: float = 2.0
-    student_equations_of_kinks: float = 3.0
     least_rho: float = 1.25
     rows_per_column: int = 20  # in the first round, where the sizes are unknown
     # Queries of a round over those of the round before; with unknown sizes.
@@ -251,14 +260,14 @@ class _Rounds:
         widths = self._given_widths
         if widths is None:
             return DESIGN.rows_per_column * (n_features + 1)
-        n_equations = DESIGN.first_equations_of_kinks if self._has_kinks else DESIGN.first_equations
-        return self._rows(n_equations * self._n_parameters(widths))
+        return self._rows(self._demand.network * self._n_parameters(widths))
 
     @property
-    def _has_kinks(self) -> bool:
-        """Whether students are deep, and learn from many rows only."""
-        widths = self._given_widths
-        return self.estimator.activation in KINKED and widths is not None and len(widths) > 1
+    def _demand(self) -> Demand:
+        """What networks of the given widths and activation demand."""
+        if self.estimator.activation not in KINKED:
+            return SMOOTH
+        return DEEP_KINKS if len(self._given_widths or ()) > 1 else SHALLOW_KINKS
 
     def _next_size(self) -> int:
         """Queries of the next round, those of all before included."""
@@ -292,11 +301,10 @@ class _Rounds:
         if widths is None or np.ndim(largest):
             return largest
         n_equations = len(self.queries) * self._n_independent_outputs
-        least = DESIGN.student_equations_of_kinks if self._has_kinks else DESIGN.student_equations
         rhos = np.arange(largest, min(DESIGN.least_rho, largest), -1 / 16)
         for rho in rhos:
             expanded = tuple(math.ceil(rho * width) for width in widths)
-            if least * self._n_parameters(expanded) <= n_equations:
+            if self._demand.student * self._n_parameters(expanded) <= n_equations:
                 return float(rho)
         return min(DESIGN.least_rho, largest)
 
