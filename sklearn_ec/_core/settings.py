@@ -268,8 +268,8 @@ class Finish:
     # Deep networks above this relative loss end with the signs that fit best, whatever that costs.
     hopeless_loss: float = 1e-10
     worthwhile_loss: float = 1e-2  # students above this relative loss are not worth finishing
-    # Nor are those in training of which none is below this one on held-out rows: they fit the rows
-    # whatever they are, and pruning them takes minutes.
+    # Nor are those of which none is below this one on held-out rows: they fit the rows whatever
+    # these are, and pruning them takes minutes.
     overfitted_loss: float = 0.1
     refinement_loss: float = 1e-18  # below this, a network is refined to the last digit
     max_finished: int = 3  # students that are finished once training is over

@@ -246,6 +246,8 @@ class Ensemble:
     def _finish_best(self, finisher: Finisher) -> None:
         """Finish the clusters' network, then the best students, up to the first certified one."""
         settings = finisher.settings.finish
+        if is_overfitted(self.students, settings):
+            return
         best = self.students.by_loss()[: settings.max_finished]
         if not self.denoised and (self.students.losses[best] < settings.worthwhile_loss).any():
             self.seek_in_clusters(finisher)
@@ -441,8 +443,8 @@ class _Question:
 
     def __call__(self, students: Students, indices: np.ndarray) -> bool:
         settings = self.finisher.settings.finish
-        is_overfitted = students.best_held_out_loss > settings.overfitted_loss
-        if is_overfitted or not (students.losses < settings.worthwhile_loss).any():
+        is_far = not (students.losses < settings.worthwhile_loss).any()
+        if is_far or is_overfitted(students, settings):
             return False
         group, found = Ensemble(students, self.recipe.tol), self.found
         is_found = group.seek(self.finisher, self._prunes(students))
@@ -465,6 +467,11 @@ class _Question:
         if n_epochs == 0:  # steps of one student take less time than those of all
             return len(self.widths) == 1
         return n_epochs >= settings.training.first_pruning_epoch
+
+
+def is_overfitted(students: Students, settings: Finish) -> bool:
+    """Whether none of the students explains the rows that were held out."""
+    return students.best_held_out_loss > settings.overfitted_loss
 
 
 def best_of(*candidates: Candidate | None) -> Candidate | None:

@@ -587,6 +587,15 @@ def test_students_that_are_exact_on_the_training_rows_alone_are_denoised(held_ou
     assert [event[0] for event in finisher.events] == expected
 
 
+@pytest.mark.parametrize(("held_out_loss", "n_finished"), [(0.09, 3), (0.11, 0)])
+def test_students_that_explain_no_held_out_rows_are_not_finished(held_out_loss, n_finished):
+    finisher = FakeFinisher(denoised=[(2,)] * 3)
+    ensemble = Ensemble(make_students((8,), [1e-3, 1e-5, 1e-4], held_out_loss), TOL)
+    ensemble.complete(finisher)
+    expected = ["finish"] * n_finished + ["denoise"] * 3
+    assert [event[0] for event in finisher.events] == expected
+
+
 def test_students_that_stop_at_the_rounding_of_the_targets_are_no_noise():
     students = make_students((8,), [1e-8] * 6)
     for rounding_loss, expected in ((1e-7, ["finish"] * 3), (1e-9, ["denoise"] * 3)):
