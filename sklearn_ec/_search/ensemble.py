@@ -328,8 +328,11 @@ def carried_over(
 ) -> Ensemble | None:
     """The students and the network of a fit to other rows.
 
-    None where they are wider than those of the present fit, or far from its targets.
+    None where they are wider than those of the present fit, or far from its targets, or where they
+    fitted their rows alone: others would start from neurons that mean nothing.
     """
+    if is_overfitted(ensemble.students, polisher.settings.finish):
+        return None
     networks = [ensemble.students.network(student) for student in ensemble.students.by_loss()]
     if ensemble.best_candidate is not None:
         network = ensemble.best_candidate.network
