@@ -35,7 +35,7 @@ inputs = ([-2.0] * 5, 2.0)  # uniform in a box
 # %%
 # Extraction
 # ----------
-# Widths and activation are known here; three equations per parameter are asked.
+# Widths and activation are known here; 4.5 equations per parameter are asked.
 known = ExpandClusterRegressor(hidden_layer_sizes=(6, 4), activation="tanh", random_state=0)
 found = extract(module, inputs, estimator=known, random_state=0)
 print(found)
