@@ -262,8 +262,8 @@ class Finish:
     first_polish_steps: int = 20
     # Equations per parameter, on which networks are pruned where there are more.
     equations: float = 6.0
-    # Large networks are pruned once their relative loss is below this, and not polished further
-    # before: steps cost less afterwards.
+    # Large networks are pruned once their relative loss is below this, and not polished before:
+    # steps cost less afterwards. While training goes on, large students above it are left alone.
     first_polish_loss: float = 1e-6
     # Deep networks above this relative loss end with the signs that fit best, whatever that costs.
     hopeless_loss: float = 1e-10

@@ -466,7 +466,9 @@ class _Question:
         if students.network(0).widths != self.widths:
             return True
         if self.finisher.polisher.is_matrix_free(students.network(0)):  # it takes minutes
-            return n_epochs > 0 and bool(np.nanmin(students.losses) < settings.prune.far_loss)
+            return n_epochs > 0 and bool(
+                np.nanmin(students.losses) < settings.finish.first_polish_loss
+            )
         if n_epochs == 0:  # steps of one student take less time than those of all
             return len(self.widths) == 1
         return n_epochs >= settings.training.first_pruning_epoch

@@ -282,7 +282,7 @@ class _Rounds:
         return math.ceil(DESIGN.growth * size)
 
     def _rows(self, n_equations: float) -> int:
-        return math.ceil(n_equations / self._n_independent_outputs)
+        return math.floor(n_equations / self._n_independent_outputs)
 
     @property
     def _n_independent_outputs(self) -> int:
