@@ -23,6 +23,7 @@ templates_path = ["_templates"]
 nitpicky = False
 
 autosummary_generate = True
+autodoc_typehints = "none"  # types stand in the list of parameters
 numpydoc_show_class_members = False
 # Everything but: an extended summary (ES01), examples of every method (EX01), "See Also" (SA01), a
 # verb up front (SS05) and nameless return values (RT02).
