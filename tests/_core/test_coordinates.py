@@ -6,6 +6,7 @@ import pytest
 from builders import evaluate, random_network
 from sklearn_ec._core.activations import get_activation
 from sklearn_ec._core.coordinates import (
+    have_high_leverage,
     leverages,
     merge_duplicate_rows,
     split_rows,
@@ -303,6 +304,15 @@ def test_some_rows_are_held_out_where_every_leverage_is_high(n_samples):
     assert (leverages(X) > HIGH_LEVERAGE).all()
     train, held_out = split_rows(Samples(X, X[:, :1], np.ones(n_samples)), np.random.default_rng(0))
     assert (len(train.X), len(held_out.X)) == (n_samples - 1, 1)
+
+
+def test_where_rows_are_few_an_average_leverage_is_not_high():
+    """Settling leaves rows of high leverage out: where all were, no weight was left."""
+    X = np.random.default_rng(0).normal(size=(300, 100))
+    assert (leverages(X) > HIGH_LEVERAGE).mean() > 0.9
+    assert not have_high_leverage(X, Preparation()).any()
+    X[0] *= 10.0
+    assert np.flatnonzero(have_high_leverage(X, Preparation())).tolist() == [0]
 
 
 def test_split_of_one_row_uses_it_twice():
