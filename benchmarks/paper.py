@@ -1,6 +1,7 @@
 """The paper's figures 4 and 5 and its MNIST table, made with this package.
 
     python benchmarks/paper.py --small
+    python benchmarks/paper.py --teachers 1 --jobs 2
     python benchmarks/paper.py --jobs 2
     python benchmarks/paper.py --small --mnist --data mnist
 
@@ -309,6 +310,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--small", action="store_true", help="few teachers: minutes on one core")
+    parser.add_argument("--teachers", type=int, help="of each size; without it 10, 1 with --small")
     parser.add_argument("--jobs", type=int, default=1, help="teachers at a time")
     parser.add_argument("--mnist", action="store_true", help="networks trained on MNIST, too")
     parser.add_argument("--data", type=Path, help="folder with the IDX files of MNIST")
@@ -316,7 +318,8 @@ def main():
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the figures")
     arguments = parser.parse_args()
 
-    suite = SMALL if arguments.small else FULL
+    suite = dict(SMALL if arguments.small else FULL)
+    suite["n_seeds"] = arguments.teachers or suite["n_seeds"]
     results = run_synthetic(suite, arguments.jobs)
     networks = known_mnist() + (run_mnist(arguments) if arguments.mnist else [])
     print_synthetic(results)

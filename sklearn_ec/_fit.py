@@ -165,7 +165,7 @@ class Fit:
             problem.coordinates,
             self.problem.coordinates,
             self._student_widths(trained.widths),
-            finisher.polisher,
+            finisher,
         )
         if ensemble is None:
             return None

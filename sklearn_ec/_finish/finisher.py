@@ -95,6 +95,11 @@ class Finisher:
         """
         return self._recall("finish", self._finish, network)
 
+    def refit(self, network: Network) -> Candidate:
+        """Polish and certify a network of other rows, without a change of its neurons."""
+        polished = self.polisher.polish(network, self.settings.prune.polish_steps)
+        return self._concluded(*polished)
+
     def _finish(self, network: Network) -> Candidate:
         """Deep networks are finished without skip terms first, which cost parameters.
 

@@ -324,38 +324,57 @@ def carried_over(
     before: Coordinates,
     now: Coordinates,
     widths: tuple[int, ...],
-    polisher: Polisher,
+    finisher: Finisher,
 ) -> Ensemble | None:
-    """The students and the network of a fit to other rows.
+    """The students and the network of a fit to other rows; the first student is the network.
 
-    None where they are wider than those of the present fit, or far from its targets, or where they
-    fitted their rows alone: others would start from neurons that mean nothing.
+    One that was exact there is polished, and judged: what those rows left open, these may tell.
+    None where the students are wider than those of the present fit, or far from its targets, or
+    where they fitted their rows alone: others would start from neurons that mean nothing.
     """
-    if is_overfitted(ensemble.students, polisher.settings.finish):
+    polisher, finish = finisher.polisher, finisher.settings.finish
+    if is_overfitted(ensemble.students, finish):
         return None
-    networks = [ensemble.students.network(student) for student in ensemble.students.by_loss()]
-    if ensemble.best_candidate is not None:
-        network = ensemble.best_candidate.network
+    ranked, best = ensemble.students.by_loss(), ensemble.best_candidate
+    networks = [_carried(ensemble.students.network(s), before, now) for s in ranked]
+    refitted: dict[int, Candidate] = {}
+    if best is not None:
+        network = _carried(best.network, before, now)
+        if best.certificate.fits_exactly:
+            refitted[0] = finisher.refit(network)
+            network = refitted[0].network
         networks.insert(0, with_skip(network) if networks[0].has_skip else network)
-    fitting = [n for n in networks if all(map(operator.le, n.widths, widths))]
-    if not fitting:
+    networks = [n for n in networks if all(map(operator.le, n.widths, widths))]
+    if not networks:
         return None
-    grown = grown_students(fitting, widths, np.arange(len(fitting)))
-    layers = before.carried_to(now, grown)
+    layers = grown_students(networks, widths, np.arange(len(networks)))
     losses, held_out = polisher.losses(layers), polisher.held_out_losses(layers)
-    if not (losses < polisher.settings.finish.worthwhile_loss).any():
+    if not (losses < finish.worthwhile_loss).any():
         return None
-    best = int(np.argmin(np.nan_to_num(held_out, nan=np.inf)))
+    best_student = int(np.argmin(np.nan_to_num(held_out, nan=np.inf)))
     students = Students(
         layers=tuple(layers),
         losses=losses,
         trained=np.ones(len(losses), dtype=bool),
         n_iter=ensemble.students.n_iter,
-        best=Network(tuple(layer[best] for layer in layers)),
-        best_held_out_loss=float(held_out[best]),
+        best=Network(tuple(layer[best_student] for layer in layers)),
+        best_held_out_loss=float(held_out[best_student]),
         loss_curves=losses[:, None],
     )
-    return Ensemble(students, ensemble.tol, n_reused=len(losses))
+    certified = {s: c for s, c in refitted.items() if c.certificate.function_certified}
+    return Ensemble(
+        students,
+        ensemble.tol,
+        certified=certified,
+        finished={} if certified else refitted,
+        n_reused=len(losses),
+    )
+
+
+def _carried(network: Network, before: Coordinates, now: Coordinates) -> Network:
+    """A network in the coordinates of other rows."""
+    layers = before.carried_to(now, [layer[None] for layer in network.layers])
+    return Network(tuple(layer[0] for layer in layers))
 
 
 @dataclass(frozen=True)

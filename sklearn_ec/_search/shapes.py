@@ -65,6 +65,11 @@ class Trial:
         return self.ensemble.recovered is not None
 
     @property
+    def has_ended(self) -> bool:
+        """Whether it gave a network that other students cannot improve."""
+        return self.ensemble.is_conclusive
+
+    @property
     def exact_size(self) -> int | None:
         """Parameters of the smallest finished network that fits the training rows to rounding."""
         candidates = self.ensemble.candidates
@@ -140,24 +145,24 @@ class Search:
     def run(self) -> Trial:
         """The certified trial, else the most parsimonious one that does about best."""
         self._finish_promising()
-        if trial := self._certified():
+        if trial := self._ended():
             return trial
         first = self._first_shape()
         self._probe(first)
         shape: Shape | None = first
-        while shape is not None and self._certified() is None:
+        while shape is not None and self._ended() is None:
             shape = self._climb(shape)
-        return self._certified() or self._train_to_the_end(self._most_parsimonious())
+        return self._ended() or self._train_to_the_end(self._most_parsimonious())
 
     def run_given(self, widths: Shape) -> Trial:
         """The trial of given widths, with the best activation of those in question."""
         self._finish_promising()
-        if trial := self._certified():
+        if trial := self._ended():
             return trial
         if len(self.finishers) > 1:
             self._probe(widths)
             self._finish_promising()
-            return self._certified() or self._train_to_the_end(self._most_parsimonious())
+            return self._ended() or self._train_to_the_end(self._most_parsimonious())
         (activation,) = self.finishers
         rounds = self._rounds(activation, widths)
         if self.trials:
@@ -241,7 +246,7 @@ class Search:
         """Probe the neighbors of a shape; the best of them if it is better, None at the top."""
         for neighbor in self._neighbors(shape):
             self._probe(neighbor)
-            if self._certified() is not None:
+            if self._ended() is not None:
                 return None
             if not self._improves(shape) and self._is_at_noise_floor(self._best_of(shape)):
                 return None
@@ -279,7 +284,7 @@ class Search:
             rounding_loss = trial.finisher.polisher.samples.rounding_loss
             if stands_out or trial.score < max(settings.promising_loss, rounding_loss):
                 self._finish(trial)
-            if self._certified() is not None:
+            if self._ended() is not None:
                 break
 
     def _activations(self) -> list[str]:
@@ -295,10 +300,10 @@ class Search:
         """Finish the best probes, one after the other, up to a certificate."""
         ranked = sorted(self.trials, key=lambda trial: trial.score)
         for trial in ranked[: self.settings.search.n_finalists]:
+            if self._ended() is not None:
+                break
             if not trial.tried:
                 self._finish(trial)
-            if self._certified() is not None:
-                break
 
     def _finish(self, trial: Trial) -> None:
         if self._worth_finishing(trial):
@@ -335,8 +340,10 @@ class Search:
         students, samples = trial.ensemble.students, finisher.polisher.samples
         return reached_noise_floor(students, samples, finisher.settings.noise)
 
-    def _certified(self) -> Trial | None:
-        return next((trial for trial in self.trials if trial.certified), None)
+    def _ended(self) -> Trial | None:
+        """The trial that gave the network: a certified one, else one that others cannot improve."""
+        ended = (trial for trial in self.trials if trial.has_ended)
+        return min(ended, key=lambda trial: not trial.certified, default=None)
 
     def _best(self) -> Trial:
         return min(self.trials, key=lambda trial: trial.score)
@@ -376,9 +383,9 @@ class Search:
         waiting, latest, n_shared = list(rounds), trial.ensemble, 0
         while waiting and not self._is_settled(trial, latest):
             shared = self._shared_layers(trial, latest)
-            if not trial.certified:
+            if not trial.has_ended:
                 self._grow(trial, self.n_students)
-            if trial.certified:
+            if trial.has_ended:
                 break
             if latest.is_warm_up and sum(map(len, shared)) > n_shared:
                 round, n_shared = replace(self._warm_up, shared=shared), sum(map(len, shared))
@@ -400,7 +407,7 @@ class Search:
         at a noise floor, and their clusters are the corner once more.
         """
         settings, finish = self.settings.search, self.settings.finish
-        while self._can_be_brief(trial.activation) and not trial.certified:
+        while self._can_be_brief(trial.activation) and not trial.has_ended:
             network, loss = trial.ensemble.corner(finish.worthwhile_loss)
             if not loss < settings.stands_out * trial.corner:
                 break
@@ -423,7 +430,7 @@ class Search:
     def _is_settled(self, trial: Trial, latest: Ensemble) -> bool:
         """Whether a trial has its network, or its latest students converged or stopped at noise."""
         students, samples = latest.students, trial.finisher.polisher.samples
-        has_ended = students.succeeded or students.n_failed == len(students)
-        if trial.certified or has_ended or latest.is_warm_up:
-            return trial.certified or has_ended
+        is_over = students.succeeded or students.n_failed == len(students)
+        if trial.has_ended or is_over or latest.is_warm_up:
+            return trial.has_ended or is_over
         return reached_noise_floor(students, samples, self.settings.noise, len(students) // 2)

@@ -10,7 +10,14 @@ from builders import plain, planted
 from sklearn_ec._cluster.layerwise import Thresholds
 from sklearn_ec._core.forward import network_outputs
 from sklearn_ec._finish.finisher import Candidate, Finisher
-from sklearn_ec._search.ensemble import Clustered, Recipe, Round, carried_over, train_group
+from sklearn_ec._search.ensemble import (
+    Clustered,
+    Ensemble,
+    Recipe,
+    Round,
+    carried_over,
+    train_group,
+)
 
 SEEDS = np.arange(6)
 
@@ -127,12 +134,21 @@ def test_students_are_asked_after_their_warm_up_alone(widths):
 
 def test_students_are_carried_over_to_other_rows(finisher, group):
     same = plain(finisher.held_out)
-    carried = carried_over(group, same, same, (11,), finisher.polisher)
+    carried = carried_over(group, same, same, (11,), finisher)
     assert len(carried.students) == len(group.students) + 1
     assert carried.students.losses[0] < 1e-28  # the network
     ranked = group.students.losses[group.students.by_loss()]
     assert_allclose(carried.students.losses[1:], ranked, rtol=1e-6, atol=1e-28)
     assert carried.seek(finisher)
-    assert carried_over(group, same, same, (2,), finisher.polisher) is None
+    assert carried_over(group, same, same, (2,), finisher) is None
+
+
+def test_a_network_that_was_exact_on_other_rows_is_polished_on_these(finisher, group):
+    same = plain(finisher.held_out)
     elsewhere = replace(same, y_mean=same.y_mean + 10.0)
-    assert carried_over(group, elsewhere, same, (11,), finisher.polisher) is None
+    carried = carried_over(group, elsewhere, same, (11,), finisher)
+    assert carried.is_conclusive
+    assert carried.students.losses[0] < 1e-28
+    assert carried.students.losses[1:].min() > 1.0
+    without = Ensemble(group.students, group.tol)
+    assert carried_over(without, elsewhere, same, (11,), finisher) is None
