@@ -136,7 +136,9 @@ class Fit:
         finishers = {name: self.finisher(name) for name in names}
         n_students, max_iter = self.estimator.n_students, self.estimator.max_iter
         trial = None if briefly else self._carried_over(widths)
-        search = Search(finishers, train, self._n_parameters, n_students, max_iter, trial)
+        search = Search(
+            finishers, train, self._n_parameters, self._are_large, n_students, max_iter, trial
+        )
         try:
             if briefly:
                 trial = search.run_briefly(widths or (1,))
@@ -183,6 +185,10 @@ class Fit:
         n_inputs, n_outputs = samples.X.shape[1], samples.y.shape[1]
         shapes = layer_shapes(n_inputs, self._student_widths(widths), n_outputs, False)
         return sum(map(math.prod, shapes))
+
+    def _are_large(self, finisher: Finisher, widths: tuple[int, ...]) -> bool:
+        """Whether steps of Levenberg on students take long, from assumed widths."""
+        return finisher.polisher.are_large(self._student_widths(widths))
 
     def _student_widths(self, widths: tuple[int, ...]) -> tuple[int, ...]:
         factors = np.broadcast_to(self.estimator.rho, len(widths)).tolist()

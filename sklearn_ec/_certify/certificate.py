@@ -60,11 +60,14 @@ from sklearn_ec._core.forward import network_outputs, read_features
 from sklearn_ec._core.records import Network, Samples
 from sklearn_ec._core.settings import DEFAULTS, Verdict
 from sklearn_ec._solvers.jacobian import RCOND, Linearization, least_neuron_singular_value
-from sklearn_ec._solvers.task import LeastSquaresTask
+from sklearn_ec._solvers.task import LeastSquaresTask, task_of
+from sklearn_ec._solvers.weak_directions import WeakLinearization
 
 from .structure import structured_share
 
 TINY = np.finfo(np.float64).tiny
+
+_Linearization = Linearization | WeakLinearization
 
 # The condition that a network failed first.
 Obstacle = Literal[
@@ -313,11 +316,10 @@ class _Examination:
             if self.weight_error > limit:
                 return "weights", _open_to(self.weight_error)
         canonical = canonical_network(self.network, self.activation)
-        linearization = Linearization(self.task, canonical, self._weighted_rounding())
-        errors = self._errors(linearization.coefficients)
-        standardized = _largest(linearization.relative_errors(errors))
-        self._measure_in_original_units(linearization, errors, limit)
-        self.isolation = _isolation(linearization, errors, self.verdict.n_weak_directions)
+        if self.network.n_parameters > self.verdict.max_factorized_parameters:
+            linearization, standardized = self._weakest(canonical)
+        else:
+            linearization, standardized = self._factorized(canonical, limit)
         if not standardized <= limit:
             return "weights", _open_to(standardized)
         if not self.isolation >= least_isolation:  # nan is no proof
@@ -336,6 +338,33 @@ class _Examination:
         if self.open_columns.any():
             return "columns", "the rows leave incoming weights open"
         return "", ""
+
+    def _factorized(self, network: Network, limit: float) -> tuple[_Linearization, float]:
+        """The linearization, and the largest weight error in standardized coordinates."""
+        linearization = Linearization(self.task, network, self._weighted_rounding())
+        errors = self._errors(linearization.coefficients)
+        standardized = _largest(linearization.relative_errors(errors))
+        self._measure_in_original_units(linearization, errors, limit)
+        self.isolation = _isolation(linearization, errors, self.verdict.n_weak_directions)
+        return linearization, standardized
+
+    def _weakest(self, network: Network) -> tuple[_Linearization, float]:
+        """The same of a large network, from its weakest directions, on a share of the rows.
+
+        All of the error may lie along the weakest one, and reach each weight from there.
+        """
+        verdict, coordinates = self.verdict, self.coordinates
+        rows = self.samples.thinned(verdict.equations * network.n_parameters, seed=0)
+        task = task_of(rows, self.activation, str(self.task.inputs.device), self.task.watch)
+        linearization = WeakLinearization(task, network, verdict.weak_directions)
+        values = linearization.singular_values
+        errors = torch.full_like(values, max(self.error, coordinates.y_rounding))
+        self.isolation = _isolation(linearization, errors, len(values))
+        bound = float(errors[-1] / values[-1].clamp_min(TINY))
+        bound *= _largest_amplification(network, coordinates.incoming_map())
+        self.open_columns = coordinates.open_columns()
+        self.weight_error = np.inf if self.open_columns.any() else bound
+        return linearization, bound
 
     def _limits(self) -> tuple[float, float, float]:
         """Of the weight error, the isolation and the redundancy."""
@@ -400,6 +429,21 @@ def _largest(relative_errors: list[Tensor]) -> float:
     return float(torch.cat([part.norm(dim=1) for part in relative_errors]).max())
 
 
+def _largest_amplification(network: Network, incoming_map: np.ndarray) -> float:
+    """How many times an error of unit length in scaled weights may move a neuron's vector.
+
+    Relative to its length, in the user's units or in standardized ones. Twice as much, since
+    homogeneous neurons are brought back to their lengths.
+    """
+    first, last = network.layers[0], network.layers[-1]
+    lengths = np.linalg.norm(first @ incoming_map.T, axis=1) / np.linalg.norm(first, axis=1)
+    turned = np.linalg.norm(incoming_map, 2) / lengths.min()
+    shortest = np.linalg.norm(last[:, :-1], axis=1).min()
+    readout = max(1.0, lengths.max() / lengths.min()) / min(shortest, 1.0)
+    longest = max(layer.shape[1] for layer in network.layers)
+    return float(2.0 * max(turned, readout) * np.sqrt(longest))
+
+
 def _rms(values: np.ndarray | None) -> float:
     return 0.0 if values is None else float(np.sqrt(np.mean(values**2)))
 
@@ -408,7 +452,7 @@ def _open_to(error: float) -> str:
     return f"the data leave the weights open to a relative error of {error:.1e}"
 
 
-def _isolation(linearization: Linearization, errors: Tensor, n_weak_directions: int) -> float:
+def _isolation(linearization: _Linearization, errors: Tensor, n_weak_directions: int) -> float:
     curvatures = linearization.curvatures(n_weak_directions).cpu().numpy()
     n_weak = len(curvatures)
     values = linearization.singular_values.cpu().numpy()

@@ -147,16 +147,22 @@ def find_precision(values: Any, given: str | float = "auto") -> Precision:
     decimals = _decimals(values, np.finfo(FLOATS[own]).eps)
     if decimals is not None:
         return Precision.of_step(10.0**-decimals, f"{decimals} decimals")
-    return Precision(next(name for name, dtype in FLOATS.items() if _holds(dtype, values)))
+    return _type_of(values)
 
 
 def find_input_precision(X: np.ndarray) -> Precision:
     """How inputs are rounded: decimals are what networks are asked, single precision may not be."""
     sample = X.ravel()[:: max(1, X.size // SAMPLE_SIZE)]
-    if find_precision(sample).is_full:
+    of_sample = find_precision(sample)
+    if of_sample.is_full:
         return FULL
-    precision = find_precision(X)
+    precision = find_precision(X) if of_sample.step else _type_of(np.asarray(X, np.float64))
     return FULL if precision.step else precision
+
+
+def _type_of(values: np.ndarray) -> Precision:
+    """The smallest floating-point type that holds all values."""
+    return Precision(next(name for name, dtype in FLOATS.items() if _holds(dtype, values)))
 
 
 def _decimals(values: np.ndarray, eps: float) -> int | None:

@@ -75,6 +75,7 @@ class ConjugateGradients:
     # Steps that the blocks of the preconditioner serve; a divisor of the steps of an epoch, so that
     # a training that is continued between two epochs goes on as if it had not been interrupted.
     block_steps: int = 5
+    block_rows: float = 16.0  # for each feature that a neuron reads
     block_rcond: float = 1e-15  # least damping of a block, relative to its largest diagonal element
     # Products lose less than JᵀJ itself: less damping, and a lower relative loss, before rounding
     # counts.
@@ -94,7 +95,7 @@ class WarmUp:
     # A start of so many steps, about two seconds, raises the share of students that Levenberg
     # brings to zero: with it, 18 of 20 (4 neurons of g, rho 4).
     steps: int = 1000
-    large_steps: int = 16_000  # of students for which dense Levenberg steps cost too much
+    large_steps: int = 12_000  # of students for which dense Levenberg steps cost too much
     # Students of more parameters take more steps, by a power of their number, as Levenberg steps
     # cost more, and are asked by their clusters before. Of ReLU students 10-20-20-1, the best of
     # ten came to 2e-2 with 1,000 steps and to 2e-6 with 16,000, in 14 s; the clusters held the
@@ -158,6 +159,7 @@ class Polish:
 
     start_damping: float = 1e-3
     window: int = 20  # steps after which progress is judged
+    large_window: int = 5  # of large networks, whose steps take seconds
     progress: float = 0.99  # a polish has stalled when a window leaves more of the loss
     # Large networks below the first relative loss have the right neurons. What is left may be
     # spread over directions that few rows tell about, where cheap steps crawl: on 10,000 MNIST
@@ -167,7 +169,7 @@ class Polish:
     # more than the given share of it.
     final_loss: float = 1e-12
     finished_loss: float = 1e-20
-    final_progress: float = 0.5
+    final_progress: float = 0.8
     # Nearly exact matrix-free solves, where dense equations do not fit into memory.
     final_residual: float = 0.01
     max_final_iterations: int = 1000
@@ -184,7 +186,9 @@ class Prune:
     polish_steps: int = 1000  # after a removal
     # Large networks that do not get there in a few steps do not in hundreds, which take minutes.
     large_polish_steps: int = 100
-    large_progress: float = 0.9
+    large_progress: float = 0.97
+    # Of these, a removal is tried where it costs at most this many times the loss, before a polish.
+    large_factor: float = 1000.0
     # An exact network owes nothing to its spare neurons: one whose removal raises the relative loss
     # by more than this is none, and its removal is not tried where steps take long. Elsewhere it
     # is: without such removals in corners, two of three ReLU networks 6-5-4-3-1 take 8 times as
@@ -280,6 +284,20 @@ class Finish:
 
 
 @dataclass(frozen=True)
+class WeakDirections:
+    """The weakest directions of large networks, by inverse iteration."""
+
+    n_directions: int = 6
+    # Rounds, until one lowers the smallest singular value by less than the second number.
+    max_rounds: int = 8
+    accuracy: float = 0.05
+    relative_residual: float = 1e-2  # of the solves by conjugate gradients
+    max_iterations: int = 300
+    damping: float = 1e-14
+    probes_per_output: int = 8  # random targets that leverages are estimated from
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What a certificate demands."""
 
@@ -312,6 +330,11 @@ class Verdict:
     min_bend: float = 1e-9  # deviation of an activation from an affine function, per its spread
     # Networks of more parameters are judged by their single neurons before their whole Jacobian.
     max_dense_parameters: int = 1000
+    # Above so many, the Jacobian is not factorized: its weakest directions are looked for, on so
+    # many equations per parameter.
+    max_factorized_parameters: int = 8000
+    equations: float = 4.0
+    weak_directions: WeakDirections = field(default_factory=WeakDirections)
 
 
 @dataclass(frozen=True)
@@ -359,6 +382,15 @@ class Search:
     # 20, 15 teachers each: activation g 175, 146, 151; tanh 64, 89, 115. All teachers were
     # recovered each time.
     group_size: int = 10
+    # Large students of one hidden layer: how many are warmed up, and how many grow from a corner.
+    # The best of three of 48 ReLU neurons, on 784 inputs, holds 31 of the 32 of the network; what
+    # it lacks, students of the residual find.
+    # Each warm-up from shared neurons has this share of the learning rate of the one before: their
+    # noise hides weak neurons. Three such students come from 2.5e-3 to 7e-4, 1.4e-4, 4.6e-5; at one
+    # rate they stand at 4e-4.
+    cooling: float = 0.5
+    n_large: int = 3
+    n_large_grown: int = 2
 
 
 @dataclass(frozen=True)

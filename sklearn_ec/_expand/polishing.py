@@ -24,7 +24,7 @@ from sklearn_ec._solvers.levenberg import Dense, Levenberg, LinearSolver
 from sklearn_ec._solvers.matrix_free import MatrixFree, suited_solver
 from sklearn_ec._solvers.task import LeastSquaresTask, resolve_device, task_of
 
-from .students import network_at
+from .students import layer_shapes, network_at
 
 
 class Polisher:
@@ -123,9 +123,10 @@ class Polisher:
         progress = settings.progress if progress is None else progress
         solver = self._levenberg(layers, self.suited(layers), enough, settings.start_damping)
         is_cheap = solver.linear.is_matrix_free
-        for n_windows in range(math.ceil(max_iter / settings.window) - 1, -1, -1):
+        window = settings.large_window if is_cheap else settings.window
+        for n_windows in range(math.ceil(max_iter / window) - 1, -1, -1):
             before = float(solver.losses[0])
-            solver.run(settings.window)
+            solver.run(window)
             loss = float(solver.losses[0])
             if solver.finished.all():
                 break
@@ -201,6 +202,13 @@ class Polisher:
             settings.training.dense_flops,
             settings.conjugate_gradients,
         )
+
+    def are_large(self, widths: tuple[int, ...]) -> bool:
+        """Whether Levenberg steps of networks of these widths cost so much that they come last."""
+        n_inputs, n_outputs = self.samples.X.shape[1], self.samples.y.shape[1]
+        shapes = layer_shapes(n_inputs, widths, n_outputs, has_skip=False)
+        layers = tuple(torch.empty(1, *shape, device="meta") for shape in shapes)
+        return self.cheapest(layers).is_matrix_free
 
     def is_matrix_free(self, network: Network) -> bool:
         """Whether a network is polished without forming its normal equations."""

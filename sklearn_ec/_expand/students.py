@@ -108,6 +108,14 @@ def grown(network: Network, widths: tuple[int, ...], rng: np.random.Generator) -
     return Network(tuple(layers))
 
 
+def added(network: Network, other: Network, scale: float) -> Network:
+    """The sum of a network of one hidden layer and another one, times a scale."""
+    (hidden, readout), (new, new_readout) = network.layers, other.layers
+    own, rest = np.split(readout, [len(hidden)], axis=1)
+    new_own, new_rest = np.split(scale * new_readout, [len(new)], axis=1)
+    return Network((np.vstack([hidden, new]), np.hstack([own, new_own, rest + new_rest])))
+
+
 def grown_students(
     networks: Sequence[Network], widths: tuple[int, ...], seeds: np.ndarray
 ) -> list[np.ndarray]:

@@ -49,6 +49,7 @@ class StudentTrainer:
         max_iter: int,
         tol: float,
         shared: Sequence[np.ndarray] = (),
+        rate: float = 1.0,
         start: Network | None = None,
         is_recovered: IsRecovered | None = None,
         checkpoint: Checkpoint | None = None,
@@ -56,7 +57,8 @@ class StudentTrainer:
     ) -> Students:
         """Train one student per seed: a short warm-up with Adam, then Levenberg.
 
-        Students begin with the ``shared`` neurons of the lowest layers, and random ones; or,
+        Students begin with the ``shared`` neurons of the lowest layers, and random ones, and Adam
+        has the share ``rate`` of its learning rate; or,
         without a warm-up, as the network ``start`` with random neurons next to its own. Where they
         are large, Levenberg takes them in batches, best first, and stops after the first batch of
         which enough converged, or which ``is_recovered`` accepts. Of large ones with ReLU neurons,
@@ -70,7 +72,7 @@ class StudentTrainer:
         state = checkpoint.load() if checkpoint else None
         is_new, indices = state is None, np.arange(len(seeds))
         if state is None:
-            state = self.warmed_up(seeds, widths, shared, start, pools=max_iter > 0)
+            state = self.warmed_up(seeds, widths, shared, rate, start, pools=max_iter > 0)
         try:
             if max_iter == 0:
                 if is_recovered is not None and not state.interrupted:
@@ -89,15 +91,16 @@ class StudentTrainer:
         seeds: np.ndarray,
         widths: tuple[int, ...],
         shared: Sequence[np.ndarray] = (),
+        rate: float = 1.0,
         start: Network | None = None,
         pools: bool = True,
     ) -> TrainingState:
         """The students that Levenberg starts from; ``pools`` says whether it will."""
         polisher = self.polisher
         if start is None:
-            module, completed = self.warm_up.train(seeds, widths, shared)
+            module, completed = self.warm_up.train(seeds, widths, shared, rate)
         else:
-            module, completed = self.warm_up.grow(seeds, widths, start), True
+            module, completed = self.warm_up.grow(seeds, widths, start)
         order = self._best_first(module.weights)
         is_warm = start is None and completed
         starts_from_pool = pools and is_warm and self.warm_up.can_pool(module.weights)

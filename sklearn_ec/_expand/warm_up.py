@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from skorch.callbacks import Callback
 from torch import Tensor
 
+from sklearn_ec._core.forward import network_outputs
 from sklearn_ec._core.records import Network
 from sklearn_ec._core.signs import with_skip
 from sklearn_ec._solvers.derivatives import Layers
@@ -19,6 +21,7 @@ from .polishing import Polisher
 from .skorch_nets import AdamNet, AdamState, EpochReporter, fit_net
 from .students import (
     StackedStudents,
+    added,
     grown_students,
     initial_weights,
     network_at,
@@ -43,19 +46,39 @@ class WarmUpTrainer:
         layers = initial_weights(seeds, n_inputs, widths, n_outputs, has_skip)
         return self.stack(with_shared_neurons(layers, shared))
 
-    def grow(self, seeds: np.ndarray, widths: tuple[int, ...], network: Network) -> StackedStudents:
-        """Students that compute what a network does, with random neurons besides its own."""
-        if self.polisher.has_skip and len(widths) == 1:
+    def grow(
+        self, seeds: np.ndarray, widths: tuple[int, ...], network: Network
+    ) -> tuple[StackedStudents, bool]:
+        """Students that start as a network, and whether that was completed.
+
+        Their other neurons are random, and compute nothing. Those of large students of one hidden
+        layer learn the residual of the network first: Levenberg would not find it in a few steps.
+        """
+        is_shallow = len(widths) == 1
+        if self.polisher.has_skip and is_shallow:
             network = with_skip(network)
-        return self.stack(grown_students([network] * len(seeds), widths, seeds))
+        if not (is_shallow and self.polisher.are_large(widths)):
+            return self.stack(grown_students([network] * len(seeds), widths, seeds)), True
+        samples, n_added = self.polisher.samples, widths[0] - network.widths[0]
+        residual = samples.y - network_outputs(network, samples.X, self.polisher.activation)
+        scale = np.sqrt(np.mean(residual**2))
+        rest = replace(samples, y=residual / scale)
+        learner = WarmUpTrainer(self.polisher.with_samples(rest))
+        module, completed = learner.train(seeds, (n_added,))
+        joined = [added(network, new, scale) for new in _to_networks(module.weights)]
+        return self._stack_networks(joined), completed
 
     def train(
-        self, seeds: np.ndarray, widths: tuple[int, ...], shared: Sequence[np.ndarray] = ()
+        self,
+        seeds: np.ndarray,
+        widths: tuple[int, ...],
+        shared: Sequence[np.ndarray] = (),
+        rate: float = 1.0,
     ) -> tuple[StackedStudents, bool]:
         """Initial students after a short training, and whether that was completed."""
         module = self.initial_students(seeds, widths, shared)
         n_steps, is_large = self._n_steps(module.weights), self._are_large(module.weights)
-        module, completed = self._train_briefly(module, n_steps, int(seeds[0]))
+        module, completed = self._train_briefly(module, n_steps, int(seeds[0]), rate)
         if is_large:
             module = self._stack_networks(self._settled_networks(module))
         return module, completed
@@ -113,12 +136,14 @@ class WarmUpTrainer:
         n_epochs: int,
         start: AdamState | None = None,
         callbacks: list[Callback] | None = None,
+        rate: float = 1.0,
     ) -> bool:
         """Train a module in place with Adam; tell whether that was completed."""
         ticker = EpochReporter(on_epoch=self._tick)
+        schedule = self.settings.warm_up
         net = AdamNet(
             module,
-            schedule=self.settings.warm_up,
+            schedule=replace(schedule, learning_rate=rate * schedule.learning_rate),
             seed=seed,
             start=start,
             device=self.polisher.device,
@@ -135,12 +160,12 @@ class WarmUpTrainer:
         return StackedStudents(tensors, self.polisher.activation)
 
     def _train_briefly(
-        self, module: StackedStudents, n_steps: int, seed: int
+        self, module: StackedStudents, n_steps: int, seed: int, rate: float = 1.0
     ) -> tuple[StackedStudents, bool]:
         """Train with Adam in single precision; also tells whether that was completed."""
         module = module.float()
         n_epochs = n_steps // self.settings.warm_up.steps_per_epoch
-        completed = self.adam(module, self.polisher.task.float(), seed, n_epochs)
+        completed = self.adam(module, self.polisher.task.float(), seed, n_epochs, rate=rate)
         return module.double(), completed
 
     def _are_large(self, layers: Layers) -> bool:

@@ -20,7 +20,7 @@ from sklearn_ec._expand.polishing import Polisher
 from sklearn_ec._io.cache import CACHE_VERSION, Store, digest
 
 from .noisy import one_standard_error_bound, smallest_network, squared_errors
-from .pruning import Cap, ExactCap, NoiseCap, prune, pruning_path, unstick
+from .pruning import Cap, ExactCap, NoiseCap, prune, pruning_path, unstick, without_spare
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,14 @@ class Finisher:
         return self.if_better(resolve_signs(replaced, polisher.activation), loss)
 
     def if_better(self, network: Network, loss: float) -> Network | None:
-        """A network after a short polish on few rows; None where it does not get below a loss."""
-        n_steps = self.settings.finish.first_polish_steps
+        """A network after a short polish on few rows; None where it does not get below a loss.
+
+        Large ones that are far from the data are not tried, since that takes minutes.
+        """
+        settings = self.settings.finish
+        n_steps, is_large = settings.first_polish_steps, self.polisher.is_matrix_free(network)
+        if is_large and not self._loss(network) < settings.worthwhile_loss:
+            return None
         polished, polished_loss = self._on_few_rows(network).polish(network, n_steps)
         return polished if polished_loss < loss else None
 
@@ -150,7 +156,8 @@ class Finisher:
         polisher.watch.say(f"polishing, widths {network.widths}")
         is_large = self.prune and polisher.is_matrix_free(network)
         network, loss = self._polished(polisher, network, is_large)
-        if self.prune and loss < settings.finish.worthwhile_loss:
+        finish = settings.finish
+        if self.prune and loss < (finish.first_polish_loss if is_large else finish.worthwhile_loss):
             network, loss = prune(network, loss, polisher, is_final)
             if final:
                 return final[0], loss
@@ -182,6 +189,8 @@ class Finisher:
         """A network before its pruning: large ones only far enough for it, settled if need be."""
         settings = self.settings.finish
         n_steps = settings.first_polish_steps if self.prune else self.settings.prune.polish_steps
+        if is_large and len(network.widths) == 1:
+            network, _ = without_spare(network, self._loss(network), polisher)
         enough = settings.first_polish_loss if is_large else 0.0
         network, loss = polisher.polish(network, n_steps, enough=enough)
         if is_large and loss > settings.first_polish_loss:

@@ -29,6 +29,7 @@ from .imitators import merged_network
 # Singular values of a layer's features below this share of the largest count as zero.
 FEATURE_RCOND = 1e-14
 TINY = np.finfo(np.float64).tiny
+CLOSE = 0.01  # relative change of weights that settling leaves where all directions vary
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,18 @@ def prune(
     return network, loss
 
 
+def without_spare(network: Network, loss: float, polisher: Polisher) -> tuple[Network, float]:
+    """A large network without neurons that together cost no more than it misses, unpolished.
+
+    Spare neurons make the equations of a step nearly singular: 200 products instead of 20.
+    """
+    for layer, width in enumerate(network.widths):
+        removal, *_ = removal_candidates(network, loss, polisher, layer, width - 1, loss)
+        if len(removal.neurons) > 1:
+            network = without_neurons(network, polisher, removal)
+    return network, float(polisher.losses([layer[None] for layer in network.layers])[0])
+
+
 def _try_merging(
     network: Network, loss: float, polisher: Polisher, cap: Cap
 ) -> tuple[Network, float]:
@@ -205,8 +218,10 @@ def _try_removals(
     settings = polisher.settings.prune
     is_noisy = isinstance(cap, NoiseCap)
     rounding_loss = 0.0 if is_noisy else polisher.samples.rounding_loss
-    if polisher.is_matrix_free(network) and loss < max(settings.exact_loss, rounding_loss):
-        worth_trying = settings.spare_cost * polisher.samples.n_equations
+    if polisher.is_matrix_free(network):
+        is_exact = loss < max(settings.exact_loss, rounding_loss)
+        limit = settings.spare_cost if is_exact else settings.large_factor * loss
+        worth_trying = limit * polisher.samples.n_equations
         candidates = [removal for removal in candidates if removal.cost <= worth_trying]
     for removal in candidates:
         smaller = without_neurons(network, polisher, removal)
@@ -277,10 +292,17 @@ def unstick(network: Network, loss: float, polisher: Polisher) -> tuple[Network,
     for shrinkage in settings.settling:
         if loss < max(settings.exact_loss, polisher.samples.rounding_loss):
             break
-        settled = polisher.polish(polisher.settled(network, shrinkage), settings.settling_steps)
+        start = polisher.settled(network, shrinkage)
+        if _are_close(start.layers[0], network.layers[0]):
+            continue
+        settled = polisher.polish(start, settings.settling_steps)
         if settled[1] < settings.settling_progress * loss:
             network, loss = prune(*settled, polisher)
     return network, loss
+
+
+def _are_close(a: np.ndarray, b: np.ndarray) -> bool:
+    return float(np.linalg.norm(a - b)) < CLOSE * float(np.linalg.norm(b))
 
 
 def without_neurons(network: Network, polisher: Polisher, removal: Removal) -> Network:
@@ -296,19 +318,27 @@ def without_neurons(network: Network, polisher: Polisher, removal: Removal) -> N
 
 
 def removal_candidates(
-    network: Network, loss: float, polisher: Polisher, layer: int, n_removed: int
+    network: Network,
+    loss: float,
+    polisher: Polisher,
+    layer: int,
+    n_removed: int,
+    cheap_loss: float | None = None,
 ) -> list[Removal]:
     """Sets of neurons worth removing, cheapest first: one of several neurons, or a few single ones.
 
     A set of up to so many is found by backward elimination, one neuron after the other, as long as
-    these are clearly to spare.
+    these are clearly to spare, or cost no more than ``cheap_loss`` together.
     """
     problems, settings = _reader_problems(network, polisher, layer), polisher.settings.prune
     neurons = np.arange(network.widths[layer])
     costs = _total_costs(problems, len(neurons))
     order = np.argsort(costs)[: settings.single_tries]
     singles = [Removal(layer, neurons[[i]], float(costs[i])) for i in order]
-    cheap_cost = _cheap_cost(loss, polisher)
+    if cheap_loss is None:
+        cheap_cost = _cheap_cost(loss, polisher)
+    else:
+        cheap_cost = cheap_loss * polisher.samples.n_equations
     removed: list[int] = []
     cost = 0.0
     while len(removed) < n_removed:

@@ -16,7 +16,7 @@ import numpy as np
 from sklearn_ec._certify.certificate import Certificate
 from sklearn_ec._core.coordinates import Problem
 from sklearn_ec._core.hints import counted_output_hint
-from sklearn_ec._core.records import Students
+from sklearn_ec._core.records import Samples, Students
 from sklearn_ec._core.settings import DEFAULTS, Settings, Verdict
 from sklearn_ec._search.ensemble import Ensemble
 
@@ -175,12 +175,19 @@ def kind_of_targets(
     rounding = max(exact_rounding, np.sqrt(samples.rounding_loss))
     if (np.ptp(samples.y, axis=0) <= rounding).all():
         return "constant"
-    features = np.column_stack([samples.X, np.ones(len(samples.X))])
-    if len(features) > settings.min_equations_per_parameter * features.shape[1]:
-        residuals = samples.y - features @ np.linalg.lstsq(features, samples.y, rcond=None)[0]
-        if np.sqrt(np.mean(residuals**2)) <= rounding:
+    least = math.ceil(settings.min_equations_per_parameter * (samples.X.shape[1] + 1))
+    if len(samples.X) > least:
+        few = samples.take(np.linspace(0, len(samples.X) - 1, 2 * least, dtype=int))
+        if _linear_error(few) <= rounding and _linear_error(samples) <= rounding:
             return "linear"
     return _kind_of_classes(y)
+
+
+def _linear_error(samples: Samples) -> float:
+    """Root mean squared error of the best affine map."""
+    features = np.column_stack([samples.X, np.ones(len(samples.X))])
+    residuals = samples.y - features @ np.linalg.lstsq(features, samples.y, rcond=None)[0]
+    return float(np.sqrt(np.mean(residuals**2)))
 
 
 def _kind_of_classes(y: np.ndarray) -> TargetKind:

@@ -21,7 +21,6 @@ from sklearn_ec._core.records import Network, Samples, Students
 from sklearn_ec._core.settings import Finish, Noise, Training
 from sklearn_ec._core.settings import Search as SearchSettings
 from sklearn_ec._core.signs import with_skip
-from sklearn_ec._expand.polishing import Polisher
 from sklearn_ec._expand.skorch_nets import n_levenberg_epochs
 from sklearn_ec._expand.students import grown_students, layer_shapes
 from sklearn_ec._expand.training import StudentTrainer
@@ -385,6 +384,7 @@ class Round:
     equations: float | None = None  # per parameter of a student; None for all rows
     asks_finisher: bool = True  # whether training ends once these students gave the network
     shared: Sequence[np.ndarray] = ()  # neurons of the lowest layers that all of them start with
+    rate: float = 1.0  # of the warm-up, as a share of the usual one
     start: Network | None = None  # that they start as, with a few random neurons besides its own
 
     def steps(self, max_iter: int) -> int:
@@ -441,6 +441,7 @@ def train_group(
         max_iter=max_iter,
         tol=recipe.tol,
         shared=recipe.round.shared,
+        rate=recipe.round.rate,
         start=recipe.round.start,
         is_recovered=question if finisher.prune and recipe.round.asks_finisher else None,
         checkpoint=checkpoint,
@@ -485,9 +486,8 @@ class _Question:
         if students.network(0).widths != self.widths:
             return True
         if self.finisher.polisher.is_matrix_free(students.network(0)):  # it takes minutes
-            return n_epochs > 0 and bool(
-                np.nanmin(students.losses) < settings.finish.first_polish_loss
-            )
+            limits = settings.prune.far_loss, settings.finish.first_polish_loss
+            return bool(np.nanmin(students.losses) < limits[n_epochs > 0])
         if n_epochs == 0:  # steps of one student take less time than those of all
             return len(self.widths) == 1
         return n_epochs >= settings.training.first_pruning_epoch

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from sklearn_ec._core.records import Network
 from sklearn_ec._finish.finisher import Finisher
 from sklearn_ec._finish.noisy import reached_noise_floor
 
@@ -117,6 +118,8 @@ class Search:
         Trains students: ``train(finisher, widths, n_students, round)``.
     n_parameters : callable
         Maps assumed widths to the number of parameters of one student.
+    are_large : callable
+        Maps a finisher and assumed widths to whether steps of Levenberg on students take long.
     n_students : int
         Number of students of a round of the final trial.
     max_iter : int
@@ -130,6 +133,7 @@ class Search:
         finishers: dict[str, Finisher],
         train: Callable[..., Ensemble],
         n_parameters: Callable[[Shape], int],
+        are_large: Callable[[Finisher, Shape], bool],
         n_students: int,
         max_iter: int,
         earlier: Trial | None = None,
@@ -138,6 +142,7 @@ class Search:
         self.settings = next(iter(finishers.values())).settings
         self.train = train
         self.n_parameters = n_parameters
+        self.are_large = are_large
         self.n_students = n_students
         self.max_iter = max_iter
         self.trials: list[Trial] = [] if earlier is None else [earlier]
@@ -168,7 +173,9 @@ class Search:
         if self.trials:
             return self._train_to_the_end(self.trials[0], rounds)
         first, *others = rounds
-        trial = self._new_trial(activation, widths, self._n_students(first), first)
+        trial = self._new_trial(
+            activation, widths, self._n_students(activation, widths, first), first
+        )
         self.trials.append(trial)
         lowest = math.inf if first.equations is None else trial.ensemble.lowest_loss
         return self._train_to_the_end(trial, others, lowest)
@@ -185,23 +192,31 @@ class Search:
     def _probing(self) -> Round:
         return Round(self.settings.search.probe_steps, asks_finisher=False)
 
-    def _n_students(self, round: Round) -> int:
-        limit = self.settings.search.group_size if round.max_iter == 0 else self.n_students
+    def _n_students(self, activation: str, widths: Shape, round: Round) -> int:
+        settings = self.settings.search
+        if round.max_iter != 0:
+            return self.n_students
+        limit = settings.group_size
+        if len(widths) == 1 and self.are_large(self.finishers[activation], widths):
+            limit = settings.n_large if round.start is None else settings.n_large_grown
         return min(limit, self.n_students)
 
     @property
     def _warm_up(self) -> Round:
         return Round(max_iter=0)
 
-    @property
-    def _growth(self) -> Round:
-        return Round(self.settings.search.brief_steps, self.settings.search.brief_equations[0])
+    def _growth(self, trial: Trial, start: Network | None) -> Round:
+        """Of large shallow students, those that learned what is missing need no steps."""
+        if len(trial.widths) == 1 and self.are_large(trial.finisher, trial.widths):
+            return replace(self._warm_up, start=start)
+        settings = self.settings.search
+        return Round(settings.brief_steps, settings.brief_equations[0], start=start)
 
     def _rounds(self, activation: str, widths: Shape) -> list[Round]:
         """The rounds of training: brief ones on a share of the rows, the last one to the end.
 
         There is one brief round on all rows at most. Of students with a long warm-up, there are
-        rounds of nothing else before; not of large shallow ones, which take minutes to prune.
+        rounds of nothing else before.
         """
         finisher, settings = self.finishers[activation], self.settings.search
         n_parameters = self.n_parameters(widths)
@@ -213,9 +228,8 @@ class Search:
         shares = [min(share, available) for share in settings.brief_equations]
         brief = [] if is_large else list(dict.fromkeys(shares))
         has_long_warm_up = n_parameters > self.settings.warm_up.few_parameters
-        warms_up = has_long_warm_up and (len(widths) > 1 or not is_large)
         return [
-            *([self._warm_up] if warms_up else []),
+            *([self._warm_up] if has_long_warm_up else []),
             *(Round(settings.brief_steps, share) for share in brief),
             Round(),
         ]
@@ -373,14 +387,15 @@ class Search:
         Each round starts from what those before found. Where pruning ended in a corner that no
         student came close to, all students grow from there: one of them mostly finds what is
         missing. Else they start with the neurons that the others share; after a warm-up alone, as
-        long as there are more of them each time. Where a brief round of shallow students, on more
-        rows, does no better than the one before, whose ``lowest`` loss was this, there is no
-        network. Of deep ones it says little: ``g`` 6-5-4-3-1 stood at 1e-12 in two rounds.
+        long as there are more of them each time, with a lower rate of Adam. Where a brief round of
+        shallow students, on more rows, does no better than the one before, whose ``lowest`` loss
+        was this, there is no network. Of deep ones it says little: ``g`` 6-5-4-3-1 stood at 1e-12
+        in two rounds.
         """
         start, finisher = time.perf_counter(), trial.finisher
         if rounds is None:
             rounds = self._rounds(trial.activation, trial.widths)
-        waiting, latest, n_shared = list(rounds), trial.ensemble, 0
+        waiting, latest, n_shared, rate = list(rounds), trial.ensemble, 0, 1.0
         while waiting and not self._is_settled(trial, latest):
             shared = self._shared_layers(trial, latest)
             if not trial.has_ended:
@@ -388,10 +403,16 @@ class Search:
             if trial.has_ended:
                 break
             if latest.is_warm_up and sum(map(len, shared)) > n_shared:
-                round, n_shared = replace(self._warm_up, shared=shared), sum(map(len, shared))
+                n_shared, rate = sum(map(len, shared)), self.settings.search.cooling * rate
+                round = replace(self._warm_up, shared=shared, rate=rate)
             else:
                 round = replace(waiting.pop(0), shared=shared)
-            latest = self.train(finisher, trial.widths, self._n_students(round), round)
+            latest = self.train(
+                finisher,
+                trial.widths,
+                self._n_students(trial.activation, trial.widths, round),
+                round,
+            )
             trial.ensemble = trial.ensemble.joined(latest)
             if round.equations is not None and len(trial.widths) == 1:
                 before, lowest = lowest, trial.ensemble.lowest_loss
@@ -411,7 +432,8 @@ class Search:
             network, loss = trial.ensemble.corner(finish.worthwhile_loss)
             if not loss < settings.stands_out * trial.corner:
                 break
-            trial.corner, round = loss, replace(self._growth, start=network)
+            trial.corner, round = loss, self._growth(trial, network)
+            n_students = min(n_students, self._n_students(trial.activation, trial.widths, round))
             grown = self.train(trial.finisher, trial.widths, n_students, round)
             if grown.recovered or grown.lowest_loss < settings.stands_out * loss:
                 trial.ensemble = trial.ensemble.joined(grown)

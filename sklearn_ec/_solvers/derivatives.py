@@ -134,7 +134,7 @@ def pull_back(
     """The same as :func:`gradients` of the first layers, with one product for the inputs."""
     lowest, *found = backpropagate(layers, run, activation, cotangents[:, None])[:n_layers]
     stacked = lowest[:, 0].mT.contiguous().flatten(end_dim=1)
-    first = (stacked @ run.features[0]).view_as(layers[0])
+    first = (stacked @ run.features[0]).unflatten(0, (-1, layers[0].shape[1]))
     pairs = zip(found, run.features[1:])  # noqa: B905, layers above are left out
     return first, *(cotangent[:, 0].mT @ features for cotangent, features in pairs)
 

@@ -46,8 +46,7 @@ class Linearization:
         self.layers = stacked(network, task.inputs.device)
         if residuals is None:
             residuals = task.residuals(self.layers)
-        scale = torch.cat([_scale(layer).flatten() for layer in self.layers[:-1]])
-        scale = torch.cat([scale, torch.ones_like(self.layers[-1]).flatten()])
+        scale = parameter_scale(self.layers)
         with threads_for(task.flops(self.layers)):
             triangle = self._triangle(scale, residuals)
             jacobian, along = triangle.tensor_split([len(scale)], dim=1)
@@ -63,14 +62,7 @@ class Linearization:
 
     def curvatures(self, n_directions: int) -> Tensor:
         """Root mean square of the second derivative of the residuals along the last directions."""
-        steps = split_parameters(self.directions[-n_directions:], self.layers)
-        batch = len(steps[0])
-        layers = tuple(layer.expand(batch, -1, -1) for layer in self.layers)
-        squares = self.directions.new_zeros(batch)
-        n_neurons = sum(layer.shape[1] for layer in layers[:-1])
-        for rows in self.task.chunks(8 * batch * n_neurons):
-            squares += self.task.curvature(layers, steps, rows).square().sum(dim=(1, 2))
-        return (squares / self.task.n_equations).sqrt()
+        return curvatures(self.task, self.layers, self.directions[-n_directions:])
 
     def leverages(self, task: LeastSquaresTask) -> np.ndarray:
         """Squared effect of further rows on the parameters, as far as these are open, (n_samples,).
@@ -192,7 +184,7 @@ class Linearization:
             triangle = torch.linalg.qr(torch.cat([triangle, block]), mode="r").R
         triangle = triangle / math.sqrt(self.task.n_equations)
         if self.task.activation.homogeneous:
-            pins = _scale_directions(self.layers) / scale
+            pins = scale_directions(self.layers) / scale
             pins = torch.cat([pins, pins.new_zeros(len(pins), n_residuals)], dim=1)
             triangle = torch.cat([triangle, pins])
         return triangle
@@ -252,7 +244,7 @@ def _at_fixed_lengths(changes: Tensor, layers: Layers) -> Tensor:
 
     Afterwards no incoming vector of a hidden layer changes its length.
     """
-    scales = _scale_directions(layers)
+    scales = scale_directions(layers)
     lengths = torch.zeros_like(scales)
     start = index = 0
     for layer in layers[:-1]:
@@ -267,12 +259,26 @@ def stacked(network: Network, device: torch.device | str) -> Layers:
     return tuple(torch.from_numpy(layer[None]).to(device) for layer in network.layers)
 
 
-def _scale(layer: Tensor) -> Tensor:
-    """The length of every incoming vector, in the shape of the layer."""
-    return layer.norm(dim=2, keepdim=True).expand_as(layer)
+def curvatures(task: LeastSquaresTask, layers: Layers, directions: Tensor) -> Tensor:
+    """Root mean square of the second derivative of one network's residuals along directions."""
+    steps = split_parameters(directions, layers)
+    batch = len(steps[0])
+    layers = tuple(layer.expand(batch, -1, -1) for layer in layers)
+    squares = directions.new_zeros(batch)
+    n_neurons = sum(layer.shape[1] for layer in layers[:-1])
+    for rows in task.chunks(8 * batch * n_neurons):
+        squares += task.curvature(layers, steps, rows).square().sum(dim=(1, 2))
+    return (squares / task.n_equations).sqrt()
 
 
-def _scale_directions(layers: Layers) -> Tensor:
+def parameter_scale(layers: Layers) -> Tensor:
+    """The length of a parameter's incoming vector, one for those of the readout, flat."""
+    *hidden, last = layers
+    scales = [layer.norm(dim=2, keepdim=True).expand_as(layer).flatten() for layer in hidden]
+    return torch.cat([*scales, torch.ones_like(last).flatten()])
+
+
+def scale_directions(layers: Layers) -> Tensor:
     """Unit vectors along ``(u_j, -a_j)``, which leave a homogeneous network's outputs unchanged.
 
     The network has no skip terms.

@@ -38,7 +38,7 @@ from sklearn_ec._core.settings import Damping
 from sklearn_ec._core.threads import threads_for
 
 from .derivatives import Layers
-from .equations import NormalEquations
+from .equations import DampedSystem, NormalEquations
 from .task import LeastSquaresTask
 
 
@@ -46,6 +46,7 @@ class LinearSolver(Protocol):
     """How the damped normal equations are formed and solved."""
 
     is_matrix_free: bool
+    accuracy: float  # of the solves, relative
 
     def fresh(self) -> LinearSolver:
         """The same, without anything of earlier steps."""
@@ -73,6 +74,7 @@ class Dense:
     """Normal equations that are formed, and factorized."""
 
     is_matrix_free = False
+    accuracy = 0.0
 
     def fresh(self) -> Dense:
         return self
@@ -237,7 +239,7 @@ class Levenberg:
         layers = self.take(index)
         system = equations.damped(damping)
         steps = system.step(equations.gradient)
-        corrections = system.step(self.task.curvature_gradient(layers, steps))
+        corrections = self._corrections(system, layers, steps, self.losses[index])
         moved = tuple(
             layer + step + 0.5 * correction
             for layer, step, correction in zip(layers, steps, corrections, strict=True)
@@ -253,6 +255,14 @@ class Levenberg:
             layer[index[accepted]] = new[accepted]
         self.losses[index[accepted]] = losses[accepted]
         return accepted
+
+    def _corrections(
+        self, system: DampedSystem, layers: Layers, steps: Layers, losses: Tensor
+    ) -> Layers:
+        """Geodesic accelerations; zero where they change less than what inexact solves leave."""
+        gradient, curvature = self.task.curvature_gradient(layers, steps)
+        matters = 0.25 * curvature > self.linear.accuracy**2 * losses
+        return system.step(tuple(part * matters[:, None, None] for part in gradient))
 
     def _mark_finished(self, active: Tensor, before: Tensor) -> None:
         losses, damping = self.losses[active], self.damping[active]

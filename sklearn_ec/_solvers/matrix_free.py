@@ -13,6 +13,7 @@ on 9,000 MNIST images (rank 664, 10,810 parameters) need 5 to 30 products per so
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -186,11 +187,16 @@ def _flat(parts: Layers) -> Tensor:
     return torch.cat([part.flatten(start_dim=1) for part in parts], dim=1)
 
 
-def diagonal_blocks(task: LeastSquaresTask, layers: Layers) -> Layers:
+def diagonal_blocks(
+    task: LeastSquaresTask, layers: Layers, rows_per_feature: float = math.inf
+) -> Layers:
     """The blocks of ``JᵀJ`` of every hidden neuron's incoming vector (lower triangles).
 
-    Shape (batch, fan_out, n_features, n_features) for each hidden layer.
+    Shape (batch, fan_out, n_features, n_features) for each hidden layer. Where there are more rows
+    than so many for each feature of a layer, a share of them at equal distances.
     """
+    most = rows_per_feature * max(layer.shape[2] for layer in layers[:-1])
+    task = task.take(slice(None, None, max(1, int(len(task.inputs) / most))))
     blocks = tuple(layer.new_zeros(*layer.shape, layer.shape[2]) for layer in layers[:-1])
     n_neurons = sum(layer.shape[0] * layer.shape[1] for layer in layers)
     for rows in task.chunks(task.targets.shape[1] * n_neurons):
@@ -221,6 +227,7 @@ class MatrixFree:
 
     def __init__(self, solves: ConjugateGradients | None = None):
         self.solves = solves or ConjugateGradients()
+        self.accuracy = self.solves.relative_residual
         self._blocks: Layers = ()
         self._owners = torch.arange(0)  # networks that the blocks are of
 
@@ -256,7 +263,8 @@ class MatrixFree:
     ) -> MatrixFreeEquations:
         is_stale = n_steps % self.solves.block_steps == 0
         if is_stale or not torch.isin(index, self._owners).all():
-            self._blocks, self._owners = diagonal_blocks(task, layers), index
+            self._blocks = diagonal_blocks(task, layers, self.solves.block_rows)
+            self._owners = index
         at = torch.searchsorted(self._owners, index)
         blocks = tuple(block if len(at) == len(block) else block[at] for block in self._blocks)
         return MatrixFreeEquations.assemble(task, layers, blocks, self.solves)

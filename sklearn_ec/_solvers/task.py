@@ -131,19 +131,22 @@ class LeastSquaresTask:
         run = forward(layers, self.inputs[rows], self.activation)
         return curvature(layers, run, self.activation, steps) * self.sqrt_weight[rows]
 
-    def curvature_gradient(self, layers: Layers, steps: Layers) -> Layers:
-        """``Jᵀc`` with the second derivative ``c`` of the residuals along a step."""
+    def curvature_gradient(self, layers: Layers, steps: Layers) -> tuple[Layers, Tensor]:
+        """``Jᵀc`` and the mean of ``c²``, with second derivatives ``c`` along a step."""
         total = tuple(torch.zeros_like(layer) for layer in layers)
+        squares = layers[0].new_zeros(len(layers[0]))
         n_elements = sum(layer.shape[0] * layer.shape[1] for layer in layers[:-1])
         for rows in self.chunks(8 * n_elements):
             run = forward(layers, self.inputs[rows], self.activation)
             curved = curvature(layers, run, self.activation, steps)
+            squares += (curved * self.sqrt_weight[rows]).square().sum(dim=(1, 2))
             curved = curved * self.sqrt_weight[rows].square()
             for part, gradient in zip(
                 total, gradients(layers, run, self.activation, curved), strict=True
             ):
                 part += gradient
-        return tuple(part / self.n_equations for part in total)
+        n = self.n_equations
+        return tuple(part / n for part in total), squares / n
 
     def jacobian(self, layers: Layers, rows: slice) -> Tensor:
         """Jacobian of one network's weighted outputs, layer by layer.

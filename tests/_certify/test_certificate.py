@@ -3,6 +3,8 @@
 What the certificate says of spare neurons, layers and rows is in ``test_spare_neurons.py``.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -19,6 +21,9 @@ from sklearn_ec._expand.polishing import Polisher
 from sklearn_ec.datasets import make_teacher
 
 VERDICT = Verdict()
+# As of networks whose Jacobian is too large to be factorized.
+WEAKEST = Verdict(max_factorized_parameters=0)
+BOTH = pytest.mark.parametrize("verdict", [VERDICT, WEAKEST], ids=["factorized", "weakest"])
 TORCH = {"relu": torch.relu, "tanh": torch.tanh, "softplus": torch.nn.functional.softplus}
 
 
@@ -221,10 +226,11 @@ def test_weight_error_bounds_what_noise_does(activation, sizes, units):
     assert largest.max() < 1.01 * stated.weight_error
 
 
+@BOTH
 @pytest.mark.parametrize(("activation", "sizes"), NETWORKS)
-def test_networks_that_are_off_by_rounding_are_within_the_stated_error(activation, sizes):
+def test_networks_that_are_off_by_rounding_are_within_the_stated_error(activation, sizes, verdict):
     """Moved along each direction until the error is ten times the rounding of the targets."""
-    planted = Planted(bent_teacher(activation, sizes), uniform())
+    planted = Planted(bent_teacher(activation, sizes), uniform(), verdict=verdict)
     inverse = planted.pseudo_inverse()
     left, values, right = np.linalg.svd(inverse, full_matrices=False)
     rounding = 10.0 * planted.coordinates.y_rounding
@@ -270,16 +276,17 @@ def with_columns(kind, X, size=1e-9):
 KINDS = ["constant", "constants", "duplicate", "scaled copy", "one-hot", "sum"]
 
 
+@BOTH
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("activation", "sizes"), [("tanh", (3,)), ("relu", (3,)), ("tanh", (3, 2))]
 )
-def test_open_columns_are_named_and_the_function_is_certified(activation, sizes, kind):
+def test_open_columns_are_named_and_the_function_is_certified(activation, sizes, kind, verdict):
     X, expected = with_columns(kind, uniform())
     teacher = make_teacher(X.shape[1], sizes, 1, activation, family="rough", random_state=0)
     if activation == "relu":  # kinks within the data
         teacher.biases_[0] = -np.median(X @ teacher.weights_[0], axis=0)
-    planted = Planted(teacher, X)
+    planted = Planted(teacher, X, verdict=verdict)
     certificate = planted.certify()
     assert certificate.obstacle == "columns"
     assert certificate.function_certified
@@ -545,7 +552,7 @@ def test_exact_networks_of_rounded_targets_need_no_imitation():
 # Kinks that nothing checks
 
 
-def with_rows_between_kinks(n_rows, activation="relu", n_outputs=1):
+def with_rows_between_kinks(n_rows, activation="relu", n_outputs=1, verdict=VERDICT):
     """Two nearly equal neurons and a third; so many of the rows lie between the kinks of the two.
 
     With four such rows of three columns, others than these kinks could fit them as well.
@@ -560,25 +567,29 @@ def with_rows_between_kinks(n_rows, activation="relu", n_outputs=1):
     X = X[(z < 0.0) | (z > 0.05)]
     between = np.random.default_rng(1).uniform(-1, 1, size=(n_rows, 3))
     between[:, 0] = np.linspace(0.01, 0.04, n_rows) - between[:, 1:] @ [0.5, -0.5]
-    return Planted(teacher, np.vstack([X, between]))
+    return Planted(teacher, np.vstack([X, between]), verdict=verdict)
 
 
+@BOTH
 @pytest.mark.parametrize("n_outputs", [1, 3])
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
-def test_kinks_that_no_other_row_checks_are_refused(activation, n_outputs):
+def test_kinks_that_no_other_row_checks_are_refused(activation, n_outputs, verdict):
     """Outputs that are multiples of each other do not check each other."""
-    certificate = with_rows_between_kinks(4, activation, n_outputs).certify()
+    verdict = replace(verdict, equations=1e9)
+    certificate = with_rows_between_kinks(4, activation, n_outputs, verdict).certify()
     assert certificate.obstacle == "redundancy"
     assert certificate.isolation > VERDICT.min_isolation  # kinks have no curvature
-    assert abs(certificate.redundancy) < 1e-9
+    assert abs(certificate.redundancy) < (1e-9 if verdict.max_factorized_parameters else 1e-4)
     assert not certificate.function_certified
 
 
+@BOTH
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
-def test_kinks_that_other_rows_check_pass(activation):
-    certificate = with_rows_between_kinks(40, activation).certify()
+def test_kinks_that_other_rows_check_pass(activation, verdict):
+    verdict = replace(verdict, equations=1e9)
+    certificate = with_rows_between_kinks(40, activation, verdict=verdict).certify()
     assert certificate.passed
-    assert certificate.redundancy > 0.1
+    assert certificate.redundancy > (0.1 if verdict.max_factorized_parameters else 0.02)
 
 
 # Every obstacle

@@ -138,7 +138,14 @@ class Script:
             )
             for name in activations
         }
-        self.search = Search(finishers, self._train, lambda shape: 10 * sum(shape), n_students, 300)
+        self.search = Search(
+            finishers,
+            self._train,
+            lambda shape: 10 * sum(shape),
+            lambda finisher, shape: False,
+            n_students,
+            300,
+        )
 
     def _train(self, finisher, widths, n_students, round):
         self.events.append(("train", finisher.name, widths, n_students, round))

@@ -1,0 +1,126 @@
+"""The weakest directions of a large network's Jacobian, without a factorization of it.
+
+Block inverse iteration from random vectors, with the solves of :mod:`._solvers.matrix_free`; the
+Rayleigh-Ritz values are those of the Jacobian itself, so that small ones are not squared. Leverages
+are estimated from what least squares leave of random targets (Hutchinson, 1990). Units are those of
+:class:`~sklearn_ec._solvers.jacobian.Linearization`, and the free scales of homogeneous neurons are
+left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from sklearn_ec._core.records import Network
+from sklearn_ec._core.settings import ConjugateGradients, WeakDirections
+
+from .derivatives import Layers, pull_back, tangent
+from .equations import split_parameters
+from .jacobian import curvatures, parameter_scale, scale_directions, stacked
+from .matrix_free import MatrixFreeEquations, diagonal_blocks
+from .task import LeastSquaresTask
+
+
+class WeakLinearization:
+    """The smallest singular values of the Jacobian of the relative root mean squared error.
+
+    Attributes
+    ----------
+    singular_values : Tensor of shape (n_directions,)
+        In decreasing order. The last one is an upper bound of the smallest, and near it.
+    directions : Tensor of shape (n_directions, n_parameters)
+        Right singular vectors as rows, in the parameters' own units, layer by layer.
+    """
+
+    def __init__(self, task: LeastSquaresTask, network: Network, settings: WeakDirections):
+        self.task = task
+        self.settings = settings
+        self.layers = stacked(network, task.inputs.device)
+        self._scale = parameter_scale(self.layers)
+        solves = ConjugateGradients(
+            relative_residual=settings.relative_residual, max_iterations=settings.max_iterations
+        )
+        blocks = diagonal_blocks(task, self.layers)
+        self._equations = MatrixFreeEquations.assemble(task, self.layers, blocks, solves)
+        damping = torch.full_like(self.layers[0][:, 0, 0], settings.damping)
+        self._system = self._equations.damped(damping)
+        self._generator = torch.Generator().manual_seed(0)
+        self._free = self._free_scales()
+        self.singular_values, self.directions = self._iterate()
+
+    def curvatures(self, n_directions: int) -> Tensor:
+        """Root mean square of the second derivative of the residuals along the last directions."""
+        return curvatures(self.task, self.layers, self.directions[-n_directions:])
+
+    def least_redundancy(self) -> float:
+        """An estimate of one minus the largest leverage of a row, all its outputs together."""
+        n_outputs = self.task.targets.shape[1]
+        n_probes = self.settings.probes_per_output * n_outputs
+        moments = self.layers[0].new_zeros(len(self.task.inputs), n_outputs, n_outputs)
+        for size in self._portions(n_probes):
+            left = self._unexplained(self._random(size, len(self.task.inputs), n_outputs))
+            moments += torch.einsum("pnk,pnl->nkl", left, left)
+        return float(torch.linalg.eigvalsh(moments / n_probes).min())
+
+    def _iterate(self) -> tuple[Tensor, Tensor]:
+        """Singular values and directions, once the smallest value has settled."""
+        vectors = self._orthonormal(self._random(self.settings.n_directions, len(self._scale)))
+        least = math.inf
+        for _ in range(self.settings.max_rounds):
+            vectors = self._orthonormal(self._inverse(vectors))
+            changes = self._outputs_along(vectors * self._scale)
+            left, values, right = torch.linalg.svd(changes.mT, full_matrices=False)
+            vectors = right @ vectors
+            before, least = least, float(values[-1])
+            if least > (1.0 - self.settings.accuracy) * before:
+                break
+        return values, vectors * self._scale
+
+    def _inverse(self, vectors: Tensor) -> Tensor:
+        """``(SJᵀJS)⁻¹`` times vectors, for scales ``S``."""
+        gradient = split_parameters(vectors / self._scale, self.layers)
+        steps = self._system.step(gradient)
+        return _flat(steps) / self._scale
+
+    def _orthonormal(self, vectors: Tensor) -> Tensor:
+        vectors = vectors - (vectors @ self._free.mT) @ self._free
+        return torch.linalg.qr(vectors.mT).Q.mT
+
+    def _outputs_along(self, directions: Tensor) -> Tensor:
+        """Changes of the weighted outputs along directions, (n_directions, n_equations)."""
+        steps = split_parameters(directions, self.layers)
+        task = self.task
+        changes = tangent(self.layers, self._equations.run, task.activation, steps)
+        return (changes * task.sqrt_weight / math.sqrt(task.n_equations)).flatten(start_dim=1)
+
+    def _unexplained(self, targets: Tensor) -> Tensor:
+        """What the Jacobian's columns do not explain of targets, (batch, n_samples, n_outputs)."""
+        task, run = self.task, self._equations.run
+        weighted = targets * task.sqrt_weight / math.sqrt(task.n_equations)
+        gradient = pull_back(self.layers, run, task.activation, weighted)
+        explained = -self._outputs_along(_flat(self._system.step(gradient)))
+        return targets - explained.view_as(targets)
+
+    def _free_scales(self) -> Tensor:
+        """Orthonormal vectors along which the scales of homogeneous neurons change, as rows."""
+        if not self.task.activation.homogeneous:
+            return self._scale.new_zeros(0, len(self._scale))
+        directions = scale_directions(self.layers) / self._scale
+        return torch.linalg.qr(directions.mT).Q.mT
+
+    def _random(self, *shape: int) -> Tensor:
+        drawn = torch.randn(*shape, generator=self._generator, dtype=torch.float64)
+        return drawn.to(self._scale.device)
+
+    def _portions(self, n: int) -> Iterator[int]:
+        """So many in portions, as many as there are directions at a time."""
+        size = self.settings.n_directions
+        return (min(size, n - start) for start in range(0, n, size))
+
+
+def _flat(parts: Layers) -> Tensor:
+    return torch.cat([part.flatten(start_dim=1) for part in parts], dim=1)
