@@ -360,8 +360,10 @@ class _Examination:
         values = linearization.singular_values
         errors = torch.full_like(values, max(self.error, coordinates.y_rounding))
         self.isolation = _isolation(linearization, errors, len(values))
-        bound = float(errors[-1] / values[-1].clamp_min(TINY))
-        bound *= _largest_amplification(network, coordinates.incoming_map())
+        bound = np.inf
+        if values[-1] > verdict.weak_directions.least_value:
+            bound = float(errors[-1] / values[-1])
+            bound *= _largest_amplification(network, coordinates.incoming_map())
         self.open_columns = coordinates.open_columns()
         self.weight_error = np.inf if self.open_columns.any() else bound
         return linearization, bound

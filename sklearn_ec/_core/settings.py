@@ -266,9 +266,13 @@ class Finish:
     first_polish_steps: int = 20
     # Equations per parameter, on which networks are pruned where there are more.
     equations: float = 6.0
+    large_equations: float = 3.0
     # Large networks are pruned once their relative loss is below this, and not polished before:
     # steps cost less afterwards. While training goes on, large students above it are left alone.
     first_polish_loss: float = 1e-6
+    # A large network of clusters is polished if its loss is at most this many times that of the
+    # best student: where neurons are missing, polishing does not help.
+    large_factor: float = 10.0
     # Deep networks above this relative loss end with the signs that fit best, whatever that costs.
     hopeless_loss: float = 1e-10
     worthwhile_loss: float = 1e-2  # students above this relative loss are not worth finishing
@@ -293,8 +297,13 @@ class WeakDirections:
     accuracy: float = 0.05
     relative_residual: float = 1e-2  # of the solves by conjugate gradients
     max_iterations: int = 300
-    damping: float = 1e-14
-    probes_per_output: int = 8  # random targets that leverages are estimated from
+    damping: float = 1e-17
+    least_value: float = 1e-7  # singular values below this one are not resolved
+    # Random targets that leverages are estimated from, and the residual of their solves: with 1e-2,
+    # kinks pass that no row checks, since what explains these targets is a weak direction.
+    probes_per_output: int = 8
+    probe_residual: float = 1e-6
+    max_probe_iterations: int = 1000
 
 
 @dataclass(frozen=True)

@@ -85,11 +85,11 @@ class Finisher:
     def if_better(self, network: Network, loss: float) -> Network | None:
         """A network after a short polish on few rows; None where it does not get below a loss.
 
-        Large ones that are far from the data are not tried, since that takes minutes.
+        Large ones that are far above are not tried, since that takes minutes.
         """
-        settings = self.settings.finish
-        n_steps, is_large = settings.first_polish_steps, self.polisher.is_matrix_free(network)
-        if is_large and not self._loss(network) < settings.worthwhile_loss:
+        n_steps = self.settings.finish.first_polish_steps
+        limit = self.settings.finish.large_factor * loss
+        if self.polisher.is_matrix_free(network) and not self._loss(network) < limit:
             return None
         polished, polished_loss = self._on_few_rows(network).polish(network, n_steps)
         return polished if polished_loss < loss else None
@@ -128,6 +128,9 @@ class Finisher:
         A share of the rows tells which neurons go, unless some bend in rows that are not among it.
         """
         few = self._on_few_rows(network)
+        if self.prune and len(network.widths) == 1 and few.is_matrix_free(network):
+            network = without_spare(network, self._loss(network), few)
+            few = self._on_few_rows(network)
         candidate, loss = self._pruned_with(few, network)
         exact_loss = max(self.settings.prune.exact_loss, self.polisher.samples.rounding_loss)
         is_exact = candidate.certificate.fits_exactly
@@ -136,10 +139,12 @@ class Finisher:
         return self._pruned_with(self.polisher, network)[0]
 
     def _on_few_rows(self, network: Network) -> Polisher:
-        samples, equations = self.polisher.samples, self.settings.finish.equations
-        return self.polisher.with_samples(
-            samples.thinned(equations * network.n_parameters, seed=0) if self.prune else samples
-        )
+        if not self.prune:
+            return self.polisher
+        samples, settings = self.polisher.samples, self.settings.finish
+        is_large = self.polisher.is_matrix_free(network)
+        equations = settings.large_equations if is_large else settings.equations
+        return self.polisher.with_samples(samples.thinned(equations * network.n_parameters, seed=0))
 
     def _pruned_with(self, polisher: Polisher, network: Network) -> tuple[Candidate, float]:
         """What pruning on the rows of a polisher gives, and the loss there."""
@@ -189,8 +194,6 @@ class Finisher:
         """A network before its pruning: large ones only far enough for it, settled if need be."""
         settings = self.settings.finish
         n_steps = settings.first_polish_steps if self.prune else self.settings.prune.polish_steps
-        if is_large and len(network.widths) == 1:
-            network, _ = without_spare(network, self._loss(network), polisher)
         enough = settings.first_polish_loss if is_large else 0.0
         network, loss = polisher.polish(network, n_steps, enough=enough)
         if is_large and loss > settings.first_polish_loss:

@@ -122,7 +122,7 @@ def prune(
     return network, loss
 
 
-def without_spare(network: Network, loss: float, polisher: Polisher) -> tuple[Network, float]:
+def without_spare(network: Network, loss: float, polisher: Polisher) -> Network:
     """A large network without neurons that together cost no more than it misses, unpolished.
 
     Spare neurons make the equations of a step nearly singular: 200 products instead of 20.
@@ -131,7 +131,7 @@ def without_spare(network: Network, loss: float, polisher: Polisher) -> tuple[Ne
         removal, *_ = removal_candidates(network, loss, polisher, layer, width - 1, loss)
         if len(removal.neurons) > 1:
             network = without_neurons(network, polisher, removal)
-    return network, float(polisher.losses([layer[None] for layer in network.layers])[0])
+    return network
 
 
 def _try_merging(

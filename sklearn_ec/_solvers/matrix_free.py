@@ -26,9 +26,11 @@ from .equations import split_parameters
 from .levenberg import Dense
 from .task import LeastSquaresTask
 
-# Arrays as large as the blocks that a step holds at a time.
-BLOCK_COPIES = 4
-VECTOR_COPIES = 12
+# Arrays as large as the blocks that a step holds, while these are inverted and afterwards; and as
+# large as the activations of all rows, during the products that follow.
+FACTORED_BLOCKS = 3
+BLOCKS_IN_PRODUCTS = 2
+ROW_VECTORS = 17.5
 
 
 @dataclass(frozen=True)
@@ -246,11 +248,9 @@ class MatrixFree:
         n_blocks = sum(layer[0].numel() * layer.shape[2] for layer in layers[:-1])
         n_blocks += layers[-1].shape[2] ** 2
         n_activations = sum(layer.shape[1] for layer in layers)
-        n_features = sum(layer.shape[2] for layer in layers[1:])
-        n_vectors = n_parameters + len(task.inputs) * n_activations
-        n_elements = BLOCK_COPIES * n_blocks + VECTOR_COPIES * n_vectors
-        n_elements += len(task.inputs) * n_features
-        return task.targets.element_size() * n_elements
+        n_vectors = ROW_VECTORS * (n_parameters + len(task.inputs) * n_activations)
+        n_elements = max(FACTORED_BLOCKS * n_blocks, BLOCKS_IN_PRODUCTS * n_blocks + n_vectors)
+        return task.targets.element_size() * math.ceil(n_elements)
 
     def flops(self, task: LeastSquaresTask, layers: Layers) -> int:
         n_parameters = sum(layer[0].numel() for layer in layers)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -44,10 +45,14 @@ class WeakLinearization:
         solves = ConjugateGradients(
             relative_residual=settings.relative_residual, max_iterations=settings.max_iterations
         )
+        probing = ConjugateGradients(
+            relative_residual=settings.probe_residual, max_iterations=settings.max_probe_iterations
+        )
         blocks = diagonal_blocks(task, self.layers)
         self._equations = MatrixFreeEquations.assemble(task, self.layers, blocks, solves)
         damping = torch.full_like(self.layers[0][:, 0, 0], settings.damping)
         self._system = self._equations.damped(damping)
+        self._probing = replace(self._equations, solves=probing).damped(damping)
         self._generator = torch.Generator().manual_seed(0)
         self._free = self._free_scales()
         self.singular_values, self.directions = self._iterate()
@@ -102,7 +107,7 @@ class WeakLinearization:
         task, run = self.task, self._equations.run
         weighted = targets * task.sqrt_weight / math.sqrt(task.n_equations)
         gradient = pull_back(self.layers, run, task.activation, weighted)
-        explained = -self._outputs_along(_flat(self._system.step(gradient)))
+        explained = -self._outputs_along(_flat(self._probing.step(gradient)))
         return targets - explained.view_as(targets)
 
     def _free_scales(self) -> Tensor:

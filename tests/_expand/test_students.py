@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from builders import planted, planted_deep, random_network, settings_with
+from builders import ALL_LARGE, evaluate, planted, planted_deep, random_network, settings_with
 from sklearn_ec._core.activations import get_activation
 from sklearn_ec._core.forward import network_outputs
+from sklearn_ec._core.records import Network
 from sklearn_ec._core.signs import with_skip
-from sklearn_ec._expand.students import grown, initial_weights, with_shared_neurons
+from sklearn_ec._expand.students import added, grown, initial_weights, with_shared_neurons
 from sklearn_ec._expand.training import StudentTrainer
 
 X = np.random.default_rng(0).normal(size=(50, 3))
@@ -81,3 +82,28 @@ def test_levenberg_takes_the_rows_it_is_given_and_the_warm_up_all():
     networks = [students.network(student) for student in range(2)]
     errors = [network_outputs(n, some.X, polisher.activation) - some.y for n in networks]
     assert_allclose(students.losses, [np.mean(error**2) for error in errors], rtol=1e-6)
+
+
+def test_large_students_grow_by_neurons_that_learned_the_residual():
+    """A network without one of its neurons, whose place random ones do not take."""
+    settings = settings_with(base=ALL_LARGE, warm_up={"large_steps": 2000})
+    network, polisher, _ = planted("relu", width=4, settings=settings)
+    hidden, readout = network.layers
+    lacking = Network((hidden[1:], np.delete(readout, 0, axis=1)))
+    loss = polisher.losses([layer[None] for layer in lacking.layers])[0]
+    state = StudentTrainer(polisher).warmed_up(np.arange(3), (6,), start=lacking)
+    assert [layer.shape[1] for layer in state.layers] == [6, 1]
+    assert_array_equal(state.layers[0][:, :3], np.repeat(hidden[None, 1:], 3, axis=0))
+    assert state.losses.min() < 0.1 * loss
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_a_sum_of_networks_computes_their_sum(activation):
+    rng = np.random.default_rng(0)
+    network, other = (random_network(rng, (width,), 3, 2) for width in (4, 2))
+    X = rng.normal(size=(20, 3))
+    both = added(network, other, 0.5)
+    assert both.widths == (6,)
+    activation = get_activation(activation)
+    expected = evaluate(network, activation, X) + 0.5 * evaluate(other, activation, X)
+    assert_allclose(evaluate(both, activation, X), expected, rtol=1e-12, atol=1e-14)

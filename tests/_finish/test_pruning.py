@@ -21,6 +21,7 @@ from sklearn_ec._finish.pruning import (
     pruning_path,
     removal_candidates,
     without_neurons,
+    without_spare,
 )
 from sklearn_ec._solvers.jacobian import stacked
 
@@ -248,3 +249,14 @@ def test_neurons_without_a_kink_in_the_data_are_removed_first(sign):
     crowd = with_spare_neurons(with_skip(spare), 0.0)  # with a duplicate and a pair that cancels
     (group,) = removal_candidates(crowd, 1e-12, polisher, 0, 4)
     assert 3 in group.neurons
+
+
+def test_a_large_network_loses_what_costs_no_more_than_it_misses():
+    """Near copies, neurons that undo each other and junk, in one go and without a polish."""
+    network, polisher, _ = planted("tanh")
+    spoiled = with_spare_neurons(network, noise=1e-3)
+    loss = float(polisher.losses([layer[None] for layer in spoiled.layers])[0])
+    left = without_spare(spoiled, loss, polisher)
+    assert left.widths == network.widths
+    assert polisher.losses([layer[None] for layer in left.layers])[0] < 2.5 * loss
+    assert without_spare(network, 1e-20, polisher) is network

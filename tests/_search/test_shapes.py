@@ -448,7 +448,8 @@ def test_there_are_no_brief_rounds_where_they_cost_or_tell_too_little(reason):
     else:
         finisher.prune = False
     script.search.run_given((5,))
-    assert script.rounds == [(None, 20)]
+    warm_up = [(0, 10)] if reason == "large" else []
+    assert script.rounds == [*warm_up, (None, 20)]
 
 
 @pytest.mark.parametrize("gain", [0.05, 0.5])
@@ -702,3 +703,22 @@ def test_warm_ups_go_on_as_long_as_students_share_more(monkeypatch):
     rounds = [event[4] for event in script.events if event[0] == "train"]
     assert [r.max_iter for r in rounds[:4]] == [0, 0, 0, BRIEF[0]]
     assert [sum(map(len, r.shared)) for r in rounds[:4]] == [0, 3, 5, 5]
+
+
+def test_large_shallow_students_are_few_and_grow_without_steps(monkeypatch):
+    """They are warmed up in rounds, at falling rates; what they lack is learned in a warm-up."""
+    counts = iter([3, 5, 5])
+    monkeypatch.setattr(
+        Ensemble, "seek_in_clusters", lambda *arguments: [np.ones((next(counts, 0), 2))]
+    )
+    script = Script({(9,): 1e-5})
+    script.search.n_parameters = lambda widths: 10_000
+    script.search.are_large = lambda finisher, shape: True
+    trial = script.search.run_given((9,))
+    settings = DEFAULTS.search
+    rounds = [event[4] for event in script.events if event[0] == "train"]
+    assert script.rounds == [*[(0, settings.n_large)] * 3, (None, 20)]
+    assert [r.rate for r in rounds] == [1.0, settings.cooling, settings.cooling**2, 1.0]
+    growth = script.search._growth(trial, make_network((4,)))
+    assert growth == replace(Round(0), start=growth.start)
+    assert script.search._n_students("tanh", (9,), growth) == settings.n_large_grown

@@ -1,0 +1,184 @@
+"""How the time and the memory of training grow with the network, the rows and the students.
+
+    python benchmarks/growth.py
+    python benchmarks/growth.py --output docs/images
+
+One quantity at a time grows from a network of 64 inputs and 16 tanh neurons, 8,000 rows and four
+students: seconds of a warm-up step and of a Levenberg step of all students, and the peak memory of
+the latter next to what the package predicts, each in a process of its own. Exponents are those of
+straight lines through the last four points in logarithmic axes. Results are kept in
+benchmarks/results/growth.jsonl: an interrupted run continues where it stopped.
+"""
+
+import argparse
+import ctypes
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from _resumable import RESULTS
+
+BASE = {"inputs": 64, "width": 16, "rows": 8000, "students": 4, "depth": 1}
+GRIDS = {
+    "width": [8, 16, 32, 64, 128],
+    "inputs": [16, 32, 64, 128, 256, 512, 784],
+    "rows": [1000, 2000, 4000, 8000, 16_000, 32_000, 64_000],
+    "students": [1, 2, 4, 8, 16],
+    "depth": [1, 2, 3, 4],
+}
+N_STEPS, N_WARM_UP_STEPS = 3, 100
+LAST = 4  # points of a fitted line
+QUANTITIES = {"step": "Levenberg step, s", "warm_up_step": "Adam step, s", "peak": "memory, MiB"}
+
+
+def measure(point):
+    """Seconds and bytes of one step, in this process."""
+    import torch
+
+    from sklearn_ec._core.records import Samples
+    from sklearn_ec._expand.polishing import Polisher
+    from sklearn_ec._expand.warm_up import WarmUpTrainer
+    from sklearn_ec._solvers.levenberg import Levenberg
+
+    torch.set_num_threads(1)
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(point["rows"], point["inputs"]))
+    y = np.tanh(X @ rng.normal(size=(point["inputs"], 4)) / 8.0).sum(axis=1, keepdims=True)
+    samples = Samples(X, y / y.std(), np.ones(len(X)))
+    few = samples.take(np.arange(100))
+    trainer = WarmUpTrainer(Polisher(few, few, "tanh", "cpu", has_skip=False))
+    polisher = Polisher(samples, few, "tanh", "cpu", has_skip=False)
+    widths = (point["width"],) * point["depth"]
+    module = trainer.initial_students(np.arange(point["students"]), widths)
+    linear = polisher.suited(module.weights)
+    tiny = trainer.initial_students(np.arange(1), (2,) * point["depth"])
+    Levenberg(trainer.polisher.task, tiny.weights, linear).run(1)  # libraries' first calls
+    solver = Levenberg(polisher.task, module.weights, linear)
+    before = reset_peak()
+    start = time.perf_counter()
+    solver.run(N_STEPS)
+    step = (time.perf_counter() - start) / N_STEPS
+    peak = (memory("VmHWM") - before) / 2**10
+    full = WarmUpTrainer(polisher)
+    start = time.perf_counter()
+    full._train_briefly(module, N_WARM_UP_STEPS, 0)
+    warm_up_step = (time.perf_counter() - start) / N_WARM_UP_STEPS
+    return point | {
+        "parameters": sum(layer[0].numel() for layer in module.weights),
+        "matrix_free": linear.is_matrix_free,
+        "step": step,
+        "warm_up_step": warm_up_step,
+        "peak": peak,
+        "predicted": predicted(polisher.task, linear, module.weights) / 2**20,
+    }
+
+
+def predicted(task, linear, layers):
+    return len(layers[0]) * linear.step_bytes(task, layers) + task.pass_bytes
+
+
+def reset_peak():
+    """Give freed memory back, and forget the peak so far (Linux); KiB in use."""
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return memory("VmRSS")
+
+
+def memory(name):
+    """A line of the process's status, in KiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+def measured(point, path):
+    """The result of a point: kept, or measured in a fresh process."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    for result in map(json.loads, lines):
+        if point.items() <= result.items():
+            return result
+    command = [sys.executable, __file__, "--point", json.dumps(point)]
+    result = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(result) + "\n")
+    return result
+
+
+def exponent(values, times):
+    """Slope of the line through the last points, in logarithmic axes."""
+    return np.polyfit(np.log(values[-LAST:]), np.log(times[-LAST:]), 1)[0]
+
+
+def print_table(quantity, results):
+    print(f"\n{quantity:>8}  parameters  solver       step s   Adam step s  peak MiB  predicted")
+    for result in results:
+        solver = "matrix-free" if result["matrix_free"] else "dense"
+        print(
+            f"{result[quantity]:8d}  {result['parameters']:10d}  {solver:11s}  "
+            f"{result['step']:7.3f}  {result['warm_up_step']:12.5f}  {result['peak']:8.0f}  "
+            f"{result['predicted']:9.0f}"
+        )
+    values = [result[quantity] for result in results]
+    slopes = [exponent(values, [max(r[key], 1e-9) for r in results]) for key in QUANTITIES]
+    print(
+        "exponents: " + ", ".join(f"{k} {s:.1f}" for k, s in zip(QUANTITIES, slopes, strict=True))
+    )
+
+
+def draw(grids, path):
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    mpl.rcParams.update({"font.size": 8, "svg.hashsalt": "growth"})
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(
+        len(QUANTITIES), len(grids), figsize=(6.8, 5.0), layout="constrained", sharey="row"
+    )
+    for column, (quantity, results) in zip(axes.T, grids.items(), strict=True):
+        values = [result[quantity] for result in results]
+        for ax, (key, title) in zip(column, QUANTITIES.items(), strict=True):
+            measured_values = [result[key] for result in results]
+            ax.loglog(values, measured_values, "o-", color="#0072b2", markersize=3)
+            if key == "peak":
+                predicted = [result["predicted"] for result in results]
+                ax.loglog(values, predicted, "k:", linewidth=0.8)
+            ax.set_title(f"^{exponent(values, measured_values):.1f}", fontsize=8)
+            ax.set_xticks(values[:: max(1, len(values) // 2)])
+            ax.minorticks_off()
+            ax.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
+            if column is axes.T[0]:
+                ax.set_ylabel(title)
+        column[-1].set_xlabel(quantity)
+    for ax in axes.flat:
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, metadata={"Date": None})
+    print(path)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--point", type=json.loads, help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the picture")
+    arguments = parser.parse_args()
+    if arguments.point:
+        print(json.dumps(measure(arguments.point)))
+        return
+    path = RESULTS / "growth.jsonl"
+    grids = {
+        quantity: [measured(BASE | {quantity: value}, path) for value in values]
+        for quantity, values in GRIDS.items()
+    }
+    for quantity, results in grids.items():
+        print_table(quantity, results)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    draw(grids, arguments.output / "growth.svg")
+
+
+if __name__ == "__main__":
+    main()
