@@ -116,13 +116,16 @@ class Polisher:
 
         The descent is given up where a window of steps leaves more than the share ``progress`` of
         the loss, or where twice the present rate would not reach the ``target`` loss. Large
-        networks that stall near zero get nearly exact steps, from dense equations if there is
-        memory for them.
+        networks get products in single precision as long as these go ahead fast; those that stall
+        near zero get nearly exact steps, from dense equations if there is memory for them.
         """
         settings, layers = self.settings.polish, stacked(network, self.device)
         progress = settings.progress if progress is None else progress
-        solver = self._levenberg(layers, self.suited(layers), enough, settings.start_damping)
-        is_cheap = solver.linear.is_matrix_free
+        linear = self.suited(layers)
+        is_single = is_cheap = linear.is_matrix_free
+        if is_single:
+            linear = MatrixFree(self.settings.conjugate_gradients, in_single=True)
+        solver = self._levenberg(layers, linear, enough, settings.start_damping)
         window = settings.large_window if is_cheap else settings.window
         for n_windows in range(math.ceil(max_iter / window) - 1, -1, -1):
             before = float(solver.losses[0])
@@ -130,6 +133,11 @@ class Polisher:
             loss = float(solver.losses[0])
             if solver.finished.all():
                 break
+            if is_single and loss > settings.single_progress * before:
+                is_single, damping = False, float(solver.damping[0])
+                linear = self.suited(solver.layers)
+                solver = self._levenberg(solver.layers, linear, enough, damping)
+                continue
             if is_cheap and self._has_stalled_near_zero(loss, before):
                 is_cheap = False
                 solver = self._levenberg(solver.layers, self._exact(solver.layers), enough, loss)
@@ -176,6 +184,11 @@ class Polisher:
         weights = np.linalg.solve(damped, covariance @ first[:, own].T).T
         hidden = [np.column_stack([weights, first[:, -1]]), *others]
         return solve_readout(hidden, self.samples, self.activation, network.has_skip)
+
+    @cached_property
+    def least_variance(self) -> float:
+        """Along any direction, rows of high leverage left out."""
+        return float(np.linalg.eigvalsh(self._common_covariance)[0])
 
     @cached_property
     def _common_covariance(self) -> np.ndarray:

@@ -168,7 +168,10 @@ class Finisher:
                 return final[0], loss
             if is_large and len(network.widths) == 1:
                 network, loss = unstick(network, loss, polisher)
-        if polisher is not self.polisher:
+        is_corner = is_large and loss > max(
+            settings.prune.exact_loss, polisher.samples.rounding_loss
+        )
+        if polisher is not self.polisher and not is_corner:
             network, _ = self.polisher.polish(network, settings.prune.polish_steps)
         candidate = self._concluded(network, loss)
         certificate = candidate.certificate

@@ -29,7 +29,6 @@ from .imitators import merged_network
 # Singular values of a layer's features below this share of the largest count as zero.
 FEATURE_RCOND = 1e-14
 TINY = np.finfo(np.float64).tiny
-CLOSE = 0.01  # relative change of weights that settling leaves where all directions vary
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ def prune(
     *_, (network, loss) = pruning_path(network, loss, polisher, cap, is_final)
     if not is_shallow:
         return polisher.polish(network, settings.polish_steps)
-    if polisher.is_matrix_free(network) and loss > settings.exact_loss:
+    if is_final is None and polisher.is_matrix_free(network) and loss > settings.exact_loss:
         return polisher.polish(network, settings.polish_steps, progress=settings.large_progress)
     return network, loss
 
@@ -292,17 +291,12 @@ def unstick(network: Network, loss: float, polisher: Polisher) -> tuple[Network,
     for shrinkage in settings.settling:
         if loss < max(settings.exact_loss, polisher.samples.rounding_loss):
             break
-        start = polisher.settled(network, shrinkage)
-        if _are_close(start.layers[0], network.layers[0]):
+        if polisher.least_variance > shrinkage:
             continue
-        settled = polisher.polish(start, settings.settling_steps)
+        settled = polisher.polish(polisher.settled(network, shrinkage), settings.settling_steps)
         if settled[1] < settings.settling_progress * loss:
             network, loss = prune(*settled, polisher)
     return network, loss
-
-
-def _are_close(a: np.ndarray, b: np.ndarray) -> bool:
-    return float(np.linalg.norm(a - b)) < CLOSE * float(np.linalg.norm(b))
 
 
 def without_neurons(network: Network, polisher: Polisher, removal: Removal) -> Network:

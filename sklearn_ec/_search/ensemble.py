@@ -486,8 +486,9 @@ class _Question:
         if students.network(0).widths != self.widths:
             return True
         if self.finisher.polisher.is_matrix_free(students.network(0)):  # it takes minutes
-            limits = settings.prune.far_loss, settings.finish.first_polish_loss
-            return bool(np.nanmin(students.losses) < limits[n_epochs > 0])
+            finish = settings.finish
+            limit = finish.first_polish_loss if n_epochs else finish.large_polish_loss
+            return bool(np.nanmin(students.losses) < limit)
         if n_epochs == 0:  # steps of one student take less time than those of all
             return len(self.widths) == 1
         return n_epochs >= settings.training.first_pruning_epoch

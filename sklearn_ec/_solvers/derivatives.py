@@ -46,6 +46,11 @@ class ForwardPass:
             [part[index] for part in self.preactivations],
         )
 
+    def float(self, inputs: Tensor) -> ForwardPass:
+        """The same in single precision, with the features of the first layer."""
+        features = [part.float() for part in self.features[1:]]
+        return ForwardPass([inputs, *features], [part.float() for part in self.preactivations])
+
 
 def forward(layers: Layers, inputs: Tensor, activation: Activation) -> ForwardPass:
     """Run all networks on ``inputs`` of shape (n_rows, n_inputs + 1), last column one."""

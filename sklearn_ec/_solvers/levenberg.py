@@ -41,6 +41,9 @@ from .derivatives import Layers
 from .equations import DampedSystem, NormalEquations
 from .task import LeastSquaresTask
 
+# Share of the loss that a step must promise to take away.
+STATIONARY = 1e-3
+
 
 class LinearSolver(Protocol):
     """How the damped normal equations are formed and solved."""
@@ -150,6 +153,7 @@ class Levenberg:
         n_bytes = self.linear.step_bytes(task, layers)
         self.batch_size = networks_at_a_time(len(layers[0]), n_bytes, working_bytes)
         self._n_steps = 0
+        self._is_stationary = False
 
     @property
     def state(self) -> tuple[Tensor, ...]:
@@ -166,11 +170,17 @@ class Levenberg:
         return tuple(layer[index] for layer in self.layers)
 
     def run(self, max_iter: int) -> int:
-        """Take up to ``max_iter`` steps; return how many were taken."""
+        """Take up to ``max_iter`` steps; return how many were taken.
+
+        Matrix-free ones of a single network end where one promises hardly any decrease: it is at a
+        minimum, as far as solves of that accuracy can tell.
+        """
         for iteration in range(max_iter):
             if self.finished.all():
                 return iteration
             self.step()
+            if self._is_stationary:
+                return iteration + 1
         return max_iter
 
     def step(self) -> None:
@@ -227,7 +237,7 @@ class Levenberg:
         for _ in range(self.rule.max_retries):
             accepted = self._try(equations.take(pending), active[pending])
             pending = pending[~accepted]
-            if len(pending) == 0:
+            if len(pending) == 0 or self._is_stationary:
                 break
         self._mark_finished(active, before)
 
@@ -249,6 +259,9 @@ class Levenberg:
         longest = self.rule.max_correction**2 * _dot(steps, steps)
         accepted &= 0.25 * _dot(corrections, corrections) <= longest
         predicted = predicted_decrease(equations, steps, damping)
+        is_small = predicted < STATIONARY * self.losses[index]
+        is_alone = len(self.losses) == 1 and self.linear.is_matrix_free
+        self._is_stationary = is_alone and bool(is_small)
         gain = (self.losses[index] - losses) / predicted.clamp_min(torch.finfo(losses.dtype).tiny)
         self.damping[index] = next_damping(damping, gain, accepted, self.rule)
         for layer, new in zip(self.layers, moved, strict=True):

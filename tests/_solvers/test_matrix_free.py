@@ -21,7 +21,7 @@ from test_levenberg import (
     task_of_teacher,
 )
 
-from builders import SHORT_POLISH, SHORT_WARM_UP, settings_with, with_settings
+from builders import SHORT_POLISH, SHORT_WARM_UP, planted, settings_with, with_settings
 from sklearn_ec import ExpandClusterRegressor
 from sklearn_ec._core.activations import ACTIVATIONS
 from sklearn_ec._core.coordinates import split_rows, standardize
@@ -422,9 +422,9 @@ def test_a_broken_network_never_alters_the_others(broken):
 def test_blocks_serve_several_steps_and_are_computed_anew_for_other_networks(monkeypatch):
     calls = []
 
-    def spy(task, layers):
+    def spy(task, layers, rows_per_feature):
         calls.append(len(layers[0]))
-        return diagonal_blocks(task, layers)
+        return diagonal_blocks(task, layers, rows_per_feature)
 
     monkeypatch.setattr(matrix_free, "diagonal_blocks", spy)
     rng = np.random.default_rng(12)
@@ -689,3 +689,41 @@ def test_a_network_is_recovered_without_normal_equations(monkeypatch):
     assert model.recovered_
     assert model.layer_sizes_ == (3,)
     assert max_cosine_distance(teacher, model, "tanh") < 1e-12
+
+
+# Products in single precision
+
+
+@pytest.mark.parametrize("widths", [(5,), (4, 3)])
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_steps_with_products_in_single_precision_are_right_to_it(activation, widths):
+    rng = np.random.default_rng(16)
+    task = random_task(rng, activation, n_samples=200, n_outputs=2)
+    layers = random_batch(rng, 2, widths, n_outputs=2)
+    damping = torch.tensor([1e-2, 1e-3], dtype=torch.float64)
+    blocks = diagonal_blocks(task, layers)
+    steps = []
+    for single in (None, task.float()):
+        equations = MatrixFreeEquations.assemble(task, layers, blocks, EXACT_SOLVES, single)
+        assert all(part.dtype == torch.float64 for part in equations.gradient)
+        steps.append(equations.damped(damping).step(equations.gradient))
+    assert_close_layers(steps[1], steps[0], rtol=1e-2, atol=1e-4)
+    tiny = tuple(1e-30 * part for part in equations.gradient)
+    assert_close_layers(
+        tuple(1e30 * part for part in equations.damped(damping).step(tiny)),
+        steps[1],
+        rtol=1e-5,
+        atol=1e-7,
+    )
+
+
+def test_levenberg_with_single_products_comes_to_rounding():
+    network, polisher, _ = planted("tanh")
+    rng = np.random.default_rng(17)
+    start = tuple(
+        layer + 1e-2 * torch.tensor(rng.normal(size=layer.shape))
+        for layer in stacked(network, "cpu")
+    )
+    solver = Levenberg(polisher.task, start, MatrixFree(in_single=True))
+    solver.run(100)
+    assert float(solver.losses[0]) < 1e-24
