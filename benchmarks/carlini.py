@@ -2,13 +2,14 @@
 
     python benchmarks/carlini.py
     python benchmarks/carlini.py --networks 10-20-20-1 --rho 1.5
+    python benchmarks/carlini.py --networks 784-32-1 --activation tanh
 
 They choose their queries one after the other; here Gaussian inputs are drawn once. As there, the
 weights are random, N(0, 1) over the root of the number of inputs, without biases, and then trained
 for 500 steps of Adam (rate 3e-4, batches of 4) on 20 Gaussian points with random labels 0 and 1.
 Errors are the largest on 20,000 new Gaussian inputs, relative to the largest output there, as
-powers of two. Results go to benchmarks/results/carlini.jsonl; networks found there are not
-recovered again.
+powers of two. With another ``--activation``, the same weights. Results go to
+benchmarks/results/carlini.jsonl; networks found there are not recovered again.
 """
 
 import argparse
@@ -33,11 +34,14 @@ NETWORKS = {
     "10-20-20-1": (17.1, -38.7, 16_000, 1.5),
     "40-20-10-10-1": (17.8, -23.4, 60_000, 1.5),
     "80-40-20-1": (18.5, -40.4, 100_000, 1.5),
+    "784-32-1": (19.2, -27.4, 150_000, 1.5),
+    "784-128-1": (21.5, -24.7, 600_000, 1.5),
 }
+SMALL = list(NETWORKS)[:3]
 N_NEW = 20_000
 
 
-def make_network(sizes, seed):
+def make_network(sizes, seed, activation="relu"):
     """A nearly random network, trained for a moment on random labels."""
     generator = torch.Generator().manual_seed(seed)
     layers = []
@@ -57,16 +61,16 @@ def make_network(sizes, seed):
         optimizer.step()
     linear = [layer for layer in module if isinstance(layer, nn.Linear)]
     weights = [layer.weight.detach().numpy().T for layer in linear]
-    return Teacher(weights, [layer.bias.detach().numpy() for layer in linear], "relu")
+    return Teacher(weights, [layer.bias.detach().numpy() for layer in linear], activation)
 
 
-def recover(name, seed, rows, options):
+def recover(name, seed, rows, activation, options):
     sizes = tuple(map(int, name.split("-")))
-    network = make_network(sizes, seed)
+    network = make_network(sizes, seed, activation)
     rng = np.random.default_rng(seed)
     X = rng.normal(size=(rows, sizes[0]))
     model = ExpandClusterRegressor(
-        hidden_layer_sizes=sizes[1:-1], activation="relu", random_state=0, **options
+        hidden_layer_sizes=sizes[1:-1], activation=activation, random_state=0, **options
     )
     start = time.perf_counter()
     with warnings.catch_warnings():
@@ -78,14 +82,14 @@ def recover(name, seed, rows, options):
     error = np.abs(model.predict(new) - outputs).max() / np.abs(outputs).max()
     is_exact = model.layer_sizes_ == network.layer_sizes_
     return {
-        "name": f"{name}-s{seed}",
+        "name": task_name(name, seed, activation),
         "rows": rows,
         "log2_rows": math.log2(rows),
         "widths": model.layer_sizes_,
         "certified": model.recovered_,
         "reason": model.certificate_.reason,
         "log2_error": math.log2(max(error, 2.0**-60)),
-        "distance": max_cosine_distance(network, model, "relu") if is_exact else None,
+        "distance": max_cosine_distance(network, model, activation) if is_exact else None,
         "origin": model.origin_,
         "n_students": len(model.student_losses_),
         "best_student": float(np.nanmin(model.student_losses_)),
@@ -93,9 +97,14 @@ def recover(name, seed, rows, options):
     }
 
 
+def task_name(name, seed, activation):
+    return f"{name}-s{seed}" + ("" if activation == "relu" else f"-{activation}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=SMALL)
+    parser.add_argument("--activation", default="relu")
     parser.add_argument("--seeds", type=int, default=1, help="networks of each architecture")
     parser.add_argument("--rho", type=float, help="expansion factor")
     parser.add_argument("--rows", type=int)
@@ -111,8 +120,10 @@ def main():
             "verbose": arguments.verbose,
         }
         for seed in range(arguments.seeds):
-            recovery = delayed(recover)(name, seed, arguments.rows or rows, options)
-            tasks[f"{name}-s{seed}"] = recovery
+            recovery = delayed(recover)(
+                name, seed, arguments.rows or rows, arguments.activation, options
+            )
+            tasks[task_name(name, seed, arguments.activation)] = recovery
     print("network           rows    theirs  certified  error    theirs  seconds  widths")
     for result in run_resumable(tasks, RESULTS / "carlini.jsonl", jobs=1):
         queries, their_error, *_ = NETWORKS[result["name"].rsplit("-s", 1)[0]]

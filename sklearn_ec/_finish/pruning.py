@@ -122,12 +122,12 @@ def prune(
 
 
 def without_spare(network: Network, loss: float, polisher: Polisher) -> Network:
-    """A large network without neurons that together cost no more than it misses, unpolished.
+    """A large network without neurons that together cost a small share of its loss, unpolished.
 
     Spare neurons make the equations of a step nearly singular: 200 products instead of 20.
     """
     for layer, width in enumerate(network.widths):
-        removal, *_ = removal_candidates(network, loss, polisher, layer, width - 1, loss)
+        removal, *_ = removal_candidates(network, loss, polisher, layer, width - 1)
         if len(removal.neurons) > 1:
             network = without_neurons(network, polisher, removal)
     return network
@@ -181,7 +181,7 @@ def pruning_path(
         if not removals:
             return
         least = min(candidates[0].cost for candidates in removals)
-        if is_final and least > _cheap_cost(loss, polisher) and network is not polished:
+        if is_final and least > _cheap_cost(network, loss, polisher) and network is not polished:
             if loss > exact_loss:
                 network, loss = _polished(
                     network, polisher, cap, progress=polisher.settings.prune.final_progress
@@ -249,13 +249,15 @@ def _polished(
     return polisher.polish(network, n_steps, target, enough, progress)
 
 
-def _cheap_cost(loss: float, polisher: Polisher) -> float:
+def _cheap_cost(network: Network, loss: float, polisher: Polisher) -> float:
     """Squared error that removals may add, before a polish, if they are clearly to spare."""
-    settings = polisher.settings.prune
+    settings, n_equations = polisher.settings.prune, polisher.samples.n_equations
+    if polisher.is_matrix_free(network):
+        return max(settings.large_cheap_factor * loss, settings.cap_floor) * n_equations
     is_exact = loss <= max(settings.cap_floor, polisher.samples.rounding_loss)
     allowed = settings.cap_floor if is_exact else settings.cheap_cost
     factor = settings.cheap_factor * _caution(loss, settings)
-    return max(factor * loss, allowed) * polisher.samples.n_equations
+    return max(factor * loss, allowed) * n_equations
 
 
 def _caution(loss: float, settings: Prune) -> float:
@@ -312,27 +314,19 @@ def without_neurons(network: Network, polisher: Polisher, removal: Removal) -> N
 
 
 def removal_candidates(
-    network: Network,
-    loss: float,
-    polisher: Polisher,
-    layer: int,
-    n_removed: int,
-    cheap_loss: float | None = None,
+    network: Network, loss: float, polisher: Polisher, layer: int, n_removed: int
 ) -> list[Removal]:
     """Sets of neurons worth removing, cheapest first: one of several neurons, or a few single ones.
 
     A set of up to so many is found by backward elimination, one neuron after the other, as long as
-    these are clearly to spare, or cost no more than ``cheap_loss`` together.
+    these are clearly to spare.
     """
     problems, settings = _reader_problems(network, polisher, layer), polisher.settings.prune
     neurons = np.arange(network.widths[layer])
     costs = _total_costs(problems, len(neurons))
     order = np.argsort(costs)[: settings.single_tries]
     singles = [Removal(layer, neurons[[i]], float(costs[i])) for i in order]
-    if cheap_loss is None:
-        cheap_cost = _cheap_cost(loss, polisher)
-    else:
-        cheap_cost = cheap_loss * polisher.samples.n_equations
+    cheap_cost = _cheap_cost(network, loss, polisher)
     removed: list[int] = []
     cost = 0.0
     while len(removed) < n_removed:
