@@ -54,12 +54,12 @@ class WarmUpTrainer:
         Their other neurons are random, and compute nothing. Those of large students of one hidden
         layer learn the residual of the network first: Levenberg would not find it in a few steps.
         """
-        is_shallow = len(widths) == 1
+        is_shallow, n_added = len(widths) == 1, widths[0] - network.widths[0]
         if self.polisher.has_skip and is_shallow:
             network = with_skip(network)
-        if not (is_shallow and self.polisher.are_large(widths)):
+        if not (is_shallow and n_added and self.polisher.are_large(widths)):
             return self.stack(grown_students([network] * len(seeds), widths, seeds)), True
-        samples, n_added = self.polisher.samples, widths[0] - network.widths[0]
+        samples = self.polisher.samples
         residual = samples.y - network_outputs(network, samples.X, self.polisher.activation)
         scale = np.sqrt(np.mean(residual**2))
         rest = replace(samples, y=residual / scale)
