@@ -163,6 +163,9 @@ class Polish:
     # Products in single precision, three times as fast, as long as a window leaves less than this
     # share of the loss.
     single_progress: float = 0.3
+    # A step of a large network that promises to take away less than this share of the loss is the
+    # last one before its progress is judged: it is at a minimum, as far as its solves can tell.
+    least_promise: float = 1e-3
     progress: float = 0.99  # a polish has stalled when a window leaves more of the loss
     # Large networks below the first relative loss have the right neurons. What is left may be
     # spread over directions that few rows tell about, where cheap steps crawl: on 10,000 MNIST
@@ -205,9 +208,10 @@ class Prune:
     # at most, the cheapest of the network by 1e-5.
     cheap_factor: float = 100.0
     cheap_cost: float = 1e-6
-    # Of large networks, whose weakest neuron may matter less than that: with all of the loss,
+    # Large networks lose the neurons that cost this share of the loss together before they are
+    # polished, and others where the polished loss is no higher than before: with a limit above,
     # neurons went that had just learned two thirds of a residual.
-    large_cheap_factor: float = 0.25
+    spare_share: float = 0.25
     # Above this relative loss removals may cost a share of that, or students lose whole layers: of
     # ReLU networks 6-5-4-3-1, the slowest took 73 s without, 38 s with it. Everywhere, ``g``
     # networks 6-5-4-3-1 took up to 338 s instead of 53.

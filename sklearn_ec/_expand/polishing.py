@@ -238,6 +238,7 @@ class Polisher:
             tol=tol,
             damping=damping,
             rounding_loss=self.samples.rounding_loss,
+            least_promise=self.settings.polish.least_promise if linear.is_matrix_free else 0.0,
         )
 
     def _exact(self, layers: Layers) -> LinearSolver:

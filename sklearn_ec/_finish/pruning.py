@@ -43,21 +43,26 @@ class Removal:
 class ExactCap:
     """The loss allowed after a removal where the data are exact.
 
-    That is ten times the lowest so far, less where this is far from zero, and no more than rounding
-    once this is reached. Networks need not be polished further than the lowest.
+    That is ten times the lowest so far, less where this is far from zero, the lowest itself for
+    large networks, and no more than rounding once this is reached. Networks need not be polished
+    further than the lowest.
     """
 
-    def __init__(self, loss: float, rounding_loss: float, settings: Settings):
+    def __init__(
+        self, loss: float, rounding_loss: float, settings: Settings, is_large: bool = False
+    ):
         self.n_steps = settings.prune.polish_steps
         self.progress = settings.polish.progress
         self.settings = settings.prune
         self.rounding_loss = rounding_loss
         self.lowest = loss
+        self.is_large = is_large
 
     def allowed(self, network: Network) -> float:
         if self.lowest <= self.rounding_loss:
             return max(self.rounding_loss, self.settings.cap_floor)
-        factor = self.settings.cap_factor * _caution(self.lowest, self.settings)
+        factor = 1.0 if self.is_large else self.settings.cap_factor
+        factor *= _caution(self.lowest, self.settings)
         return max(factor * self.lowest, self.settings.cap_floor)
 
     def enough(self, network: Network, n_removed: int) -> float:
@@ -109,14 +114,15 @@ def prune(
     no neuron to spare.
     """
     settings = polisher.settings.prune
-    cap = ExactCap(loss, polisher.samples.rounding_loss, polisher.settings)
     is_shallow = len(network.widths) == 1
-    if is_shallow and polisher.is_matrix_free(network):
+    is_large = is_shallow and polisher.is_matrix_free(network)
+    cap = ExactCap(loss, polisher.samples.rounding_loss, polisher.settings, is_large)
+    if is_large:
         network, loss = _try_merging(network, loss, polisher, cap)
     *_, (network, loss) = pruning_path(network, loss, polisher, cap, is_final)
     if not is_shallow:
         return polisher.polish(network, settings.polish_steps)
-    if is_final is None and polisher.is_matrix_free(network) and loss > settings.exact_loss:
+    if polisher.is_matrix_free(network) and loss > settings.exact_loss:
         return polisher.polish(network, settings.polish_steps, progress=settings.large_progress)
     return network, loss
 
@@ -127,7 +133,9 @@ def without_spare(network: Network, loss: float, polisher: Polisher) -> Network:
     Spare neurons make the equations of a step nearly singular: 200 products instead of 20.
     """
     for layer, width in enumerate(network.widths):
-        removal, *_ = removal_candidates(network, loss, polisher, layer, width - 1)
+        removal, *_ = removal_candidates(
+            network, loss, polisher, layer, width - 1, polisher.settings.prune.spare_share * loss
+        )
         if len(removal.neurons) > 1:
             network = without_neurons(network, polisher, removal)
     return network
@@ -181,7 +189,7 @@ def pruning_path(
         if not removals:
             return
         least = min(candidates[0].cost for candidates in removals)
-        if is_final and least > _cheap_cost(network, loss, polisher) and network is not polished:
+        if is_final and least > _cheap_cost(loss, polisher) and network is not polished:
             if loss > exact_loss:
                 network, loss = _polished(
                     network, polisher, cap, progress=polisher.settings.prune.final_progress
@@ -249,15 +257,13 @@ def _polished(
     return polisher.polish(network, n_steps, target, enough, progress)
 
 
-def _cheap_cost(network: Network, loss: float, polisher: Polisher) -> float:
+def _cheap_cost(loss: float, polisher: Polisher) -> float:
     """Squared error that removals may add, before a polish, if they are clearly to spare."""
-    settings, n_equations = polisher.settings.prune, polisher.samples.n_equations
-    if polisher.is_matrix_free(network):
-        return max(settings.large_cheap_factor * loss, settings.cap_floor) * n_equations
+    settings = polisher.settings.prune
     is_exact = loss <= max(settings.cap_floor, polisher.samples.rounding_loss)
     allowed = settings.cap_floor if is_exact else settings.cheap_cost
     factor = settings.cheap_factor * _caution(loss, settings)
-    return max(factor * loss, allowed) * n_equations
+    return max(factor * loss, allowed) * polisher.samples.n_equations
 
 
 def _caution(loss: float, settings: Prune) -> float:
@@ -314,19 +320,26 @@ def without_neurons(network: Network, polisher: Polisher, removal: Removal) -> N
 
 
 def removal_candidates(
-    network: Network, loss: float, polisher: Polisher, layer: int, n_removed: int
+    network: Network,
+    loss: float,
+    polisher: Polisher,
+    layer: int,
+    n_removed: int,
+    cheap_loss: float | None = None,
 ) -> list[Removal]:
     """Sets of neurons worth removing, cheapest first: one of several neurons, or a few single ones.
 
     A set of up to so many is found by backward elimination, one neuron after the other, as long as
-    these are clearly to spare.
+    these are clearly to spare, or cost no more than ``cheap_loss`` together.
     """
     problems, settings = _reader_problems(network, polisher, layer), polisher.settings.prune
     neurons = np.arange(network.widths[layer])
     costs = _total_costs(problems, len(neurons))
     order = np.argsort(costs)[: settings.single_tries]
     singles = [Removal(layer, neurons[[i]], float(costs[i])) for i in order]
-    cheap_cost = _cheap_cost(network, loss, polisher)
+    cheap_cost = _cheap_cost(loss, polisher)
+    if cheap_loss is not None:
+        cheap_cost = cheap_loss * polisher.samples.n_equations
     removed: list[int] = []
     cost = 0.0
     while len(removed) < n_removed:

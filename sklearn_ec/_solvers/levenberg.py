@@ -41,9 +41,6 @@ from .derivatives import Layers
 from .equations import DampedSystem, NormalEquations
 from .task import LeastSquaresTask
 
-# Share of the loss that a step must promise to take away.
-STATIONARY = 1e-3
-
 
 class LinearSolver(Protocol):
     """How the damped normal equations are formed and solved."""
@@ -138,6 +135,7 @@ class Levenberg:
         tol: float = 0.0,
         damping: float | None = None,
         rounding_loss: float = 0.0,
+        least_promise: float = 0.0,
         working_bytes: float = math.inf,
     ):
         self.task = task
@@ -146,6 +144,7 @@ class Levenberg:
         self.rule = self.linear.rule(rule or Damping())
         self.tol = tol
         self.rounding_loss = max(self.rule.rounding_loss, rounding_loss)
+        self.least_promise = least_promise
         self.losses = task.losses(self.layers)
         start = self.rule.start if damping is None else damping
         self.damping = self.linear.start_damping(self.losses, start)
@@ -172,8 +171,8 @@ class Levenberg:
     def run(self, max_iter: int) -> int:
         """Take up to ``max_iter`` steps; return how many were taken.
 
-        Matrix-free ones of a single network end where one promises hardly any decrease: it is at a
-        minimum, as far as solves of that accuracy can tell.
+        Those of a single network end where one promises to take away less than the share
+        ``least_promise`` of the loss.
         """
         for iteration in range(max_iter):
             if self.finished.all():
@@ -259,9 +258,8 @@ class Levenberg:
         longest = self.rule.max_correction**2 * _dot(steps, steps)
         accepted &= 0.25 * _dot(corrections, corrections) <= longest
         predicted = predicted_decrease(equations, steps, damping)
-        is_small = predicted < STATIONARY * self.losses[index]
-        is_alone = len(self.losses) == 1 and self.linear.is_matrix_free
-        self._is_stationary = is_alone and bool(is_small)
+        if self.least_promise > 0.0 and len(self.losses) == 1:
+            self._is_stationary = bool(predicted < self.least_promise * self.losses[index])
         gain = (self.losses[index] - losses) / predicted.clamp_min(torch.finfo(losses.dtype).tiny)
         self.damping[index] = next_damping(damping, gain, accepted, self.rule)
         for layer, new in zip(self.layers, moved, strict=True):

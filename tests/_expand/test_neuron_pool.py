@@ -235,8 +235,8 @@ def test_a_student_that_diverged_is_no_part_of_the_pool(large_trainer, monkeypat
 def test_an_interrupt_while_neurons_are_pooled_ends_the_training(large_trainer, monkeypatch):
     train_briefly = WarmUpTrainer._train_briefly
 
-    def interrupted(self, module, n_steps, seed):
-        module, completed = train_briefly(self, module, n_steps, seed)
+    def interrupted(self, module, n_steps, seed, rate=1.0):
+        module, completed = train_briefly(self, module, n_steps, seed, rate)
         return module, completed and n_steps != 100
 
     monkeypatch.setattr(WarmUpTrainer, "_train_briefly", interrupted)
