@@ -103,6 +103,7 @@ class WarmUp:
     # of ReLU held all eight neurons, those of ``g`` six; 30 Levenberg steps take 28 s. The best
     # student, pruned, gives the network of any of seven activations after 2,700 steps, in 9 s.
     few_parameters: int = 400
+    most_steps: int = 16_000
     power: float = 1.0  # with one hidden layer
     deep_power: float = 3.0
 

@@ -91,7 +91,7 @@ class WarmUpTrainer:
         n_parameters = sum(layer[0].numel() for layer in layers)
         power = steps.power if len(layers) == 2 else steps.deep_power
         share = max(1.0, n_parameters / steps.few_parameters) ** power
-        return min(int(share * steps.steps), max(steps.large_steps, steps.steps))
+        return min(int(share * steps.steps), max(steps.most_steps, steps.steps))
 
     def can_pool(self, layers: Layers) -> bool:
         """Whether neurons of several students are to be pooled: large ones of one hidden layer.
