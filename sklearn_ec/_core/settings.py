@@ -306,6 +306,7 @@ class WeakDirections:
     """The weakest directions of large networks, by inverse iteration."""
 
     n_directions: int = 6
+    rows_per_feature: float = 16.0  # for the incoming vectors of single neurons
     # Rounds, until one lowers the smallest singular value by less than the second number.
     max_rounds: int = 8
     accuracy: float = 0.05

@@ -48,7 +48,7 @@ class WeakLinearization:
         probing = ConjugateGradients(
             relative_residual=settings.probe_residual, max_iterations=settings.max_probe_iterations
         )
-        blocks = diagonal_blocks(task, self.layers)
+        blocks = diagonal_blocks(task, self.layers, settings.rows_per_feature)
         self._equations = MatrixFreeEquations.assemble(task, self.layers, blocks, solves)
         damping = torch.full_like(self.layers[0][:, 0, 0], settings.damping)
         self._system = self._equations.damped(damping)
