@@ -30,6 +30,7 @@ GRIDS = {
     "depth": [1, 2, 3, 4],
 }
 N_STEPS, N_WARM_UP_STEPS = 3, 100
+PASS_ARRAYS = 3.5  # as large as a block of rows
 LAST = 4  # points of a fitted line
 QUANTITIES = {"step": "Levenberg step, s", "warm_up_step": "Adam step, s", "peak": "memory, MiB"}
 
@@ -77,7 +78,9 @@ def measure(point):
 
 
 def predicted(task, linear, layers):
-    return len(layers[0]) * linear.step_bytes(task, layers) + task.pass_bytes
+    """Bytes: those of each network, and the temporary arrays of a pass over the rows."""
+    of_pass = PASS_ARRAYS * task.targets.element_size() * task.blocks.elements_on_cpu
+    return len(layers[0]) * linear.step_bytes(task, layers) + of_pass
 
 
 def reset_peak():

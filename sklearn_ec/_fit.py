@@ -24,7 +24,8 @@ from ._expand.students import has_skip_terms, layer_shapes
 from ._finish.finisher import Candidate, Finisher
 from ._io.cache import digest, open_store
 from ._report.reporting import Heartbeat, Stage
-from ._search.ensemble import Ensemble, Origin, Recipe, Round, carried_over
+from ._search.ensemble import Ensemble, Origin, carried_over
+from ._search.rounds import Recipe, Round
 from ._search.scheduling import GroupTrainer, Interrupted
 from ._search.shapes import Search, Trial, with_verdict
 

@@ -311,12 +311,12 @@ class _Examination:
         """
         limit, least_isolation, least_redundancy = self._limits()
         if self.is_large:
-            for task in (self._task_on_few_rows(), self.task):  # more rows tell more
-                least = least_neuron_singular_value(task, self.network)
-                self.weight_error = self._typical_error() / max(least, TINY)
-                if self.weight_error <= limit:
-                    break
-            else:
+            longest = max(layer.shape[1] for layer in self.network.layers)
+            few = self.task.spread(self.verdict.weak_directions.rows_per_feature * longest)
+            self.weight_error = self._neuron_error(few)
+            if self.weight_error > limit and few is not self.task:  # more rows tell more
+                self.weight_error = self._neuron_error(self.task)
+            if self.weight_error > limit:
                 return "weights", _open_to(self.weight_error)
         canonical = canonical_network(self.network, self.activation)
         if self.network.n_parameters > self.verdict.max_factorized_parameters:
@@ -342,11 +342,9 @@ class _Examination:
             return "columns", "the rows leave incoming weights open"
         return "", ""
 
-    def _task_on_few_rows(self) -> LeastSquaresTask:
-        """Enough rows for the incoming vectors of single neurons, at equal distances."""
-        longest = max(layer.shape[1] for layer in self.network.layers)
-        most = self.verdict.weak_directions.rows_per_feature * longest
-        return self.task.take(slice(None, None, max(1, int(len(self.task.inputs) / most))))
+    def _neuron_error(self, task: LeastSquaresTask) -> float:
+        """The largest error of single neurons' weights that rows of a task leave open."""
+        return self._typical_error() / max(least_neuron_singular_value(task, self.network), TINY)
 
     def _factorized(self, network: Network, limit: float) -> tuple[_Linearization, float]:
         """The linearization, and the largest weight error in standardized coordinates."""
@@ -364,7 +362,8 @@ class _Examination:
         """
         verdict, coordinates = self.verdict, self.coordinates
         rows = self.samples.thinned(verdict.equations * network.n_parameters, seed=0)
-        task = task_of(rows, self.activation, str(self.task.inputs.device), self.task.watch)
+        device, watch = str(self.task.inputs.device), self.task.watch
+        task = task_of(rows, self.activation, device, watch, self.task.blocks)
         linearization = WeakLinearization(task, network, verdict.weak_directions)
         values = linearization.singular_values
         errors = torch.full_like(values, max(self.error, coordinates.y_rounding))

@@ -75,7 +75,7 @@ class ConjugateGradients:
     # Steps that the blocks of the preconditioner serve; a divisor of the steps of an epoch, so that
     # a training that is continued between two epochs goes on as if it had not been interrupted.
     block_steps: int = 5
-    block_rows: float = 16.0  # for each feature that a neuron reads
+    block_rows: int = 16  # for each feature that a neuron reads
     block_rcond: float = 1e-15  # least damping of a block, relative to its largest diagonal element
     # Products lose less than JᵀJ itself: less damping, and a lower relative loss, before rounding
     # counts.
@@ -103,7 +103,7 @@ class WarmUp:
     # of ReLU held all eight neurons, those of ``g`` six; 30 Levenberg steps take 28 s. The best
     # student, pruned, gives the network of any of seven activations after 2,700 steps, in 9 s.
     few_parameters: int = 400
-    most_steps: int = 16_000
+    most_steps: int = 16_000  # of students that are not large
     power: float = 1.0  # with one hidden layer
     deep_power: float = 3.0
 
@@ -306,7 +306,7 @@ class WeakDirections:
     """The weakest directions of large networks, by inverse iteration."""
 
     n_directions: int = 6
-    rows_per_feature: float = 16.0  # for the incoming vectors of single neurons
+    rows_per_feature: int = 16  # for the incoming vectors of single neurons
     # Rounds, until one lowers the smallest singular value by less than the second number.
     max_rounds: int = 8
     accuracy: float = 0.05
@@ -406,13 +406,13 @@ class Search:
     # 20, 15 teachers each: activation g 175, 146, 151; tanh 64, 89, 115. All teachers were
     # recovered each time.
     group_size: int = 10
-    # Large students of one hidden layer: how many are warmed up, and how many grow from a corner.
-    # The best of three of 48 ReLU neurons, on 784 inputs, holds 31 of the 32 of the network; what
-    # it lacks, students of the residual find.
     # Each warm-up from shared neurons has this share of the learning rate of the one before: their
     # noise hides weak neurons. Three such students come from 2.5e-3 to 7e-4, 1.4e-4, 4.6e-5; at one
     # rate they stand at 4e-4.
     cooling: float = 0.5
+    # Large students of one hidden layer: how many are warmed up, and how many grow from a corner.
+    # The best of three of 48 ReLU neurons, on 784 inputs, holds 31 of the 32 of the network; what
+    # it lacks, students of the residual find.
     n_large: int = 3
     n_large_grown: int = 2
 

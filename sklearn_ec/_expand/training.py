@@ -58,12 +58,12 @@ class StudentTrainer:
         """Train one student per seed: a short warm-up with Adam, then Levenberg.
 
         Students begin with the ``shared`` neurons of the lowest layers, and random ones, and Adam
-        has the share ``rate`` of its learning rate; or,
-        without a warm-up, as the network ``start`` with random neurons next to its own. Where they
-        are large, Levenberg takes them in batches, best first, and stops after the first batch of
-        which enough converged, or which ``is_recovered`` accepts. Of large ones with ReLU neurons,
-        the first starts from the best neurons of all, see :mod:`sklearn_ec._expand.neuron_pool`,
-        and ``is_recovered`` sees those that matter before. Without steps of Levenberg, it sees the
+        has the share ``rate`` of its learning rate; or they begin as the network ``start`` with
+        other neurons next to its own, see :meth:`WarmUpTrainer.grow`. Where they are large,
+        Levenberg takes them in batches, best first, and stops after the first batch of which enough
+        converged, or which ``is_recovered`` accepts. Of large ones with ReLU neurons, the first
+        starts from the best neurons of all, see :mod:`sklearn_ec._expand.neuron_pool`, and
+        ``is_recovered`` sees those that matter before. Without steps of Levenberg, it sees the
         students after their warm-up.
 
         A training that left a checkpoint goes on from there. One that is interrupted ends with the

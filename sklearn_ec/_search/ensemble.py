@@ -1,4 +1,4 @@
-"""The students of one fit: how they are trained, which of them vote, and what was made of them.
+"""The students of one fit: which of them vote, and what was made of them.
 
 Training does not depend on the thresholds ``gamma``, ``beta`` and ``cut`` of a fit, so that
 ``recluster`` needs no training: it ends by clusters of the default thresholds.
@@ -6,25 +6,20 @@ Training does not depend on the thresholds ``gamma``, ``beta`` and ``cut`` of a 
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from sklearn_ec._cluster.common_basis import count_agreeing
 from sklearn_ec._cluster.layerwise import ClusteredLayers, Thresholds, Voters, cluster_layers
 from sklearn_ec._core.coordinates import Coordinates
-from sklearn_ec._core.records import Network, Samples, Students
-from sklearn_ec._core.settings import Finish, Noise, Training
-from sklearn_ec._core.settings import Search as SearchSettings
+from sklearn_ec._core.records import Network, Students
+from sklearn_ec._core.settings import Finish, Noise
 from sklearn_ec._core.signs import with_skip
-from sklearn_ec._expand.skorch_nets import n_levenberg_epochs
-from sklearn_ec._expand.students import grown_students, layer_shapes
-from sklearn_ec._expand.training import StudentTrainer
-from sklearn_ec._expand.training_state import Checkpoint, OnEpoch
+from sklearn_ec._expand.students import grown_students
 from sklearn_ec._finish.finisher import Candidate, Finisher
 from sklearn_ec._finish.noisy import reached_noise_floor
 
@@ -376,124 +371,6 @@ def _carried(network: Network, before: Coordinates, now: Coordinates) -> Network
     return Network(tuple(layer[0] for layer in layers))
 
 
-@dataclass(frozen=True)
-class Round:
-    """How far students are trained, and from where."""
-
-    max_iter: int | None = None  # None for that of the estimator, 0 for the warm-up alone
-    equations: float | None = None  # per parameter of a student; None for all rows
-    asks_finisher: bool = True  # whether training ends once these students gave the network
-    shared: Sequence[np.ndarray] = ()  # neurons of the lowest layers that all of them start with
-    rate: float = 1.0  # of the warm-up, as a share of the usual one
-    start: Network | None = None  # that they start as, with a few random neurons besides its own
-
-    def steps(self, max_iter: int) -> int:
-        """Number of steps of an estimator that allows so many."""
-        return max_iter if self.max_iter is None else min(self.max_iter, max_iter)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How students are trained."""
-
-    widths: tuple[int, ...]
-    solver: str
-    max_iter: int
-    tol: float
-    round: Round = Round()
-
-    def max_epochs(self, training: Training) -> int:
-        """Largest number of epochs of a batch of students."""
-        is_adam = self.solver == "adam"
-        return self.max_iter if is_adam else n_levenberg_epochs(self.max_iter, training)
-
-    def trained_widths(self, search: SearchSettings) -> tuple[int, ...]:
-        """Widths in training: students that grow have a share more neurons than their start."""
-        start = self.round.start
-        if start is None:
-            return self.widths
-        added = [max(search.min_growth, math.ceil(search.growth * w)) for w in start.widths]
-        return tuple(
-            min(width, w + n) for width, w, n in zip(self.widths, start.widths, added, strict=True)
-        )
-
-
-def train_group(
-    finisher: Finisher,
-    recipe: Recipe,
-    seeds: np.ndarray,
-    checkpoint: Checkpoint | None = None,
-    on_epoch: OnEpoch | None = None,
-) -> Ensemble:
-    """Train students until enough converged, or their clusters or the best one give the network."""
-    polisher, max_iter = finisher.polisher, recipe.max_iter
-    widths = recipe.trained_widths(finisher.settings.search)
-    if recipe.solver == "adam":
-        students = StudentTrainer(polisher).train_with_adam(
-            seeds, widths, max_iter=max_iter, checkpoint=checkpoint, on_epoch=on_epoch
-        )
-        return Ensemble(students, recipe.tol)
-    question = _Question(finisher, recipe)
-    rows = _share_of_rows(polisher.samples, recipe, widths, seeds)
-    students = StudentTrainer(polisher, rows).train(
-        seeds,
-        widths,
-        max_iter=max_iter,
-        tol=recipe.tol,
-        shared=recipe.round.shared,
-        rate=recipe.round.rate,
-        start=recipe.round.start,
-        is_recovered=question if finisher.prune and recipe.round.asks_finisher else None,
-        checkpoint=checkpoint,
-        on_epoch=on_epoch,
-    )
-    if rows is not polisher.samples:
-        students = replace(students, losses=polisher.losses(students.layers))
-    if widths != recipe.widths:
-        networks = list(map(students.network, range(len(students))))
-        students = replace(students, layers=tuple(grown_students(networks, recipe.widths, seeds)))
-    return Ensemble(students, recipe.tol, **question.found)
-
-
-class _Question:
-    """Asks whether students in training give the network, and keeps what was made of them."""
-
-    def __init__(self, finisher: Finisher, recipe: Recipe):
-        self.finisher = finisher
-        self.recipe = recipe
-        self.widths = recipe.trained_widths(finisher.settings.search)
-        self.found: dict[str, Any] = {}  # fields of the ensemble
-
-    def __call__(self, students: Students, indices: np.ndarray) -> bool:
-        settings = self.finisher.settings.finish
-        is_far = not (students.losses < settings.worthwhile_loss).any()
-        if is_far or is_overfitted(students, settings):
-            return False
-        group, found = Ensemble(students, self.recipe.tol), self.found
-        is_found = group.seek(self.finisher, self._prunes(students))
-        if is_found:
-            for student, candidate in group.conclusive_networks.items():
-                kept = "certified" if student in group.certified else "finished"
-                found[kept] = {int(indices[student]): candidate}
-            found["clustered"] = group.clustered
-        found["attempt"] = best_of(found.get("attempt"), group.best_candidate)
-        self.finisher.polisher.watch.say("training")
-        return is_found
-
-    def _prunes(self, students: Students) -> bool:
-        """Whether it is time to prune the best student, or what a pool was reduced to."""
-        settings, n_epochs = self.finisher.settings, students.loss_curves.shape[1] - 1
-        if students.network(0).widths != self.widths:
-            return True
-        if self.finisher.polisher.is_matrix_free(students.network(0)):  # it takes minutes
-            finish = settings.finish
-            limit = finish.first_polish_loss if n_epochs else finish.large_polish_loss
-            return bool(np.nanmin(students.losses) < limit)
-        if n_epochs == 0:  # steps of one student take less time than those of all
-            return len(self.widths) == 1
-        return n_epochs >= settings.training.first_pruning_epoch
-
-
 def is_overfitted(students: Students, settings: Finish) -> bool:
     """Whether none of the students explains the rows that were held out."""
     return students.best_held_out_loss > settings.overfitted_loss
@@ -503,14 +380,3 @@ def best_of(*candidates: Candidate | None) -> Candidate | None:
     """The one of the lowest error of those that there are."""
     present = [candidate for candidate in candidates if candidate is not None]
     return min(present, key=lambda candidate: candidate.certificate.error, default=None)
-
-
-def _share_of_rows(
-    samples: Samples, recipe: Recipe, widths: tuple[int, ...], seeds: np.ndarray
-) -> Samples:
-    """The rows of a group's Levenberg steps, drawn with its seeds."""
-    if recipe.round.equations is None:
-        return samples
-    n_inputs, n_outputs = samples.X.shape[1], samples.y.shape[1]
-    shapes = layer_shapes(n_inputs, widths, n_outputs, False)
-    return samples.thinned(recipe.round.equations * sum(map(math.prod, shapes)), seeds)

@@ -15,7 +15,8 @@ from sklearn_ec._expand.training_state import Checkpoint, OnEpoch
 from sklearn_ec._finish.finisher import Finisher
 from sklearn_ec._io.cache import digest
 
-from .ensemble import Ensemble, Recipe, train_group
+from .ensemble import Ensemble
+from .rounds import Recipe, train_group
 
 
 class StageListener(Protocol):

@@ -23,7 +23,8 @@ from sklearn_ec._core.records import Network
 from sklearn_ec._finish.finisher import Finisher
 from sklearn_ec._finish.noisy import reached_noise_floor
 
-from .ensemble import Ensemble, Round
+from .ensemble import Ensemble
+from .rounds import Round
 
 # Activations whose neurons are pairs of neurons of another one.
 PAIRED = {"relu": "leaky_relu"}

@@ -30,6 +30,11 @@ def split_parameters(flat: Tensor, layers: Layers) -> Layers:
     return tuple(part.reshape(-1, *layer.shape[1:]) for part, layer in shaped)
 
 
+def flat_parameters(parts: Layers) -> Tensor:
+    """The parameters of all layers, shape (batch, n_parameters)."""
+    return torch.cat([part.flatten(start_dim=1) for part in parts], dim=1)
+
+
 @dataclass(frozen=True)
 class DenseEquations:
     """``JᵀJ`` and ``Jᵀr`` of a batch of networks of any depth."""
@@ -60,7 +65,7 @@ class DampedDenseSystem:
 
     def step(self, gradient: Layers) -> Layers:
         """``−(JᵀJ + λI)⁻¹`` times a gradient."""
-        flat = torch.cat([part.flatten(start_dim=1) for part in gradient], dim=1)
+        flat = flat_parameters(gradient)
         return split_parameters(
             -torch.cholesky_solve(flat[..., None], self.factor)[..., 0], gradient
         )

@@ -22,7 +22,7 @@ from torch import Tensor
 from sklearn_ec._core.settings import ConjugateGradients, Damping
 
 from .derivatives import ForwardPass, Layers, forward, pull_back, sensitivities, tangent
-from .equations import split_parameters
+from .equations import flat_parameters, split_parameters
 from .levenberg import Dense
 from .task import LeastSquaresTask
 
@@ -151,12 +151,14 @@ class DampedMatrixFreeSystem:
     def step(self, gradient: Layers) -> Layers:
         """``−(JᵀJ + λI)⁻¹`` times a gradient."""
         equations = self.equations
-        size = _flat(gradient).norm(dim=1).clamp_min(TINY)[:, None, None]
+        size = flat_parameters(gradient).norm(dim=1).clamp_min(TINY)[:, None, None]
         gradient = tuple((part / size).to(equations.dtype) for part in gradient)
         *hidden_gradient, readout_gradient = gradient
         alone = self._solve_readout(readout_gradient)
         carried = equations.hidden_gradient(equations.readout_change(alone))
-        step = self._solve_hidden(_flat(carried) - _flat(tuple(hidden_gradient)))
+        step = self._solve_hidden(
+            flat_parameters(carried) - flat_parameters(tuple(hidden_gradient))
+        )
         hidden_step = split_parameters(step, equations.layers[:-1])
         undone = equations.readout_gradient(equations.hidden_change(hidden_step))
         steps = *hidden_step, -self._solve_readout(readout_gradient + undone)
@@ -192,7 +194,7 @@ class DampedMatrixFreeSystem:
         change = equations.hidden_change(split_parameters(direction, equations.layers[:-1]))
         undoing = self._solve_readout(equations.readout_gradient(change))
         change = change - equations.readout_change(undoing)
-        product = _flat(equations.hidden_gradient(change))
+        product = flat_parameters(equations.hidden_gradient(change))
         return product + self.damping[:, None].to(direction.dtype) * direction
 
     def _solve_readout(self, gradient: Tensor) -> Tensor:
@@ -202,23 +204,21 @@ class DampedMatrixFreeSystem:
     def _precondition(self, residual: Tensor) -> Tensor:
         parts = split_parameters(residual, self.equations.layers[:-1])
         pairs = zip(self.inverses, parts, strict=True)
-        return _flat(tuple((inverse @ part[..., None])[..., 0] for inverse, part in pairs))
-
-
-def _flat(parts: Layers) -> Tensor:
-    return torch.cat([part.flatten(start_dim=1) for part in parts], dim=1)
+        return flat_parameters(
+            tuple((inverse @ part[..., None])[..., 0] for inverse, part in pairs)
+        )
 
 
 def diagonal_blocks(
-    task: LeastSquaresTask, layers: Layers, rows_per_feature: float = math.inf
+    task: LeastSquaresTask, layers: Layers, rows_per_feature: int | None = None
 ) -> Layers:
     """The blocks of ``JᵀJ`` of every hidden neuron's incoming vector (lower triangles).
 
     Shape (batch, fan_out, n_features, n_features) for each hidden layer. Where there are more rows
     than so many for each feature of a layer, a share of them at equal distances.
     """
-    most = rows_per_feature * max(layer.shape[2] for layer in layers[:-1])
-    task = task.take(slice(None, None, max(1, int(len(task.inputs) / most))))
+    if rows_per_feature is not None:
+        task = task.spread(rows_per_feature * max(layer.shape[2] for layer in layers[:-1]))
     blocks = tuple(layer.new_zeros(*layer.shape, layer.shape[2]) for layer in layers[:-1])
     n_neurons = sum(layer.shape[0] * layer.shape[1] for layer in layers)
     for rows in task.chunks(task.targets.shape[1] * n_neurons):

@@ -23,8 +23,6 @@ from .equations import DenseEquations, NormalEquations, ShallowEquations, split_
 
 # Matrices as large as the normal equations that a step holds at a time, for each network.
 STEP_MATRICES = 3
-# Temporary arrays of a pass over the rows, whatever the number of networks.
-PASS_ARRAYS = 3.5
 
 
 @dataclass(frozen=True)
@@ -77,6 +75,11 @@ class LeastSquaresTask:
             targets=self.targets[rows],
             sqrt_weight=self.sqrt_weight[rows],
         )
+
+    def spread(self, n_rows: int) -> LeastSquaresTask:
+        """So many rows or up to twice as many, at equal distances; itself where there are fewer."""
+        step = len(self.inputs) // n_rows
+        return self if step < 2 else self.take(slice(None, None, step))
 
     def normal_equations(self, layers: Layers) -> NormalEquations:
         """Assemble ``JᵀJ`` and ``Jᵀr`` of every network in chunks of rows."""
@@ -177,16 +180,6 @@ class LeastSquaresTask:
         n_elements = STEP_MATRICES * n_columns**2 + 3 * n_chunk_rows * n_columns
         return self.targets.element_size() * n_elements
 
-    @property
-    def pass_bytes(self) -> int:
-        """Predicted memory of a pass over the rows, for all networks together."""
-        return int(PASS_ARRAYS * self.targets.element_size() * self._block_elements)
-
-    @property
-    def _block_elements(self) -> int:
-        is_cpu = self.inputs.device.type == "cpu"
-        return self.blocks.elements_on_cpu if is_cpu else self.blocks.elements_on_cuda
-
     def _gram_shape(self, layers: Layers) -> tuple[int, int]:
         """Rows and columns of the matrix whose Gram matrix the normal equations need."""
         if len(layers) == 2:
@@ -195,7 +188,9 @@ class LeastSquaresTask:
 
     def chunks(self, row_elements: int, min_rows: int = 0) -> Iterator[slice]:
         """Blocks of rows of which each has a temporary array of limited size."""
-        size = max(self.blocks.min_rows, min_rows, self._block_elements // row_elements)
+        is_cpu = self.inputs.device.type == "cpu"
+        limit = self.blocks.elements_on_cpu if is_cpu else self.blocks.elements_on_cuda
+        size = max(self.blocks.min_rows, min_rows, limit // row_elements)
         for start in range(0, len(self.inputs), size):
             notice_crowd()
             self.watch.tick()

@@ -1,10 +1,10 @@
 """The weakest directions of a large network's Jacobian, without a factorization of it.
 
-Block inverse iteration from random vectors, with the solves of :mod:`._solvers.matrix_free`; the
-Rayleigh-Ritz values are those of the Jacobian itself, so that small ones are not squared. Leverages
-are estimated from what least squares leave of random targets (Hutchinson, 1990). Units are those of
-:class:`~sklearn_ec._solvers.jacobian.Linearization`, and the free scales of homogeneous neurons are
-left out.
+Block inverse iteration from random vectors, with the solves of
+:mod:`sklearn_ec._solvers.matrix_free`; the Rayleigh-Ritz values are those of the Jacobian itself,
+so that small ones are not squared. Leverages are estimated from what least squares leave of random
+targets (Hutchinson, 1990). Units are those of :class:`~sklearn_ec._solvers.jacobian.Linearization`,
+and the free scales of homogeneous neurons are left out.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch import Tensor
 from sklearn_ec._core.records import Network
 from sklearn_ec._core.settings import ConjugateGradients, WeakDirections
 
-from .derivatives import Layers, pull_back, tangent
-from .equations import split_parameters
+from .derivatives import pull_back, tangent
+from .equations import flat_parameters, split_parameters
 from .jacobian import curvatures, parameter_scale, scale_directions, stacked
 from .matrix_free import MatrixFreeEquations, diagonal_blocks
 from .task import LeastSquaresTask
@@ -89,7 +89,7 @@ class WeakLinearization:
         """``(SJᵀJS)⁻¹`` times vectors, for scales ``S``."""
         gradient = split_parameters(vectors / self._scale, self.layers)
         steps = self._system.step(gradient)
-        return _flat(steps) / self._scale
+        return flat_parameters(steps) / self._scale
 
     def _orthonormal(self, vectors: Tensor) -> Tensor:
         vectors = vectors - (vectors @ self._free.mT) @ self._free
@@ -107,7 +107,7 @@ class WeakLinearization:
         task, run = self.task, self._equations.run
         weighted = targets * task.sqrt_weight / math.sqrt(task.n_equations)
         gradient = pull_back(self.layers, run, task.activation, weighted)
-        explained = -self._outputs_along(_flat(self._probing.step(gradient)))
+        explained = -self._outputs_along(flat_parameters(self._probing.step(gradient)))
         return targets - explained.view_as(targets)
 
     def _free_scales(self) -> Tensor:
@@ -125,7 +125,3 @@ class WeakLinearization:
         """So many in portions, as many as there are directions at a time."""
         size = self.settings.n_directions
         return (min(size, n - start) for start in range(0, n, size))
-
-
-def _flat(parts: Layers) -> Tensor:
-    return torch.cat([part.flatten(start_dim=1) for part in parts], dim=1)

@@ -10,14 +10,8 @@ from builders import plain, planted
 from sklearn_ec._cluster.layerwise import Thresholds
 from sklearn_ec._core.forward import network_outputs
 from sklearn_ec._finish.finisher import Candidate, Finisher
-from sklearn_ec._search.ensemble import (
-    Clustered,
-    Ensemble,
-    Recipe,
-    Round,
-    carried_over,
-    train_group,
-)
+from sklearn_ec._search.ensemble import Clustered, Ensemble, carried_over
+from sklearn_ec._search.rounds import Recipe, Round, train_group
 
 SEEDS = np.arange(6)
 

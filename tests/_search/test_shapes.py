@@ -16,7 +16,8 @@ from sklearn_ec._cluster.layerwise import ClusteredLayers
 from sklearn_ec._core.records import Network, Students
 from sklearn_ec._core.settings import DEFAULTS
 from sklearn_ec._finish.finisher import Candidate
-from sklearn_ec._search.ensemble import Ensemble, Round
+from sklearn_ec._search.ensemble import Ensemble
+from sklearn_ec._search.rounds import Round
 from sklearn_ec._search.shapes import Search, Trial, with_verdict
 
 TOL = 1e-20
