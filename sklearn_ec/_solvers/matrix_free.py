@@ -167,7 +167,7 @@ class DampedMatrixFreeSystem:
     def _solve_hidden(self, residual: Tensor) -> Tensor:
         """Preconditioned conjugate gradients with the Schur complement."""
         step = torch.zeros_like(residual)
-        direction = preconditioned = self._precondition(residual)
+        direction = preconditioned = self.precondition(residual)
         size = (residual * preconditioned).sum(dim=1)
         solves = self.equations.solves
         goal = solves.relative_residual**2 * size
@@ -181,7 +181,7 @@ class DampedMatrixFreeSystem:
             length = torch.where(active, size / curvature, 0.0)[:, None]
             step = step + length * direction
             residual = residual - length * product
-            preconditioned = self._precondition(residual)
+            preconditioned = self.precondition(residual)
             next_size = (residual * preconditioned).sum(dim=1)
             ratio = torch.where(active, next_size / size, 0.0)[:, None]
             direction = preconditioned + ratio * direction
@@ -201,12 +201,20 @@ class DampedMatrixFreeSystem:
         solved = torch.cholesky_solve(gradient.mT.double(), self.readout_factor).mT
         return solved.to(gradient.dtype)
 
-    def _precondition(self, residual: Tensor) -> Tensor:
+    def precondition(self, residual: Tensor) -> Tensor:
+        """The inverse blocks times gradients of the hidden layers, (batch, n_parameters).
+
+        There may be several gradients of each network, one behind the other.
+        """
         parts = split_parameters(residual, self.equations.layers[:-1])
         pairs = zip(self.inverses, parts, strict=True)
-        return flat_parameters(
-            tuple((inverse @ part[..., None])[..., 0] for inverse, part in pairs)
-        )
+        return flat_parameters(tuple(_times_blocks(inverse, part) for inverse, part in pairs))
+
+
+def _times_blocks(blocks: Tensor, vectors: Tensor) -> Tensor:
+    """Symmetric matrices (n, fan_out, n_features, n_features) times vectors of each network."""
+    vectors = vectors.unflatten(0, (len(blocks), -1)).transpose(1, 2)
+    return (vectors @ blocks).transpose(1, 2).flatten(end_dim=1)
 
 
 def diagonal_blocks(
