@@ -190,6 +190,11 @@ class Polisher:
         """Along any direction, rows of high leverage left out."""
         return float(np.linalg.eigvalsh(self._common_covariance)[0])
 
+    @property
+    def has_weak_inputs(self) -> bool:
+        """Whether few rows tell about some directions, so that descents may crawl along them."""
+        return self.least_variance < self.settings.polish.shrinkage
+
     @cached_property
     def _common_covariance(self) -> np.ndarray:
         """Second moments of the inputs over the rows of low leverage."""

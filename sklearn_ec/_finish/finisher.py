@@ -197,11 +197,14 @@ class Finisher:
         """A network before its pruning: large ones only far enough for it, settled if need be."""
         settings = self.settings.finish
         n_steps = settings.first_polish_steps if self.prune else self.settings.prune.polish_steps
-        enough = settings.first_polish_loss if is_large else 0.0
-        network, loss = polisher.polish(network, n_steps, enough=enough)
-        if is_large and loss > settings.first_polish_loss:
-            network, loss = polisher.polish(polisher.settled(network), n_steps, enough=enough)
-        return network, loss
+        if not is_large:
+            return polisher.polish(network, n_steps)
+        enough, is_well_posed = settings.first_polish_loss, not polisher.has_weak_inputs
+        progress = settings.large_progress if is_well_posed else None
+        network, loss = polisher.polish(network, n_steps, enough=enough, progress=progress)
+        if is_well_posed or loss <= enough:
+            return network, loss
+        return polisher.polish(polisher.settled(network), n_steps, enough=enough)
 
     def _with_held_out_rows(self, candidate: Candidate) -> Candidate:
         """Train a network that is exact on all other rows on the held-out ones too.
