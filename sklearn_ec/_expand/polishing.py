@@ -133,6 +133,8 @@ class Polisher:
             loss = float(solver.losses[0])
             if solver.finished.all():
                 break
+            if progress < settings.single_progress and loss > progress * before:
+                break
             if is_single and loss > settings.single_progress * before:
                 is_single, damping = False, float(solver.damping[0])
                 linear = self.suited(solver.layers)

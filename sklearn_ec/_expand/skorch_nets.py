@@ -23,6 +23,7 @@ from sklearn_ec._solvers.derivatives import Layers, forward, gradients
 from sklearn_ec._solvers.levenberg import Levenberg, LinearSolver
 from sklearn_ec._solvers.task import LeastSquaresTask
 
+from .adam import Adam
 from .students import network_at
 from .training_state import BatchState, Checkpoint, OnEpoch
 
@@ -70,6 +71,10 @@ class _StudentNet(NeuralNet):
         """Number of epochs begun so far."""
         return len(self.history) + (self.start.n_epochs if self.start else 0)
 
+    def initialize_optimizer(self, triggered_directly: bool | None = None) -> _StudentNet:
+        """None of :mod:`torch.optim`: see :mod:`sklearn_ec._expand.adam`."""
+        return self
+
     def fit_loop(self, X: Any, y: Any = None, epochs: int | None = None, **fit_params: Any) -> Any:
         remaining = self.max_epochs - self.n_epochs
         return super().fit_loop(X, y, epochs=remaining, **fit_params)
@@ -90,10 +95,11 @@ class AdamNet(_StudentNet):
         self.schedule = schedule
         self.seed = seed
         self.start = start
-        rate = schedule.learning_rate
-        super().__init__(
-            module, optimizer=torch.optim.Adam, optimizer__fused=True, lr=rate, **kwargs
-        )
+        super().__init__(module, lr=schedule.learning_rate, **kwargs)
+
+    def initialize_optimizer(self, triggered_directly: bool | None = None) -> AdamNet:
+        self.optimizer_ = Adam(self.module_.layers, self.lr)
+        return self
 
     def initialize(self) -> AdamNet:
         super().initialize()

@@ -120,7 +120,7 @@ def prune(
     if is_large:
         network, loss = _try_merging(network, loss, polisher, cap)
     *_, (network, loss) = pruning_path(network, loss, polisher, cap, is_final)
-    if not is_shallow:
+    if not is_large:  # the last removal may have left it where it was good enough
         return polisher.polish(network, settings.polish_steps)
     if polisher.is_matrix_free(network) and loss > settings.exact_loss:
         return polisher.polish(network, settings.polish_steps, progress=settings.large_progress)

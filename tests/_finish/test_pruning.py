@@ -33,6 +33,17 @@ def test_prune_keeps_necessary_neurons():
     assert loss < 1e-24
 
 
+@pytest.mark.parametrize("activation", ["tanh", "g"])
+def test_a_single_neuron_that_is_left_is_polished_to_the_end(activation):
+    """Removals leave a network where it is good enough, and no other removal follows here."""
+    network, polisher, _ = planted(activation, width=1)
+    near = with_duplicates(network, noise=1e-6)
+    loss = float(polisher.losses([layer[None] for layer in near.layers])[0])
+    pruned, pruned_loss = prune(near, loss, polisher)
+    assert pruned.widths == (1,)
+    assert pruned_loss < 1e-24
+
+
 @pytest.mark.parametrize("activation", ["tanh", "softplus"])
 def test_prune_keeps_necessary_neurons_of_all_layers(activation):
     network, polisher, _ = planted_deep(activation)
