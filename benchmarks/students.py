@@ -1,33 +1,39 @@
-"""Training speed: seconds per student against SciPy, and the rate of the Gauss-Newton assembly.
+"""Training speed: seconds per student beside other programs, and the Gauss-Newton assembly's rate.
 
-    python benchmarks/students.py
+    python benchmarks/students.py --threads 1
+    python benchmarks/students.py --threads 1 --students 10 --peers scipy torch-lm
 
-1. Seconds per student that reaches a relative mean squared error of 1e-20 (d=4, width 4, rho=4, g):
-   this package's warm-up and batched Levenberg for 20 students, against
-   ``scipy.optimize.least_squares`` (trf, analytic Jacobian), student by student, which gets the
-   warmed-up students for free and as many residual evaluations as ours may take steps.
+1. Seconds per student, and per student that reaches a relative mean squared error of 1e-20 (d=4,
+   width 4, rho=4, activation g, then tanh). All start from the same students after this package's
+   warm-up, but ``MLPRegressor``, which has no g and makes its own initial weights. Other programs
+   get the warm-up for free, and may take as many steps as ours, ``MLPRegressor`` 20,000.
+   "sklearn_ec" is what the package does: the warm-up, and steps on all students until 60 % of them
+   converged. "Levenberg alone" leaves the warm-up out and takes every student to its end, as the
+   peers do. With one thread, seconds per student are those of the processor, which other programs
+   disturb less. Peers that are not installed are skipped: ``pip install -e ".[benchmarks]"``.
 2. The float64 rate of assembling JᵀJ for 20 students at d=16, width 8, rho=4, n=4,000, against a
    matrix product of the same machine: with the 2·n·P² operations of the plain product JᵀJ, and with
    those executed (symmetry saves some).
 """
 
+import argparse
 import time
 
 import numpy as np
 import torch
-from scipy.optimize import least_squares
+from _peers import MAX_ITER, PEERS, TOL, Start, Training, restrict_jax, timed
+from threadpoolctl import threadpool_limits
 
 from sklearn_ec._core.coordinates import split_rows, standardize
 from sklearn_ec._expand.polishing import Polisher
 from sklearn_ec._expand.students import initial_weights
 from sklearn_ec._expand.training import StudentTrainer
+from sklearn_ec._solvers.levenberg import Levenberg
 from sklearn_ec._solvers.task import LeastSquaresTask
 from sklearn_ec.datasets import load_reference_suite
 
-TOL = 1e-20
-MAX_ITER = 300
 N_STUDENTS = 20
-N_SCIPY_STUDENTS = 5
+WIDTHS = (16,)
 
 
 def best_of(function, repeats=5):
@@ -39,88 +45,77 @@ def best_of(function, repeats=5):
     return min(times)
 
 
-def make_trainer():
-    problem = load_reference_suite("g", n_seeds=1, n_inputs=(4,), widths=(4,))[0]
+def make_trainer(activation="g"):
+    problem = load_reference_suite(activation, n_seeds=1, n_inputs=(4,), widths=(4,))[0]
     y = problem.y[:, None]
     samples, _ = standardize(problem.X, y, np.ones(len(y)))
     train, held_out = split_rows(samples, np.random.default_rng(0))
-    return StudentTrainer(Polisher(train, held_out, "g", "cpu", has_skip=False))
+    return StudentTrainer(Polisher(train, held_out, activation, "cpu", has_skip=False))
 
 
-def time_package(trainer):
-    start = time.perf_counter()
-    students = trainer.train(np.arange(N_STUDENTS), (16,), max_iter=MAX_ITER, tol=TOL)
-    return time.perf_counter() - start, int(np.sum(students.losses <= TOL))
+def train_as_package(trainer, n_students):
+    seeds = np.arange(n_students)
+    students, seconds = timed(
+        lambda: trainer.train(seeds, WIDTHS, max_iter=MAX_ITER, tol=TOL),
+    )
+    return Training(*seconds, students.losses, students.n_iter, "with warm-up")
 
 
-class ScipyStudent:
-    """One student as SciPy sees it: a flat vector, residuals and their Jacobian."""
+def train_to_the_end(start):
+    """Every student, without a warm-up."""
+    layers = torch.from_numpy(start.hidden), torch.from_numpy(start.readout)
+    solver, n_steps = Levenberg(start.task, layers, tol=TOL), []
 
-    def __init__(self, task: LeastSquaresTask, layers):
-        self.task, self.shapes = task, [layer.shape for layer in layers]
-        self.start = np.concatenate([layer.ravel() for layer in layers])
+    def train():
+        while not solver.finished.all() and len(n_steps) < MAX_ITER:
+            n_steps.append(int((~solver.finished).sum()))
+            solver.step()
 
-    def unpack(self, flat):
-        """The layers as a batch of one."""
-        ends = np.cumsum([np.prod(shape) for shape in self.shapes])[:-1]
-        parts = zip(np.split(flat, ends), self.shapes, strict=True)
-        return tuple(torch.from_numpy(part.reshape(1, *shape)) for part, shape in parts)
-
-    def residuals(self, flat):
-        """Output by output, as the rows of the Jacobian."""
-        return self.task.residuals(self.unpack(flat)).mT.flatten().numpy()
-
-    def jacobian(self, flat):
-        return self.task.jacobian(self.unpack(flat), slice(None)).numpy()
-
-    def fit(self):
-        def stop(intermediate_result):
-            if np.mean(intermediate_result.fun**2) <= TOL:
-                raise StopIteration
-
-        result = least_squares(
-            self.residuals,
-            self.start,
-            self.jacobian,
-            method="trf",
-            ftol=1e-15,
-            xtol=1e-15,
-            gtol=1e-15,
-            max_nfev=MAX_ITER,
-            callback=stop,
-        )
-        return np.mean(result.fun**2)
+    _, seconds = timed(train)
+    return Training(*seconds, solver.losses.numpy(), sum(n_steps) / len(start.hidden))
 
 
-def time_scipy(trainer):
-    module, _ = trainer.warm_up.train(np.arange(N_STUDENTS), (16,))
-    layers = [layer.numpy() for layer in module.weights]
-    start, n_converged = time.perf_counter(), 0
-    for student in range(N_SCIPY_STUDENTS):
-        first = [layer[student] for layer in layers]
-        n_converged += ScipyStudent(trainer.polisher.task, first).fit() <= TOL
-    return time.perf_counter() - start, n_converged
+def print_row(name, training, n_threads):
+    seconds = training.cpu_seconds if n_threads == 1 else training.seconds
+    n_students, n_converged = len(training.losses), int(np.sum(training.losses <= TOL))
+    per_converged = seconds / n_converged if n_converged else np.inf
+    print(
+        f"  {name:31s}  {n_converged:2d} of {n_students:2d}  {training.seconds:7.2f}"
+        f"  {training.cpu_seconds:7.2f}  {seconds / n_students:11.3f}  {per_converged:13.3f}"
+        f"  {training.n_steps:7.1f}  {np.median(training.losses):7.1e}  {training.note}",
+        flush=True,
+    )
 
 
-def compare_with_scipy():
-    trainer = make_trainer()
-    time_package(trainer)
-    ours, n_ours = time_package(trainer)
-    theirs, n_theirs = time_scipy(trainer)
-    threads = torch.get_num_threads()
-    print(f"students to a relative MSE of {TOL:g} (d=4, width 4, rho=4, g, {threads} threads)")
-    for name, seconds, n_converged, n_students in (
-        ("sklearn_ec", ours, n_ours, N_STUDENTS),
-        ("SciPy trf", theirs, n_theirs, N_SCIPY_STUDENTS),
-    ):
-        print(
-            f"  {name:10s}  {n_converged:2d} of {n_students:2d} in {seconds:6.2f} s: "
-            f"{seconds / n_students:7.3f} s per student, "
-            f"{seconds / n_converged if n_converged else np.inf:7.3f} s per converged student"
-        )
-    print(f"  ratio per student           {theirs / N_SCIPY_STUDENTS / (ours / N_STUDENTS):6.1f}")
-    if n_ours and n_theirs:
-        print(f"  ratio per converged student {(theirs / n_theirs) / (ours / n_ours):6.1f}")
+def compare(activation, n_students, names):
+    trainer, n_threads = make_trainer(activation), torch.get_num_threads()
+    train_as_package(trainer, n_students)
+    warm_up = lambda: trainer.warm_up.train(np.arange(n_students), WIDTHS)[0]
+    module, (_, warm_up_seconds) = timed(warm_up)
+    hidden, readout = (layer.numpy() for layer in module.weights)
+    start = Start(trainer.polisher.task, activation, hidden, readout)
+    n_rows, n_parameters = len(start.task.inputs), hidden[0].size + readout[0].size
+    print(
+        f"students to a relative MSE of {TOL:g} (d=4, width 4, rho=4, {activation}, {n_rows} rows, "
+        f"{n_parameters} parameters, {n_threads} threads; warm-up {warm_up_seconds:.2f} CPU s)"
+    )
+    print(
+        f"  {'':31s}  {'converged':8s}  seconds    CPU s  per student  per converged"
+        "    steps  median loss"
+    )
+    print_row("sklearn_ec", train_as_package(trainer, n_students), n_threads)
+    print_row("sklearn_ec, Levenberg alone", train_to_the_end(start), n_threads)
+    for name in names:
+        compare_peer(PEERS[name], start, n_threads)
+
+
+def compare_peer(peer, start, n_threads):
+    if start.activation_name not in peer.activations:
+        return
+    if peer.is_installed:
+        print_row(peer.name, peer.train(start), n_threads)
+    else:
+        print(f'  {peer.name}: not installed, pip install -e ".[benchmarks]" installs it')
 
 
 def executed_share(task, n_columns):
@@ -156,6 +151,20 @@ def rate_of_assembly():
     print(f"  share {share:.0f} %, counting executed operations {executed_rate:.0f} %")
 
 
-if __name__ == "__main__":
-    compare_with_scipy()
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--students", type=int, default=N_STUDENTS)
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--activations", nargs="+", choices=("g", "tanh"), default=("g", "tanh"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    restrict_jax(options.threads)
+    with threadpool_limits(options.threads, "blas"):
+        for activation in options.activations:
+            compare(activation, options.students, options.peers)
     rate_of_assembly()
+
+
+if __name__ == "__main__":
+    main()
