@@ -120,7 +120,7 @@ def prune(
     if is_large:
         network, loss = _try_merging(network, loss, polisher, cap)
     *_, (network, loss) = pruning_path(network, loss, polisher, cap, is_final)
-    if not is_large:  # the last removal may have left it where it was good enough
+    if not is_shallow:
         return polisher.polish(network, settings.polish_steps)
     if polisher.is_matrix_free(network) and loss > settings.exact_loss:
         return polisher.polish(network, settings.polish_steps, progress=settings.large_progress)
@@ -169,8 +169,8 @@ def pruning_path(
 
     Sets of up to a quarter of a layer are tried before single neurons, the cheapest over all
     layers first. A layer rests once no single neuron could be removed, until other layers are
-    smaller than they were then. Where the next removal is not cheap, the network is polished to the
-    end; if it is exact and ``is_final`` then, this is the last one.
+    smaller than they were then. Where the next removal is not cheap, or none is left, the network is
+    polished to the end; if it is exact and ``is_final`` then, this is the last one.
     """
     yield network, loss
     watch, polished = polisher.watch, None
@@ -186,9 +186,7 @@ def pruning_path(
             for layer, width in enumerate(network.widths)
             if width > 1 and resting.get(layer, math.inf) > n_neurons
         ]
-        if not removals:
-            return
-        least = min(candidates[0].cost for candidates in removals)
+        least = min((candidates[0].cost for candidates in removals), default=math.inf)
         if is_final and least > _cheap_cost(loss, polisher) and network is not polished:
             if loss > exact_loss:
                 network, loss = _polished(
@@ -200,6 +198,8 @@ def pruning_path(
                 return
             polished = network
             continue
+        if not removals:
+            return
         for candidates in sorted(removals, key=lambda c: (len(c[0].neurons) == 1, c[0].cost)):
             smaller = _try_removals(network, loss, polisher, candidates, cap)
             if smaller is not None:
