@@ -169,8 +169,8 @@ def pruning_path(
 
     Sets of up to a quarter of a layer are tried before single neurons, the cheapest over all
     layers first. A layer rests once no single neuron could be removed, until other layers are
-    smaller than they were then. Where the next removal is not cheap, or none is left, the network is
-    polished to the end; if it is exact and ``is_final`` then, this is the last one.
+    smaller than they were then. Where the next removal is not cheap, or none is left, the network
+    is polished to the end; if it is exact and ``is_final`` then, this is the last one.
     """
     yield network, loss
     watch, polished = polisher.watch, None

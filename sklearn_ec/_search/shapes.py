@@ -284,23 +284,38 @@ class Search:
         return [n for n in neighbors if n not in probed and self._fits(n)]
 
     def _probe(self, shape: Shape) -> None:
-        """Train probes with each activation; finish those that stand out."""
+        """Train probes with each activation; finish those that stand out.
+
+        One that looks exact is finished before the others are trained.
+        """
         settings = self.settings.search
         n_students = min(settings.n_probes, self.n_students)
         others = min((trial.score for trial in self.trials), default=0.0)
-        stage = [
-            self._new_trial(activation, shape, n_students, self._probing)
-            for activation in self._activations()
-        ]
-        self.trials.extend(stage)
+        stage: list[Trial] = []
+        for activation in self._activations():
+            stage.append(self._new_trial(activation, shape, n_students, self._probing))
+            self.trials.append(stage[-1])
+            for trial in filter(self._looks_exact, stage):
+                self._finish(trial)
+                if self._ended() is not None:
+                    return
         stage.sort(key=lambda trial: trial.score)
         for trial in stage:
+            if trial.tried:
+                continue
             stands_out = trial is stage[0] and trial.score < settings.stands_out * others
             rounding_loss = trial.finisher.polisher.samples.rounding_loss
             if stands_out or trial.score < max(settings.promising_loss, rounding_loss):
                 self._finish(trial)
             if self._ended() is not None:
                 break
+
+    def _looks_exact(self, trial: Trial) -> bool:
+        """Whether a probe is to be finished at once; pairs wait for each other."""
+        paired = PAIRED.get(trial.activation)
+        probed = {(other.activation, other.widths) for other in self.trials}
+        is_waiting = paired in self.finishers and (paired, trial.widths) not in probed
+        return trial.score < self.settings.search.exact_loss and not (trial.tried or is_waiting)
 
     def _activations(self) -> list[str]:
         """All in question for the first two shapes, then the best so far."""

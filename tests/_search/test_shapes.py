@@ -287,12 +287,28 @@ def test_a_floor_that_another_shape_undercuts_is_none():
     assert script.probed == [(8,), (4, 4), (16,), (4, 4, 4)]
 
 
-def test_the_right_activation_is_certified_first():
-    losses = {("g", (8,)): 1e-12, ("tanh", (8,)): 1e-14}
+def test_the_best_activation_is_finished_first():
+    losses = {("g", (8,)): 1e-8, ("tanh", (8,)): 1e-9}
     script = Script(losses, ("relu", "g", "tanh"), certified=[(8,)])
     assert script.search.run().activation == "tanh"
     assert script.probed == [("relu", (8,)), ("g", (8,)), ("tanh", (8,))]
     assert script.finished == [(8,)]
+
+
+def test_an_activation_that_looks_exact_is_finished_before_others_are_probed():
+    losses = {("g", (8,)): 1e-12, ("tanh", (8,)): 1e-14}
+    script = Script(losses, ("relu", "g", "tanh"), certified=[(8,)])
+    assert script.search.run().activation == "g"
+    assert script.probed == [("relu", (8,)), ("g", (8,))]
+    assert script.finished == [(8,)]
+
+
+def test_one_that_only_looks_exact_does_not_end_the_race():
+    losses = {("g", (8,)): 1e-12, ("tanh", (8,)): 1e-14}
+    script = Script(losses, ("g", "tanh"), certified=[])
+    script.search._probe((8,))
+    assert script.probed == [("g", (8,)), ("tanh", (8,))]
+    assert script.finished == [(8,), (8,)]
 
 
 def test_the_best_activations_go_on_after_two_shapes():
