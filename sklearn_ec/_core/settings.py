@@ -314,16 +314,15 @@ class WeakDirections:
     # Rounds, until one lowers the smallest singular value by less than the second number.
     max_rounds: int = 8
     accuracy: float = 0.3
-    # Residual of the solves, and that of the sweeps of conjugate gradients they are made of.
-    relative_residual: float = 1e-2
-    sweep_residual: float = 3e-3
-    max_iterations: int = 300  # of a sweep
+    relative_residual: float = 1e-2  # of the solves by conjugate gradients
+    max_iterations: int = 300
     damping: float = 1e-17
     least_value: float = 1e-7  # singular values below this one are not resolved
     # Random targets that leverages are estimated from, and the residual of their solves: with 1e-2,
     # kinks pass that no row checks, since what explains these targets is a weak direction.
-    probes_per_output: int = 6
+    probes_per_output: int = 8
     probe_residual: float = 1e-6
+    max_probe_iterations: int = 1000
 
 
 @dataclass(frozen=True)
@@ -362,7 +361,7 @@ class Verdict:
     # Above so many, the Jacobian is not factorized: its weakest directions are looked for, on so
     # many equations per parameter.
     max_factorized_parameters: int = 8000
-    equations: float = 3.0
+    equations: float = 4.0
     weak_directions: WeakDirections = field(default_factory=WeakDirections)
 
 

@@ -213,8 +213,8 @@ class DampedMatrixFreeSystem:
 
 def _times_blocks(blocks: Tensor, vectors: Tensor) -> Tensor:
     """Symmetric matrices (n, fan_out, n_features, n_features) times vectors of each network."""
-    vectors = vectors.unflatten(0, (len(blocks), -1)).transpose(1, 2)
-    return (vectors @ blocks).transpose(1, 2).flatten(end_dim=1)
+    vectors = vectors.unflatten(0, (len(blocks), -1)).permute(0, 2, 3, 1)
+    return (blocks @ vectors).permute(0, 3, 1, 2).flatten(end_dim=1)
 
 
 def diagonal_blocks(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -41,16 +42,17 @@ class WeakLinearization:
         self.settings = settings
         self.layers = stacked(network, task.inputs.device)
         self._scale = parameter_scale(self.layers)
-        sweep = ConjugateGradients(
-            relative_residual=settings.sweep_residual, max_iterations=settings.max_iterations
+        solves = ConjugateGradients(
+            relative_residual=settings.relative_residual, max_iterations=settings.max_iterations
+        )
+        probing = ConjugateGradients(
+            relative_residual=settings.probe_residual, max_iterations=settings.max_probe_iterations
         )
         blocks = diagonal_blocks(task, self.layers, settings.rows_per_feature)
+        self._equations = MatrixFreeEquations.assemble(task, self.layers, blocks, solves)
         damping = torch.full_like(self.layers[0][:, 0, 0], settings.damping)
-        in_single, self._equations = (
-            MatrixFreeEquations.assemble(task, self.layers, blocks, sweep, single)
-            for single in (task.float(), None)
-        )
-        self._systems = in_single.damped(damping), self._equations.damped(damping)
+        self._system = self._equations.damped(damping)
+        self._probing = replace(self._equations, solves=probing).damped(damping)
         self._generator = torch.Generator().manual_seed(0)
         self._free = self._free_scales()
         self.singular_values, self.directions = self._iterate()
@@ -85,32 +87,9 @@ class WeakLinearization:
 
     def _inverse(self, vectors: Tensor) -> Tensor:
         """``(SJᵀJS)⁻¹`` times vectors, for scales ``S``."""
-        return self._solve(vectors / self._scale, self.settings.relative_residual) / self._scale
-
-    def _solve(self, gradient: Tensor, relative_residual: float) -> Tensor:
-        """``−(JᵀJ)⁻¹`` times gradients, by iterative refinement.
-
-        Sweeps have their products in single precision as long as these halve what is left of the
-        gradient, which is computed in double precision.
-        """
-        steps, left, share = torch.zeros_like(gradient), gradient, 1.0
-        whole = self._preconditioned_norm(gradient)
-        for system in self._systems:
-            while share > relative_residual:
-                sweep = system.step(split_parameters(left, self.layers))
-                refined = steps + flat_parameters(sweep)
-                rest = gradient + self._gradient_of(self._outputs_along(refined))
-                before, now = share, float((self._preconditioned_norm(rest) / whole).max())
-                if not now < 0.5 * before:
-                    break
-                steps, left, share = refined, rest, now
-        return steps
-
-    def _preconditioned_norm(self, gradient: Tensor) -> Tensor:
-        """Norms of gradients by the hidden layers, as the solves measure them."""
-        *hidden, _ = split_parameters(gradient, self.layers)
-        flat = flat_parameters(tuple(hidden))
-        return (flat * self._systems[-1].precondition(flat)).sum(dim=1).sqrt()
+        gradient = split_parameters(vectors / self._scale, self.layers)
+        steps = self._system.step(gradient)
+        return flat_parameters(steps) / self._scale
 
     def _orthonormal(self, vectors: Tensor) -> Tensor:
         vectors = vectors - (vectors @ self._free.mT) @ self._free
@@ -125,18 +104,11 @@ class WeakLinearization:
 
     def _unexplained(self, targets: Tensor) -> Tensor:
         """What the Jacobian's columns do not explain of targets, (batch, n_samples, n_outputs)."""
-        gradient = self._gradient_of(targets.flatten(start_dim=1))
-        steps = self._solve(gradient, self.settings.probe_residual)
-        return targets + self._outputs_along(steps).view_as(targets)
-
-    def _gradient_of(self, changes: Tensor) -> Tensor:
-        """``Jᵀ`` times changes of the weighted outputs, (n_directions, n_equations)."""
-        task = self.task
-        changes = changes.view(len(changes), *task.targets.shape)
-        weighted = changes * task.sqrt_weight / math.sqrt(task.n_equations)
-        return flat_parameters(
-            pull_back(self.layers, self._equations.run, task.activation, weighted)
-        )
+        task, run = self.task, self._equations.run
+        weighted = targets * task.sqrt_weight / math.sqrt(task.n_equations)
+        gradient = pull_back(self.layers, run, task.activation, weighted)
+        explained = -self._outputs_along(flat_parameters(self._probing.step(gradient)))
+        return targets - explained.view_as(targets)
 
     def _free_scales(self) -> Tensor:
         """Orthonormal vectors along which the scales of homogeneous neurons change, as rows."""
