@@ -551,7 +551,8 @@ def test_width_and_activation_are_found():
     assert model.recovered_
     assert (model.activation_, model.layer_sizes_) == ("silu", (2,))
     assert max_cosine_distance(teacher, model, "silu") <= EXACT
-    assert {entry["activation"] for entry in model.search_report_} == set(DISTINCT_ACTIVATIONS)
+    tried = list(DISTINCT_ACTIVATIONS)[: list(DISTINCT_ACTIVATIONS).index("silu") + 1]
+    assert {entry["activation"] for entry in model.search_report_} == set(tried)
     assert {entry["width"] for entry in model.search_report_} == {4}  # 54 training rows
 
 

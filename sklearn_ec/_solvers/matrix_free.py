@@ -167,7 +167,7 @@ class DampedMatrixFreeSystem:
     def _solve_hidden(self, residual: Tensor) -> Tensor:
         """Preconditioned conjugate gradients with the Schur complement."""
         step = torch.zeros_like(residual)
-        direction = preconditioned = self.precondition(residual)
+        direction = preconditioned = self._precondition(residual)
         size = (residual * preconditioned).sum(dim=1)
         solves = self.equations.solves
         goal = solves.relative_residual**2 * size
@@ -181,7 +181,7 @@ class DampedMatrixFreeSystem:
             length = torch.where(active, size / curvature, 0.0)[:, None]
             step = step + length * direction
             residual = residual - length * product
-            preconditioned = self.precondition(residual)
+            preconditioned = self._precondition(residual)
             next_size = (residual * preconditioned).sum(dim=1)
             ratio = torch.where(active, next_size / size, 0.0)[:, None]
             direction = preconditioned + ratio * direction
@@ -201,7 +201,7 @@ class DampedMatrixFreeSystem:
         solved = torch.cholesky_solve(gradient.mT.double(), self.readout_factor).mT
         return solved.to(gradient.dtype)
 
-    def precondition(self, residual: Tensor) -> Tensor:
+    def _precondition(self, residual: Tensor) -> Tensor:
         """The inverse blocks times gradients of the hidden layers, (batch, n_parameters).
 
         There may be several gradients of each network, one behind the other.

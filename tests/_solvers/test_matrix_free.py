@@ -239,7 +239,7 @@ def test_solves_end_at_the_relative_residual(solves):
     carried = equations.hidden_gradient(equations.readout_change(alone))
     gradient = torch.from_numpy(rowwise(hidden_gradient) - rowwise(carried))
     residual = gradient + system._product(torch.from_numpy(rowwise(hidden_step)))
-    sizes = [(r * system.precondition(r)).sum(dim=1) for r in (residual, gradient)]
+    sizes = [(r * system._precondition(r)).sum(dim=1) for r in (residual, gradient)]
     assert (sizes[0] <= solves.relative_residual**2 * sizes[1]).all()
 
 
@@ -251,7 +251,7 @@ def test_the_preconditioner_solves_the_damped_diagonal_blocks(widths):
     equations = equations_of(task, layers)
     damping = torch.full((1,), 1e-3, dtype=torch.float64)
     right = torch.from_numpy(rowwise(equations.gradient[:-1]))
-    found = equations.damped(damping).precondition(right)[0].numpy()
+    found = equations.damped(damping)._precondition(right)[0].numpy()
     sizes = [layer.shape[2] for layer in layers[:-1] for _ in range(layer.shape[1])]
     owners = np.repeat(np.arange(len(sizes)), sizes)
     matrix = dense_system(task, layers)[0][: len(owners), : len(owners)]
