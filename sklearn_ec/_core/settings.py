@@ -313,7 +313,7 @@ class WeakDirections:
     rows_per_feature: int = 16  # for the incoming vectors of single neurons
     # Rounds, until one lowers the smallest singular value by less than the second number.
     max_rounds: int = 8
-    accuracy: float = 0.3
+    accuracy: float = 0.05
     relative_residual: float = 1e-2  # of the solves by conjugate gradients
     max_iterations: int = 300
     damping: float = 1e-17

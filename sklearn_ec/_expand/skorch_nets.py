@@ -202,6 +202,8 @@ class LossRecorder(Callback):
         self.losses_.append(self._losses(net))
 
     def _losses(self, net: Any) -> np.ndarray:
+        if isinstance(net, LevenbergNet):
+            return net.solver_.losses.cpu().numpy().copy()
         with torch.no_grad():
             return self.task.losses(net.module_.weights).cpu().numpy()
 

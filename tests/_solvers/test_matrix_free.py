@@ -590,14 +590,14 @@ def test_the_trainer_uses_the_chosen_or_the_suited_solver(
     polisher = Polisher(*rows, "tanh", "cpu", False, working_memory, solver, settings=settings)
     kinds = levenberg_kinds(monkeypatch)
     trainer = StudentTrainer(polisher)
-    students = trainer.train(np.arange(2), (8,), max_iter=20, tol=0.0)
+    students = trainer.train(np.arange(2), (8,), max_iter=10, tol=0.0)
     assert set(kinds) == {expected}
     assert students.losses.max() < 1e-2 * students.loss_curves[:, 0].min()
     kinds.clear()
     network = students.network(0)
     _, loss = polisher.polish(network, 5)
     assert kinds == [expected]
-    assert loss <= students.losses[0]  # it may be at rounding
+    assert loss < students.losses[0]
     assert polisher.is_matrix_free(network) == (expected is MatrixFree)
 
 
