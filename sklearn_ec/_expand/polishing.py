@@ -66,6 +66,7 @@ class Polisher:
         self.has_skip = has_skip
         self.working_memory = working_memory
         self.solver = solver
+        self.n_steps = 0  # that networks were polished for
         self.task, self.held_out_task = (
             task_of(rows, self.activation, self.device, self.watch, self.settings.blocks)
             for rows in (train, held_out)
@@ -129,7 +130,7 @@ class Polisher:
         window = settings.large_window if is_cheap else settings.window
         for n_windows in range(math.ceil(max_iter / window) - 1, -1, -1):
             before = float(solver.losses[0])
-            solver.run(window)
+            self.n_steps += solver.run(window)
             loss = float(solver.losses[0])
             if solver.finished.all():
                 break
@@ -149,6 +150,13 @@ class Polisher:
             if target < loss * (loss / before) ** (2 * n_windows):
                 break
         return network_at(solver.layers, 0), loss
+
+    def polish_together(self, layers: Sequence[np.ndarray], n_steps: int) -> list[np.ndarray]:
+        """The layers of stacked networks after a few steps of Levenberg."""
+        stacks = tuple(torch.from_numpy(layer).to(self.device) for layer in layers)
+        solver = self._levenberg(stacks, self.suited(stacks), 0.0, self.settings.damping.start)
+        solver.run(n_steps)
+        return [layer.cpu().numpy() for layer in solver.layers]
 
     def refine(self, network: Network, loss: float) -> tuple[Network, float]:
         """Gauss-Newton steps without damping, until one does not halve the loss.

@@ -215,7 +215,7 @@ class Finisher:
         """
         error = candidate.certificate.held_out_error
         polisher = self.polisher.with_samples(self.polisher.samples.joined(self.held_out))
-        network, _ = polisher.polish(candidate.network, self.settings.prune.large_polish_steps)
+        network, _ = polisher.polish(candidate.network, self.settings.prune.removal_steps)
         certificate = certify(
             network,
             polisher.task,
@@ -244,6 +244,18 @@ class Finisher:
         key = digest([step, self.key, network])
         return self.store.recall(key, partial(compute, network))[0]
 
+    def approximate(self, network: Network) -> Candidate:
+        """A network with as few neurons as do about as well, soon, where none made the data."""
+        return self._recall("approximate", self._approximate, network)
+
+    def _approximate(self, network: Network) -> Candidate:
+        polisher, settings = self.polisher, self.settings.approximation
+        network = linear_pairs(network, polisher.activation)
+        network, loss = polisher.polish(network, settings.polish_steps, progress=settings.progress)
+        cap = NoiseCap(network, loss, polisher.samples.n_equations, settings)
+        *_, (network, _) = pruning_path(network, loss, polisher, cap)
+        return self._judge(network)
+
     def _denoise(self, network: Network) -> Candidate:
         polisher, settings = self.polisher, self.settings
         if polisher.has_skip:
@@ -259,6 +271,13 @@ class Finisher:
 
     def _loss(self, network: Network) -> float:
         return float(self.polisher.losses([layer[None] for layer in network.layers])[0])
+
+    def losses_on_all_rows(self, layers: Sequence[np.ndarray]) -> np.ndarray:
+        """Loss of stacked networks on the rows of the training and the held-out ones."""
+        polisher = self.polisher
+        losses = (polisher.losses(layers), polisher.held_out_losses(layers))
+        n_rows = [len(polisher.samples.X), len(self.held_out.X)]
+        return np.average(losses, axis=0, weights=n_rows)
 
     def judge_as_is(self, network: Network) -> Candidate:
         """Certify a network without changing the function that it computes."""

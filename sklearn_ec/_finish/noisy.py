@@ -19,14 +19,12 @@ from sklearn_ec._expand.polishing import Polisher
 from .pruning import NoiseCap, cheapest_removal, pruning_path
 
 
-def reached_noise_floor(
-    students: Students, samples: Samples, settings: Noise, n_agreeing: int = 0
-) -> bool:
-    """Whether several students stopped at the same error, on held-out rows as on training rows.
+def reached_noise_floor(students: Students, samples: Samples, settings: Noise) -> bool:
+    """Whether the better half stopped at the same error, on held-out rows as on training rows.
 
     The rounding of the targets is no noise.
     """
-    n_agreeing = max(n_agreeing, settings.n_agreeing)
+    n_agreeing = max(len(students) // 2, settings.n_agreeing)
     ranked = students.by_loss()[:n_agreeing]
     if len(ranked) < n_agreeing:
         return False
@@ -35,9 +33,20 @@ def reached_noise_floor(
         return False
     n_parameters = students.network(int(ranked[0])).n_parameters
     freedom = max(1.0 - n_parameters / samples.n_equations, 0.1)
-    agree = losses[-1] <= settings.floor_spread * losses[0]
+    have_stopped = last_ratios(students.loss_curves[ranked]) >= settings.floor_progress
+    agree = losses[-1] <= settings.floor_spread * losses[0] and have_stopped.all()
     largest = settings.max_optimism * losses[0] / freedom**2
     return bool(agree and students.best_held_out_loss <= largest)
+
+
+def last_ratios(curves: np.ndarray) -> np.ndarray:
+    """What the last epoch left of each student's loss, 1 where there was none.
+
+    Curves are nan behind their last epoch.
+    """
+    last = np.isfinite(curves).sum(axis=1) - 1
+    rows = np.arange(len(curves))
+    return curves[rows, last] / curves[rows, np.maximum(last - 1, 0)]
 
 
 def smallest_network(

@@ -51,7 +51,7 @@ class ExactCap:
     def __init__(
         self, loss: float, rounding_loss: float, settings: Settings, is_large: bool = False
     ):
-        self.n_steps = settings.prune.polish_steps
+        self.n_steps = settings.prune.removal_steps
         self.progress = settings.polish.progress
         self.settings = settings.prune
         self.rounding_loss = rounding_loss
@@ -150,7 +150,7 @@ def _try_merging(
         return network, loss
     settings, allowed = polisher.settings.prune, cap.allowed(merged)
     polished = polisher.polish(
-        merged, settings.large_polish_steps, target=allowed, progress=settings.large_progress
+        merged, settings.removal_steps, target=allowed, progress=settings.large_progress
     )
     if polished[1] > allowed:
         return network, loss
@@ -170,14 +170,17 @@ def pruning_path(
     Sets of up to a quarter of a layer are tried before single neurons, the cheapest over all
     layers first. A layer rests once no single neuron could be removed, until other layers are
     smaller than they were then. Where the next removal is not cheap, or none is left, the network
-    is polished to the end; if it is exact and ``is_final`` then, this is the last one.
+    is polished to the end; if it is exact and ``is_final`` then, this is the last one. Far from
+    that the path ends where it took more steps than paths to networks do.
     """
     yield network, loss
     watch, polished = polisher.watch, None
-    exact_loss = max(polisher.settings.prune.cap_floor, polisher.samples.rounding_loss)
+    settings, n_before = polisher.settings.prune, polisher.n_steps
+    n_allowed = settings.path_steps + settings.path_steps_per_neuron * sum(network.widths)
+    exact_loss = max(settings.cap_floor, polisher.samples.rounding_loss)
     sizes = list(network.widths)
     resting: dict[int, int] = {}  # layer: number of neurons in the network when it came to rest
-    while True:
+    while loss <= exact_loss or polisher.n_steps - n_before < n_allowed:
         watch.say(f"pruning, widths {network.widths}, loss {loss:.1e}")
         n_neurons = sum(network.widths)
         sizes = [max(1, min(g, w // 4)) for g, w in zip(sizes, network.widths, strict=True)]
@@ -189,9 +192,7 @@ def pruning_path(
         least = min((candidates[0].cost for candidates in removals), default=math.inf)
         if is_final and least > _cheap_cost(loss, polisher) and network is not polished:
             if loss > exact_loss:
-                network, loss = _polished(
-                    network, polisher, cap, progress=polisher.settings.prune.final_progress
-                )
+                network, loss = _polished(network, polisher, cap, progress=settings.final_progress)
                 cap.update(network, loss)
                 yield network, loss
             if loss <= exact_loss and is_final(network, loss):
@@ -249,12 +250,10 @@ def _polished(
     progress: float | None = None,
 ) -> tuple[Network, float]:
     """A network polished as far as it pays while neurons are removed."""
-    n_steps, settings = cap.n_steps, polisher.settings.prune
     progress = cap.progress if progress is None else progress
     if polisher.is_matrix_free(network):
-        n_steps = min(n_steps, settings.large_polish_steps)
-        progress = min(progress, settings.large_progress)
-    return polisher.polish(network, n_steps, target, enough, progress)
+        progress = min(progress, polisher.settings.prune.large_progress)
+    return polisher.polish(network, cap.n_steps, target, enough, progress)
 
 
 def _cheap_cost(loss: float, polisher: Polisher) -> float:

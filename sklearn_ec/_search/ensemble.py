@@ -153,6 +153,11 @@ class Ensemble:
         if finisher.prune and not self.recovered:
             if reached_noise_floor(self.students, finisher.polisher.samples, settings.noise):
                 self._denoise(finisher, settings.finish.max_denoised)
+            if not (self.is_conclusive or self.show_network(finisher)):
+                if len(self.students.by_loss()) and not self.denoised:
+                    self._approximate(finisher)
+                self.is_complete = True
+                return
             if not (self._agree_on_widths(settings.noise) or self.is_conclusive):
                 self._finish_best(finisher)
             if not (self.recovered or self.denoised or self._is_exact(settings.finish)):
@@ -184,22 +189,40 @@ class Ensemble:
         ranked, collapsed = self.students.by_loss(), []
         if len(ranked) >= finisher.settings.cluster.min_voters:
             collapsed = self.seek_in_clusters(finisher)
-        if not self.is_conclusive and len(ranked):
+        if not self.is_conclusive and self.show_network(finisher) and len(ranked):
             best = int(ranked[0])
             simpler = self._on_collapsed(best, finisher, collapsed, all_below=not prunes)
             if simpler is not None or prunes:
                 self._finish(best, finisher, simpler)
         return self.is_conclusive
 
+    def show_network(self, finisher: Finisher) -> bool:
+        """Whether the students, after some steps, look as if a network had made the data.
+
+        Small ones of one hidden layer do where one of them explains rows that it was not trained on
+        nearly to rounding. Others may not look like it until one is pruned.
+        """
+        students, settings = self.students, finisher.settings
+        n_parameters = students.network(0).n_parameters
+        is_small = n_parameters <= settings.warm_up.few_parameters
+        is_warm_up = students.loss_curves.shape[1] == 1
+        if is_warm_up or len(students.layers) > 2 or not is_small:
+            return True
+        rounding_loss = finisher.polisher.samples.rounding_loss
+        limit = max(settings.finish.network_loss, 10.0 * rounding_loss)
+        return students.best_held_out_loss < limit
+
     def seek_in_clusters(self, finisher: Finisher) -> list[np.ndarray]:
         """Make the network of the clusters of default thresholds, where they hold all layers.
 
-        That takes a network that does about as well as the students. Returns the incoming vectors
-        of the clusters, layer by layer.
+        That takes a network that does about as well as the students, and better than those that
+        were refused. Returns the incoming vectors of the clusters, layer by layer.
         """
         layers = self.cluster(finisher)
         if len(layers.collapsed) == len(self.students.layers) - 1 and not self.denoised:
             limit = max(self.students.lowest_loss, finisher.settings.finish.first_polish_loss)
+            if self.best_candidate is not None:
+                limit = min(limit, self.best_candidate.certificate.error**2)
             if finisher.if_better(finisher.solve_readout(layers.collapsed), limit) is None:
                 return layers.collapsed
         candidate = self.network_of(layers, finisher)
@@ -235,6 +258,8 @@ class Ensemble:
             return finisher.denoise(finisher.solve_readout(collapsed))
         if clustered and all(map(np.array_equal, collapsed, clustered.collapsed)):
             return clustered.candidate
+        if self.is_complete and not self.show_network(finisher):
+            return finisher.approximate(finisher.solve_readout(collapsed))
         return finisher.finish(finisher.solve_readout(collapsed))
 
     def _finish_best(self, finisher: Finisher) -> None:
@@ -285,6 +310,17 @@ class Ensemble:
             self.denoised[int(student)] = finisher.denoise(self.students.network(student))
             if self._agree_on_widths(finisher.settings.noise):
                 break
+
+    def _approximate(self, finisher: Finisher) -> None:
+        """Make a small network of the best students, where there is none to be found."""
+        settings = finisher.settings.approximation
+        best = self.students.by_loss()[: settings.n_students]
+        layers = finisher.polisher.polish_together(
+            [layer[best] for layer in self.students.layers], settings.first_steps
+        )
+        losses = finisher.losses_on_all_rows(layers)
+        network = Network(tuple(layer[np.nanargmin(losses)] for layer in layers))
+        self.attempt = best_of(self.attempt, finisher.approximate(network))
 
     def voters(self, min_voters: int) -> dict[int, Network]:
         """The students whose neurons are clustered.

@@ -117,7 +117,8 @@ class _Question:
         is_far = not (students.losses < settings.worthwhile_loss).any()
         if is_far or is_overfitted(students, settings):
             return False
-        group, found = Ensemble(students, self.recipe.tol), self.found
+        found = self.found
+        group = Ensemble(students, self.recipe.tol, attempt=found.get("attempt"))
         is_found = group.seek(self.finisher, self._prunes(students))
         if is_found:
             for student, candidate in group.conclusive_networks.items():

@@ -71,7 +71,7 @@ class GroupTrainer:
             for group in self._groups(seeds):
                 ensemble = group if ensemble is None else ensemble.joined(group)
                 must_stop = self.stage.end_group(ensemble)
-                if must_stop or (group.students.succeeded and self.finisher.prune):
+                if must_stop or (self.finisher.prune and self._is_over(group)):
                     break
         except Interrupted as stop:
             joined = ensemble.joined(stop.ensemble) if ensemble else stop.ensemble
@@ -82,6 +82,10 @@ class GroupTrainer:
             raise Interrupted(ensemble) from None
         assert ensemble is not None
         return ensemble
+
+    def _is_over(self, group: Ensemble) -> bool:
+        """Whether a group has the network, or shows that there is none."""
+        return group.students.succeeded or not group.show_network(self.finisher)
 
     def _groups(self, seeds: np.ndarray) -> Iterator[Ensemble]:
         n_workers = effective_n_jobs(self.n_jobs)

@@ -12,6 +12,7 @@ search.
 from __future__ import annotations
 
 import math
+import operator
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -158,7 +159,16 @@ class Search:
         shape: Shape | None = first
         while shape is not None and self._ended() is None:
             shape = self._climb(shape)
-        return self._ended() or self._train_to_the_end(self._most_parsimonious())
+        return self._ended() or self._conclude(self._most_parsimonious())
+
+    def _conclude(self, trial: Trial) -> Trial:
+        """Train further students, unless one was pruned to a deep approximation."""
+        best = trial.ensemble.best_candidate
+        is_deep = len(trial.widths) > 1
+        if not (is_deep and best and self._is_approximation(best.network, trial)):
+            return self._train_to_the_end(trial)
+        trial.ensemble.is_complete = True
+        return trial
 
     def run_given(self, widths: Shape) -> Trial:
         """The trial of given widths, with the best activation of those in question."""
@@ -304,8 +314,7 @@ class Search:
             if trial.tried:
                 continue
             stands_out = trial is stage[0] and trial.score < settings.stands_out * others
-            rounding_loss = trial.finisher.polisher.samples.rounding_loss
-            if stands_out or trial.score < max(settings.promising_loss, rounding_loss):
+            if stands_out or trial.score < self._promising_loss(trial):
                 self._finish(trial)
             if self._ended() is not None:
                 break
@@ -361,8 +370,15 @@ class Search:
                 self._train_to_the_end(other)
 
     def _worth_finishing(self, trial: Trial) -> bool:
+        """Whether a probe may hold the network: shallow ones that do come near to rounding."""
         is_good = trial.held_out_loss < self.settings.finish.worthwhile_loss
+        if len(trial.widths) == 1:
+            is_good &= trial.score < self._promising_loss(trial)
         return trial.finisher.prune and is_good and not self._is_at_noise_floor(trial)
+
+    def _promising_loss(self, trial: Trial) -> float:
+        rounding_loss = trial.finisher.polisher.samples.rounding_loss
+        return max(self.settings.search.promising_loss, 10.0 * rounding_loss)
 
     @staticmethod
     def _is_at_noise_floor(trial: Trial) -> bool:
@@ -414,6 +430,8 @@ class Search:
         waiting, latest, n_shared, rate = list(rounds), trial.ensemble, 0, 1.0
         while waiting and not self._is_settled(trial, latest):
             shared = self._shared_layers(trial, latest)
+            if not (trial.has_ended or trial.ensemble.show_network(finisher)):
+                break
             if not trial.has_ended:
                 self._grow(trial, self.n_students)
             if trial.has_ended:
@@ -446,7 +464,8 @@ class Search:
         settings, finish = self.settings.search, self.settings.finish
         while self._can_be_brief(trial.activation) and not trial.has_ended:
             network, loss = trial.ensemble.corner(finish.worthwhile_loss)
-            if not loss < settings.stands_out * trial.corner:
+            is_better = loss < settings.stands_out * trial.corner
+            if network is None or not is_better or self._is_approximation(network, trial):
                 break
             trial.corner, round = loss, self._growth(trial, network)
             n_students = min(n_students, self._n_students(trial.activation, trial.widths, round))
@@ -455,6 +474,16 @@ class Search:
                 trial.ensemble = trial.ensemble.joined(grown)
             else:
                 trial.ensemble = trial.ensemble.with_attempt(grown.best_candidate)
+
+    @staticmethod
+    def _is_approximation(network: Network, trial: Trial) -> bool:
+        """Whether a pruned network keeps more than half of the neurons of a layer of the students.
+
+        Unless it is no wider than assumed, there is no network of the assumed widths in it.
+        """
+        students = trial.ensemble.students.network(0).widths
+        limits = (max(a, s // 2) for a, s in zip(trial.widths, students, strict=True))
+        return not all(map(operator.le, network.widths, limits))
 
     def _shared_layers(self, trial: Trial, latest: Ensemble) -> tuple[np.ndarray, ...]:
         """The neurons that students share, whose network is tried."""
@@ -471,4 +500,4 @@ class Search:
         is_over = students.succeeded or students.n_failed == len(students)
         if trial.has_ended or is_over or latest.is_warm_up:
             return trial.has_ended or is_over
-        return reached_noise_floor(students, samples, self.settings.noise, len(students) // 2)
+        return reached_noise_floor(students, samples, self.settings.noise)

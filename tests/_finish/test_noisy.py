@@ -1,5 +1,7 @@
 """The size of noise, its floor, and what it leaves open in the weights."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
@@ -50,8 +52,8 @@ def make_students(losses, held_out_loss):
     ("losses", "held_out_loss", "reached"),
     [
         ([1.0, 1.0, 1.0], 1.0, True),
-        ([1.0, 1.19, 1.1], 1.0, True),
-        ([1.0, 1.21, 1.1], 1.0, False),  # they stopped elsewhere
+        ([1.0, 1.24, 1.1], 1.0, True),
+        ([1.0, 1.26, 1.1], 1.0, False),  # they stopped elsewhere
         ([1.0, 1.0, 1.0, 5.0, np.nan], 1.0, True),  # only the best count
         ([1.0, 1.0, 5.0], 1.0, False),
         ([1.0, 1.0, np.nan], 1.0, False),  # two are no proof
@@ -64,6 +66,21 @@ def make_students(losses, held_out_loss):
 def test_noise_floor_is_where_students_agree(losses, held_out_loss, reached):
     samples = noisy_samples(random_network(), 200, noise=0.1)  # 1.5 / (1 - 13 / 200)**2 = 1.72
     assert reached_noise_floor(make_students(losses, held_out_loss), samples, Noise()) == reached
+
+
+@pytest.mark.parametrize(("before", "reached"), [(1.9, True), (2.1, False)])
+def test_students_that_still_get_better_are_above_the_noise_floor(before, reached):
+    samples = noisy_samples(random_network(), 200, noise=0.1)
+    students = make_students([1.0, 1.0, 1.1], 1.0)
+    curves = np.array([[9.0, before, 1.0], [9.0, 1.2, 1.0], [1.2, 1.1, np.nan]])
+    students = replace(students, loss_curves=curves)
+    assert reached_noise_floor(students, samples, Noise()) == reached
+
+
+def test_the_better_half_must_be_at_the_noise_floor():
+    samples = noisy_samples(random_network(), 200, noise=0.1)
+    assert reached_noise_floor(make_students([1.0] * 5 + [5.0] * 5, 1.0), samples, Noise())
+    assert not reached_noise_floor(make_students([1.0] * 4 + [5.0] * 6, 1.0), samples, Noise())
 
 
 def test_noise_floor_accounts_for_the_parameters():
