@@ -8,6 +8,7 @@ error in units of the targets' variance; *steps* are steps of Levenberg.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 
@@ -262,6 +263,7 @@ class Noise:
     # noise better and better for thousands.
     polish_steps: int = 200
     progress: float = 0.999
+    path_steps: float = math.inf  # of all removals together
     final_progress: float = 0.99999  # of the network that is chosen
     floor: float = 1e-24  # relative losses below this are rounding, equally good
     # The better half of students at a noise floor have losses within this factor of each other:
@@ -288,6 +290,7 @@ class Approximation(Noise):
     n_students: int = 10
     first_steps: int = 30
     polish_steps: int = 100
+    path_steps: float = 500
     progress: float = 0.98
 
 

@@ -58,6 +58,9 @@ class ExactCap:
         self.lowest = loss
         self.is_large = is_large
 
+    def most_steps(self, network: Network) -> float:
+        return self.settings.path_steps + self.settings.path_steps_per_neuron * sum(network.widths)
+
     def allowed(self, network: Network) -> float:
         if self.lowest <= self.rounding_loss:
             return max(self.rounding_loss, self.settings.cap_floor)
@@ -84,7 +87,11 @@ class NoiseCap:
         self.progress = settings.progress
         self.floor = settings.floor
         self.n_equations = n_equations
+        self.path_steps = settings.path_steps
         self.lowest = self._criterion(network, loss)
+
+    def most_steps(self, network: Network) -> float:
+        return self.path_steps
 
     def allowed(self, network: Network) -> float:
         price = network.n_parameters * math.log(self.n_equations)
@@ -175,12 +182,11 @@ def pruning_path(
     """
     yield network, loss
     watch, polished = polisher.watch, None
-    settings, n_before = polisher.settings.prune, polisher.n_steps
-    n_allowed = settings.path_steps + settings.path_steps_per_neuron * sum(network.widths)
+    settings, last_step = polisher.settings.prune, polisher.n_steps + cap.most_steps(network)
     exact_loss = max(settings.cap_floor, polisher.samples.rounding_loss)
     sizes = list(network.widths)
     resting: dict[int, int] = {}  # layer: number of neurons in the network when it came to rest
-    while loss <= exact_loss or polisher.n_steps - n_before < n_allowed:
+    while loss <= exact_loss or polisher.n_steps < last_step:
         watch.say(f"pruning, widths {network.widths}, loss {loss:.1e}")
         n_neurons = sum(network.widths)
         sizes = [max(1, min(g, w // 4)) for g, w in zip(sizes, network.widths, strict=True)]

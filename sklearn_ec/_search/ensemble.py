@@ -202,14 +202,13 @@ class Ensemble:
         Small ones of one hidden layer do where one of them explains rows that it was not trained on
         nearly to rounding. Others may not look like it until one is pruned.
         """
-        students, settings = self.students, finisher.settings
-        n_parameters = students.network(0).n_parameters
+        students, settings, polisher = self.students, finisher.settings, finisher.polisher
+        n_parameters, n_epochs = students.network(0).n_parameters, students.loss_curves.shape[1] - 1
         is_small = n_parameters <= settings.warm_up.few_parameters
-        is_warm_up = students.loss_curves.shape[1] == 1
-        if is_warm_up or len(students.layers) > 2 or not is_small:
+        is_shallow = len(students.layers) == 2
+        if not (is_small and is_shallow) or n_epochs == 0 or polisher.solver == "adam":
             return True
-        rounding_loss = finisher.polisher.samples.rounding_loss
-        limit = max(settings.finish.network_loss, 10.0 * rounding_loss)
+        limit = max(settings.finish.network_loss, 10.0 * polisher.samples.rounding_loss, self.tol)
         return students.best_held_out_loss < limit
 
     def seek_in_clusters(self, finisher: Finisher) -> list[np.ndarray]:

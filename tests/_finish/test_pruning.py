@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from builders import planted, planted_deep, with_duplicates, with_noise, with_spare_neurons
+from builders import (
+    planted,
+    planted_deep,
+    settings_with,
+    with_duplicates,
+    with_noise,
+    with_spare_neurons,
+)
 from sklearn_ec._core.forward import network_outputs, read_features
 from sklearn_ec._core.records import Network, Samples
 from sklearn_ec._core.settings import DEFAULTS
@@ -217,6 +224,17 @@ def test_a_pruning_path_leads_down_below_the_cap(activation, noise):
         assert member_loss <= again.allowed(member)
         again.update(member, member_loss)
     assert cap.allowed(network) == again.allowed(network)
+
+
+@pytest.mark.parametrize(("loss", "ends"), [(1e-12, True), (1e-30, False)])
+def test_a_path_that_takes_more_steps_than_others_ends(loss, ends):
+    """Unless the network is exact: it loses all neurons that it has to spare."""
+    network, polisher, _ = planted("tanh", width=2)
+    start = with_duplicates(with_duplicates(network, noise=1e-3), noise=1e-3)
+    settings = settings_with(prune={"path_steps": 0, "path_steps_per_neuron": 0})
+    polisher = Polisher(polisher.samples, polisher.samples, "tanh", "cpu", False, settings=settings)
+    path = list(pruning_path(start, loss, polisher, ExactCap(loss, 0.0, settings)))
+    assert (len(path) == 1) == ends
 
 
 def test_groups_go_before_single_neurons():

@@ -9,6 +9,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from builders import plain, planted
 from sklearn_ec._cluster.layerwise import Thresholds
 from sklearn_ec._core.forward import network_outputs
+from sklearn_ec._core.records import Samples
+from sklearn_ec._expand.polishing import Polisher
 from sklearn_ec._finish.finisher import Candidate, Finisher
 from sklearn_ec._search.ensemble import Clustered, Ensemble, carried_over
 from sklearn_ec._search.rounds import Recipe, Round, train_group
@@ -146,3 +148,82 @@ def test_a_network_that_was_exact_on_other_rows_is_polished_on_these(finisher, g
     assert carried.students.losses[1:].min() > 1.0
     without = Ensemble(group.students, group.tol)
     assert carried_over(without, elsewhere, same, (11,), finisher) is None
+
+
+# Data that no small network made
+
+
+def product_problem(widths=(12,)):
+    """Rows of ``x0 x1 x2``, and an ensemble of students that were trained for a few steps."""
+    X = np.random.default_rng(0).uniform(-1.7, 1.7, size=(450, 3))
+    y = X.prod(axis=1, keepdims=True)
+    train, held_out = (Samples(X[rows], y[rows], np.ones(n)) for rows, n in SPLIT)
+    polisher = Polisher(train, held_out, "tanh", "cpu", has_skip=False)
+    finisher = Finisher(polisher, held_out, plain(held_out), prune=True)
+    return finisher, train_group(finisher, recipe(widths, equations=3.0), SEEDS)
+
+
+SPLIT = ((slice(400), 400), (slice(400, None), 50))
+
+
+def test_students_that_fit_no_network_are_not_pruned(monkeypatch):
+    pruned = []
+    monkeypatch.setattr(Finisher, "finish", lambda self, network: pruned.append(network))
+    finisher, group = product_problem()
+    assert not group.show_network(finisher)
+    assert not pruned
+
+
+def test_a_table_without_a_network_is_approximated():
+    """By fewer neurons than the students have, and better than they do."""
+    finisher, group = product_problem()
+    before = group.students.lowest_loss
+    group.complete(finisher)
+    candidate = group.best_candidate
+    assert not group.finished
+    assert not group.denoised
+    assert not candidate.certificate.passed
+    assert candidate.network.widths[0] <= 12
+    assert candidate.certificate.error**2 < 0.1 * before
+    assert candidate.certificate.held_out_error**2 < before
+
+
+@pytest.mark.parametrize(
+    ("held_out_loss", "changes", "shows"),
+    [
+        (0.9e-6, {}, True),
+        (1.1e-6, {}, False),
+        (1.1e-6, {"tol": 1e-5}, True),  # a loss that the user accepts
+        (1.1e-6, {"n_epochs": 0}, True),  # after the warm-up alone it is too early to tell
+        (1.1e-6, {"few_parameters": 10}, True),
+        (1.1e-6, {"rounding_loss": 2e-7}, True),
+        (1.1e-6, {"solver": "adam"}, True),
+    ],
+)
+def test_what_shows_a_network(finisher, group, held_out_loss, changes, shows):
+    polisher = finisher.polisher
+    n_epochs = changes.get("n_epochs", 3)
+    students = replace(
+        group.students,
+        best_held_out_loss=held_out_loss,
+        loss_curves=np.ones((len(SEEDS), n_epochs + 1)),
+    )
+    settings = polisher.settings
+    if "few_parameters" in changes:
+        warm_up = replace(settings.warm_up, few_parameters=changes["few_parameters"])
+        settings = replace(settings, warm_up=warm_up)
+    samples = replace(polisher.samples, rounding_loss=changes.get("rounding_loss", 0.0))
+    solver = changes.get("solver", "auto")
+    polisher = Polisher(
+        samples, finisher.held_out, "tanh", "cpu", False, solver=solver, settings=settings
+    )
+    finisher = Finisher(polisher, finisher.held_out, finisher.coordinates, prune=True)
+    assert Ensemble(students, changes.get("tol", 1e-20)).show_network(finisher) == shows
+
+
+def test_deep_students_may_hide_their_network(finisher, group):
+    students = group.students
+    hidden = np.zeros((len(SEEDS), 4, 10))
+    layers = (students.layers[0], hidden, students.layers[1][:, :, :5])
+    deep = replace(students, layers=layers, best_held_out_loss=0.1)
+    assert Ensemble(deep, 1e-20).show_network(finisher)

@@ -188,7 +188,7 @@ def test_the_first_certified_network_ends_the_search():
 
 
 def test_one_layer_more_comes_before_twice_the_width():
-    script = Script({(8,): 1e-4, (4, 4): 1e-5, (16,): 1e-7}, certified=[(16,)])
+    script = Script({(8,): 1e-4, (4, 4): 1e-5, (16,): 1e-10}, certified=[(16,)])
     assert script.search.run().widths == (16,)
     assert script.probed == [(8,), (4, 4), (16,)]
 
@@ -250,19 +250,35 @@ def test_a_trial_that_stands_out_is_finished_at_once():
 
 
 def test_promising_trials_are_finished_best_first_and_once():
-    losses = {(8,): 3e-4, (4, 4): 2e-4, (16,): 4e-4}
-    script = Script(losses)
+    losses = {("relu", (4, 4)): 3e-4, ("g", (4, 4)): 2e-4, ("tanh", (4, 4)): 4e-4}
+    script = Script(losses, ("relu", "g", "tanh"))
     script.search.run()
-    assert script.finished == [(4, 4), (8,), (16,)]
-    script = Script(losses, certified=[(8,)])
-    assert script.search.run().widths == (8,)
-    assert script.finished == [(4, 4), (8,)]
+    names = [event[1] for event in script.events if event[0] == "finish"]
+    assert names == ["g", "relu", "tanh"]
+    script = Script(losses | {("relu", (4, 4)): 1e-10}, ("relu", "g", "tanh"), [(4, 4)])
+    assert script.search.run().activation == "relu"
+    assert script.finished == [(4, 4)]
 
 
-def test_a_trial_that_was_finished_at_once_is_not_finished_again():
-    script = Script({(8,): 1e-4, (4, 4): 1e-7})
+@pytest.mark.parametrize(("loss", "finished"), [(0.9e-9, [(8,)]), (1.1e-9, [])])
+def test_shallow_probes_far_from_rounding_are_not_finished(loss, finished):
+    """Those of networks of one hidden layer come nearer."""
+    script = Script({(8,): loss})
     script.search.run()
-    assert script.finished == [(4, 4), (8,)]
+    assert script.finished == finished
+
+
+@pytest.mark.parametrize(("widths", "goes_on"), [((4, 4), True), ((5, 4), False)])
+def test_deep_approximations_end_the_search(widths, goes_on):
+    """They are wider than assumed, and keep more than half of the neurons of the students."""
+    script = Script({(4, 4): 1e-10})
+    finisher = script.search.finishers["tanh"]
+    students = make_students((4, 4), [1e-10, 1e-9, 1e-8])
+    finished = {0: finisher._candidate(make_network(widths), passed=False)}
+    trial = Trial("tanh", (4, 4), finisher, Ensemble(students, TOL, finished=finished), 0.0)
+    assert script.search._conclude(trial) is trial
+    assert bool(script.rounds) == goes_on
+    assert trial.ensemble.is_complete != goes_on
 
 
 def test_nothing_is_finished_without_pruning():
@@ -288,7 +304,7 @@ def test_a_floor_that_another_shape_undercuts_is_none():
 
 
 def test_the_best_activation_is_finished_first():
-    losses = {("g", (8,)): 1e-8, ("tanh", (8,)): 1e-9}
+    losses = {("g", (8,)): 8e-10, ("tanh", (8,)): 2e-10}
     script = Script(losses, ("relu", "g", "tanh"), certified=[(8,)])
     assert script.search.run().activation == "tanh"
     assert script.probed == [("relu", (8,)), ("g", (8,)), ("tanh", (8,))]
@@ -477,14 +493,14 @@ def test_rounds_end_where_more_rows_do_not_help(gain):
     assert script.rounds == (rounds if gain < DEFAULTS.search.stands_out else rounds[:2])
 
 
-@pytest.mark.parametrize("certified", [[(5,)], []])
+@pytest.mark.parametrize("certified", [[(5, 5)], []])
 def test_activations_of_given_widths_race(certified):
-    losses = {("relu", (5,)): 1e-5, ("g", (5,)): 1e-4, ("tanh", (5,)): 1e-6}
+    losses = {("relu", (5, 5)): 1e-5, ("g", (5, 5)): 1e-4, ("tanh", (5, 5)): 1e-6}
     script = Script(losses, ("relu", "g", "tanh"), certified)
-    trial = script.search.run_given((5,))
+    trial = script.search.run_given((5, 5))
     assert trial.activation == "tanh"
-    assert {widths for _, widths in script.probed} == {(5,)}
-    assert script.trained_to_the_end == ([] if certified else [("tanh", (5,), 20)])
+    assert {widths for _, widths in script.probed} == {(5, 5)}
+    assert script.trained_to_the_end == ([] if certified else [("tanh", (5, 5), 20)])
     assert len(script.finished) == (1 if certified else 3)
 
 
