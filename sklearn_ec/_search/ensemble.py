@@ -115,6 +115,16 @@ class Ensemble:
         finished = self.finished.items()
         return self.certified | {s: c for s, c in finished if c.certificate.is_conclusive}
 
+    @property
+    def agree_exactly(self) -> bool:
+        """Whether two students were pruned to exact networks of the same widths.
+
+        Others would be refused as these were, for what the rows leave open.
+        """
+        pruned = (*self.certified.values(), *self.finished.values())
+        widths = [c.network.widths for c in pruned if c.certificate.is_exact]
+        return len(set(widths)) < len(widths)
+
     def joined(self, others: Ensemble) -> Ensemble:
         """These students and further ones behind them."""
         n_before = len(self.students)
@@ -158,7 +168,8 @@ class Ensemble:
                     self._approximate(finisher)
                 self.is_complete = True
                 return
-            if not (self._agree_on_widths(settings.noise) or self.is_conclusive):
+            agree = self._agree_on_widths(settings.noise) or self.agree_exactly
+            if not (agree or self.is_conclusive):
                 self._finish_best(finisher)
             if not (self.recovered or self.denoised or self._is_exact(settings.finish)):
                 self._denoise(finisher, settings.noise.n_agreeing)

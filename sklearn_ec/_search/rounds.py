@@ -120,10 +120,11 @@ class _Question:
         found = self.found
         group = Ensemble(students, self.recipe.tol, attempt=found.get("attempt"))
         is_found = group.seek(self.finisher, self._prunes(students))
+        for kept in ("certified", "finished"):
+            for student, candidate in getattr(group, kept).items():
+                if candidate.certificate.is_exact or candidate.certificate.is_conclusive:
+                    found.setdefault(kept, {})[int(indices[student])] = candidate
         if is_found:
-            for student, candidate in group.conclusive_networks.items():
-                kept = "certified" if student in group.certified else "finished"
-                found[kept] = {int(indices[student]): candidate}
             found["clustered"] = group.clustered
         found["attempt"] = best_of(found.get("attempt"), group.best_candidate)
         self.finisher.polisher.watch.say("training")

@@ -79,6 +79,11 @@ class Trial:
         sizes = [c.network.n_parameters for c in candidates if c.certificate.fits_exactly]
         return min(sizes, default=None)
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether one was exact on all rows, those that were held out too."""
+        return any(candidate.certificate.is_exact for candidate in self.ensemble.candidates)
+
     def report(self) -> dict[str, Any]:
         students = self.ensemble.students
         losses = students.losses
@@ -157,7 +162,7 @@ class Search:
         first = self._first_shape()
         self._probe(first)
         shape: Shape | None = first
-        while shape is not None and self._ended() is None:
+        while shape is not None and not self._is_over:
             shape = self._climb(shape)
         return self._ended() or self._conclude(self._most_parsimonious())
 
@@ -271,7 +276,7 @@ class Search:
         """Probe the neighbors of a shape; the best of them if it is better, None at the top."""
         for neighbor in self._neighbors(shape):
             self._probe(neighbor)
-            if self._ended() is not None:
+            if self._is_over:
                 return None
             if not self._improves(shape) and self._is_at_noise_floor(self._best_of(shape)):
                 return None
@@ -391,6 +396,11 @@ class Search:
         ended = (trial for trial in self.trials if trial.has_ended)
         return min(ended, key=lambda trial: not trial.certified, default=None)
 
+    @property
+    def _is_over(self) -> bool:
+        """Whether there is the network, or one that is exact but for what the rows leave open."""
+        return any(trial.has_ended or trial.is_exact for trial in self.trials)
+
     def _best(self) -> Trial:
         return min(self.trials, key=lambda trial: trial.score)
 
@@ -498,6 +508,7 @@ class Search:
         """Whether a trial has its network, or its latest students converged or stopped at noise."""
         students, samples = latest.students, trial.finisher.polisher.samples
         is_over = students.succeeded or students.n_failed == len(students)
+        is_over |= trial.ensemble.agree_exactly
         if trial.has_ended or is_over or latest.is_warm_up:
             return trial.has_ended or is_over
         return reached_noise_floor(students, samples, self.settings.noise)

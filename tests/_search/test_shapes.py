@@ -755,3 +755,20 @@ def test_large_shallow_students_are_few_and_grow_without_steps(monkeypatch):
     growth = script.search._growth(trial, make_network((4,)))
     assert growth == replace(Round(0), start=growth.start)
     assert script.search._n_students("tanh", (9,), growth) == settings.n_large_grown
+
+
+@pytest.mark.parametrize(("second", "agree"), [((3,), True), ((4,), False)])
+def test_two_exact_networks_of_the_same_widths_end_the_training(second, agree):
+    """The rows leave the rest open: further students would be refused as these were."""
+    script = Script({(5,): 1e-8})
+    finisher = script.search.finishers["tanh"]
+    ensemble = Ensemble(make_students((5,), [1e-8, 1e-7, 1e-6]), TOL)
+    for student, widths in enumerate([(3,), second]):
+        candidate = finisher._candidate(make_network(widths), passed=False, fits_exactly=True)
+        candidate.certificate.is_exact = True
+        ensemble.finished[student] = candidate
+    assert ensemble.agree_exactly == agree
+    trial = Trial("tanh", (5,), finisher, ensemble, 0.0)
+    assert trial.is_exact
+    script.search._train_to_the_end(trial)
+    assert bool(script.rounds) != agree
