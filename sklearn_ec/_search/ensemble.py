@@ -117,12 +117,12 @@ class Ensemble:
 
     @property
     def agree_exactly(self) -> bool:
-        """Whether two students were pruned to exact networks of the same widths.
+        """Whether two students were pruned to networks of the same widths, exact on their rows.
 
         Others would be refused as these were, for what the rows leave open.
         """
         pruned = (*self.certified.values(), *self.finished.values())
-        widths = [c.network.widths for c in pruned if c.certificate.is_exact]
+        widths = [c.network.widths for c in pruned if c.certificate.fits_exactly]
         return len(set(widths)) < len(widths)
 
     def joined(self, others: Ensemble) -> Ensemble:

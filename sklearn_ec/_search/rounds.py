@@ -122,7 +122,7 @@ class _Question:
         is_found = group.seek(self.finisher, self._prunes(students))
         for kept in ("certified", "finished"):
             for student, candidate in getattr(group, kept).items():
-                if candidate.certificate.is_exact or candidate.certificate.is_conclusive:
+                if candidate.certificate.fits_exactly or candidate.certificate.is_conclusive:
                     found.setdefault(kept, {})[int(indices[student])] = candidate
         if is_found:
             found["clustered"] = group.clustered

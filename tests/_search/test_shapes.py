@@ -765,10 +765,9 @@ def test_two_exact_networks_of_the_same_widths_end_the_training(second, agree):
     ensemble = Ensemble(make_students((5,), [1e-8, 1e-7, 1e-6]), TOL)
     for student, widths in enumerate([(3,), second]):
         candidate = finisher._candidate(make_network(widths), passed=False, fits_exactly=True)
-        candidate.certificate.is_exact = True
         ensemble.finished[student] = candidate
     assert ensemble.agree_exactly == agree
     trial = Trial("tanh", (5,), finisher, ensemble, 0.0)
-    assert trial.is_exact
+    assert trial.exact_size
     script.search._train_to_the_end(trial)
     assert bool(script.rounds) != agree
