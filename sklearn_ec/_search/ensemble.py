@@ -21,7 +21,7 @@ from sklearn_ec._core.settings import Finish, Noise
 from sklearn_ec._core.signs import with_skip
 from sklearn_ec._expand.students import grown_students
 from sklearn_ec._finish.finisher import Candidate, Finisher
-from sklearn_ec._finish.noisy import reached_noise_floor
+from sklearn_ec._finish.noisy import last_ratios, reached_noise_floor
 
 # What the network was made of: the clusters of all layers, or a student that was pruned.
 Origin = Literal["clusters", "student"]
@@ -164,8 +164,7 @@ class Ensemble:
             if reached_noise_floor(self.students, finisher.polisher.samples, settings.noise):
                 self._denoise(finisher, settings.finish.max_denoised)
             if not (self.is_conclusive or self.show_network(finisher)):
-                if len(self.students.by_loss()) and not self.denoised:
-                    self._approximate(finisher)
+                self._explain_without_network(finisher)
                 self.is_complete = True
                 return
             agree = self._agree_on_widths(settings.noise) or self.agree_exactly
@@ -175,10 +174,18 @@ class Ensemble:
                 self._denoise(finisher, settings.noise.n_agreeing)
         self.is_complete = True
 
+    @property
+    def _denoised_widths(self) -> list[tuple[int, ...]]:
+        return [candidate.network.widths for candidate in self.denoised.values()]
+
     def _agree_on_widths(self, noise: Noise) -> bool:
         """Whether several denoised students have the same widths."""
-        widths = [candidate.network.widths for candidate in self.denoised.values()]
+        widths = self._denoised_widths
         return any(widths.count(w) >= noise.n_agreeing for w in set(widths))
+
+    def _look_noisy(self, noise: Noise) -> bool:
+        """Whether several denoised students have the same widths, or all of them."""
+        return len(set(self._denoised_widths)) == 1 or self._agree_on_widths(noise)
 
     def _is_exact(self, settings: Finish) -> bool:
         """Whether a student or a pruned one fits the data to rounding."""
@@ -264,12 +271,13 @@ class Ensemble:
         collapsed, clustered = layers.collapsed, self.clustered
         if len(collapsed) < len(self.students.layers) - 1:
             return None
+        is_noisy = self._look_noisy(finisher.settings.noise)
+        if self.is_complete and not (is_noisy or self.show_network(finisher)):
+            return finisher.approximate(finisher.solve_readout(collapsed))
         if self.denoised:
             return finisher.denoise(finisher.solve_readout(collapsed))
         if clustered and all(map(np.array_equal, collapsed, clustered.collapsed)):
             return clustered.candidate
-        if self.is_complete and not self.show_network(finisher):
-            return finisher.approximate(finisher.solve_readout(collapsed))
         return finisher.finish(finisher.solve_readout(collapsed))
 
     def _finish_best(self, finisher: Finisher) -> None:
@@ -311,15 +319,28 @@ class Ensemble:
         kept = self.certified if is_certified else self.finished
         kept[student] = candidate
 
-    def _denoise(self, finisher: Finisher, most: int) -> None:
+    def _denoise(self, finisher: Finisher, most: int, until_they_differ: bool = False) -> None:
         """Find the smallest networks that fit the data as well as the best students do.
 
-        Those of so many students at most, until some agree on the widths.
+        Those of so many students at most, until some agree on the widths, or until two differ.
         """
         for student in self.students.by_loss()[:most]:
             self.denoised[int(student)] = finisher.denoise(self.students.network(student))
-            if self._agree_on_widths(finisher.settings.noise):
+            differ = len(set(self._denoised_widths)) > 1
+            if self._agree_on_widths(finisher.settings.noise) or (until_they_differ and differ):
                 break
+
+    def _explain_without_network(self, finisher: Finisher) -> None:
+        """Small networks for data that none made, unless noise alone hides it.
+
+        Students at a noise floor, or too weak to get there, have stopped: denoised, these agree.
+        """
+        settings, best = finisher.settings.noise, self.students.by_loss()
+        have_stopped = last_ratios(self.students.loss_curves[best[:1]]) >= settings.floor_progress
+        if not self.denoised and have_stopped.all():
+            self._denoise(finisher, settings.n_agreeing, until_they_differ=True)
+        if len(best) and not self._look_noisy(settings):
+            self._approximate(finisher)
 
     def _approximate(self, finisher: Finisher) -> None:
         """Make a small network of the best students, where there is none to be found."""
