@@ -27,7 +27,8 @@ from ._report.reporting import Heartbeat, Stage
 from ._search.ensemble import Ensemble, Origin, carried_over
 from ._search.rounds import Recipe, Round
 from ._search.scheduling import GroupTrainer, Interrupted
-from ._search.shapes import Search, Trial, with_verdict
+from ._search.shapes import Search
+from ._search.trials import Trial, with_verdict
 
 MAX_SEED = np.iinfo(np.int32).max
 

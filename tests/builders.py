@@ -16,8 +16,8 @@ from sklearn_ec.datasets import make_teacher
 
 EPS = np.finfo(float).eps
 
-# A tenth of the warm-up, for tests that do not depend on good students, and few steps after each
-# removal, for tests that do not depend on good networks.
+# A tenth of the warm-up, for tests that do not depend on good students, and few steps of polishing,
+# for tests that do not depend on good networks.
 SHORT_WARM_UP = {"warm_up": {"steps": 100}}
 SHORT_POLISH = {"prune": {"polish_steps": 60}, "noise": {"polish_steps": 60}}
 # Stages alone report, however slow the machine is; everything reports at once.

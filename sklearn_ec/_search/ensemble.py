@@ -319,15 +319,15 @@ class Ensemble:
         kept = self.certified if is_certified else self.finished
         kept[student] = candidate
 
-    def _denoise(self, finisher: Finisher, most: int, until_they_differ: bool = False) -> None:
+    def _denoise(self, finisher: Finisher, most: int) -> None:
         """Find the smallest networks that fit the data as well as the best students do.
 
-        Those of so many students at most, until some agree on the widths, or until two differ.
+        Those of so many students at most, until some agree on the widths.
         """
         for student in self.students.by_loss()[:most]:
-            self.denoised[int(student)] = finisher.denoise(self.students.network(student))
-            differ = len(set(self._denoised_widths)) > 1
-            if self._agree_on_widths(finisher.settings.noise) or (until_they_differ and differ):
+            if int(student) not in self.denoised:
+                self.denoised[int(student)] = finisher.denoise(self.students.network(student))
+            if self._agree_on_widths(finisher.settings.noise):
                 break
 
     def _explain_without_network(self, finisher: Finisher) -> None:
@@ -338,7 +338,9 @@ class Ensemble:
         settings, best = finisher.settings.noise, self.students.by_loss()
         have_stopped = last_ratios(self.students.loss_curves[best[:1]]) >= settings.floor_progress
         if not self.denoised and have_stopped.all():
-            self._denoise(finisher, settings.n_agreeing, until_they_differ=True)
+            self._denoise(finisher, settings.n_agreeing - 1)
+            if self._look_noisy(settings):
+                self._denoise(finisher, settings.n_agreeing)
         if len(best) and not self._look_noisy(settings):
             self._approximate(finisher)
 

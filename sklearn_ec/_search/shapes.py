@@ -12,11 +12,9 @@ search.
 from __future__ import annotations
 
 import math
-import operator
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
@@ -26,92 +24,10 @@ from sklearn_ec._finish.noisy import reached_noise_floor
 
 from .ensemble import Ensemble
 from .rounds import Round
+from .trials import Shape, Trial
 
 # Activations whose neurons are pairs of neurons of another one.
 PAIRED = {"relu": "leaky_relu"}
-
-Shape = tuple[int, ...]
-
-
-@dataclass
-class Trial:
-    """Students of one activation and one assumed shape."""
-
-    activation: str
-    widths: Shape
-    finisher: Finisher
-    ensemble: Ensemble
-    seconds: float
-    tried: bool = False  # whether its best student was finished
-    corner: float = math.inf  # loss of the network that students grew from last
-
-    @property
-    def held_out_loss(self) -> float:
-        return self.ensemble.students.best_held_out_loss
-
-    @property
-    def loss(self) -> float:
-        return self.ensemble.students.lowest_loss
-
-    @property
-    def score(self) -> float:
-        """The loss on held-out rows; the training loss where this is clearly that of exact data.
-
-        The held-out loss misjudges ReLU students: between two rows, kinks may lie anywhere.
-        """
-        exact_loss = self.finisher.settings.search.exact_loss
-        limit = max(exact_loss, self.finisher.polisher.samples.rounding_loss)
-        return self.loss if self.loss < limit else self.held_out_loss
-
-    @property
-    def certified(self) -> bool:
-        return self.ensemble.recovered is not None
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether it gave a network that other students cannot improve."""
-        return self.ensemble.is_conclusive
-
-    @property
-    def exact_size(self) -> int | None:
-        """Parameters of the smallest finished network that fits the training rows to rounding."""
-        candidates = self.ensemble.candidates
-        sizes = [c.network.n_parameters for c in candidates if c.certificate.fits_exactly]
-        return min(sizes, default=None)
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether one was exact on all rows, those that were held out too."""
-        return any(candidate.certificate.is_exact for candidate in self.ensemble.candidates)
-
-    def report(self) -> dict[str, Any]:
-        students = self.ensemble.students
-        losses = students.losses
-        return {
-            "depth": len(self.widths),
-            "width": self.widths[0],
-            "activation": self.activation,
-            "n_students": len(losses),
-            "converged": float(np.mean(losses <= self.ensemble.tol)),
-            "loss": self.loss,
-            "held_out_loss": students.best_held_out_loss,
-            "certified": self.certified,
-            "seconds": self.seconds,
-        }
-
-
-def with_verdict(
-    reports: list[dict[str, Any]], activation: str, widths: Shape, certified: bool
-) -> list[dict[str, Any]]:
-    """Reports in which the trial that gave the network has the verdict on it.
-
-    The network may come from the clusters of the trial's students, which the trial does not know.
-    """
-    source = {"depth": len(widths), "width": widths[0], "activation": activation}
-    return [
-        report | {"certified": certified} if source.items() <= report.items() else report
-        for report in reports
-    ]
 
 
 class Search:
@@ -170,7 +86,7 @@ class Search:
         """Train further students, unless one was pruned to a deep approximation."""
         best = trial.ensemble.best_candidate
         is_deep = len(trial.widths) > 1
-        if not (is_deep and best and self._is_approximation(best.network, trial)):
+        if not (is_deep and best and trial.is_approximation(best.network)):
             return self._train_to_the_end(trial)
         trial.ensemble.is_complete = True
         return trial
@@ -278,7 +194,7 @@ class Search:
             self._probe(neighbor)
             if self._is_over:
                 return None
-            if not self._improves(shape) and self._is_at_noise_floor(self._best_of(shape)):
+            if not self._improves(shape) and self._best_of(shape).is_at_noise_floor:
                 return None
         self._finish_promising()
         return self._best().widths if self._improves(shape) else None
@@ -379,17 +295,11 @@ class Search:
         is_good = trial.held_out_loss < self.settings.finish.worthwhile_loss
         if len(trial.widths) == 1:
             is_good &= trial.score < self._promising_loss(trial)
-        return trial.finisher.prune and is_good and not self._is_at_noise_floor(trial)
+        return trial.finisher.prune and is_good and not trial.is_at_noise_floor
 
     def _promising_loss(self, trial: Trial) -> float:
         rounding_loss = trial.finisher.polisher.samples.rounding_loss
         return max(self.settings.search.promising_loss, 10.0 * rounding_loss)
-
-    @staticmethod
-    def _is_at_noise_floor(trial: Trial) -> bool:
-        finisher = trial.finisher
-        students, samples = trial.ensemble.students, finisher.polisher.samples
-        return reached_noise_floor(students, samples, finisher.settings.noise)
 
     def _ended(self) -> Trial | None:
         """The trial that gave the network: a certified one, else one that others cannot improve."""
@@ -440,10 +350,9 @@ class Search:
         waiting, latest, n_shared, rate = list(rounds), trial.ensemble, 0, 1.0
         while waiting and not self._is_settled(trial, latest):
             shared = self._shared_layers(trial, latest)
-            if not (trial.has_ended or trial.ensemble.show_network(finisher)):
+            if trial.has_ended or not trial.ensemble.show_network(finisher):
                 break
-            if not trial.has_ended:
-                self._grow(trial, self.n_students)
+            self._grow(trial, self.n_students)
             if trial.has_ended:
                 break
             if latest.is_warm_up and sum(map(len, shared)) > n_shared:
@@ -475,7 +384,7 @@ class Search:
         while self._can_be_brief(trial.activation) and not trial.has_ended:
             network, loss = trial.ensemble.corner(finish.worthwhile_loss)
             is_better = loss < settings.stands_out * trial.corner
-            if network is None or not is_better or self._is_approximation(network, trial):
+            if network is None or not is_better or trial.is_approximation(network):
                 break
             trial.corner, round = loss, self._growth(trial, network)
             n_students = min(n_students, self._n_students(trial.activation, trial.widths, round))
@@ -484,16 +393,6 @@ class Search:
                 trial.ensemble = trial.ensemble.joined(grown)
             else:
                 trial.ensemble = trial.ensemble.with_attempt(grown.best_candidate)
-
-    @staticmethod
-    def _is_approximation(network: Network, trial: Trial) -> bool:
-        """Whether a pruned network keeps more than half of the neurons of a layer of the students.
-
-        Unless it is no wider than assumed, there is no network of the assumed widths in it.
-        """
-        students = trial.ensemble.students.network(0).widths
-        limits = (max(a, s // 2) for a, s in zip(trial.widths, students, strict=True))
-        return not all(map(operator.le, network.widths, limits))
 
     def _shared_layers(self, trial: Trial, latest: Ensemble) -> tuple[np.ndarray, ...]:
         """The neurons that students share, whose network is tried."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from builders import plain, planted
+from builders import plain, planted, settings_with
 from sklearn_ec._cluster.layerwise import Thresholds
 from sklearn_ec._core.forward import network_outputs
 from sklearn_ec._core.records import Samples
@@ -208,10 +208,7 @@ def test_what_shows_a_network(finisher, group, held_out_loss, changes, shows):
         best_held_out_loss=held_out_loss,
         loss_curves=np.ones((len(SEEDS), n_epochs + 1)),
     )
-    settings = polisher.settings
-    if "few_parameters" in changes:
-        warm_up = replace(settings.warm_up, few_parameters=changes["few_parameters"])
-        settings = replace(settings, warm_up=warm_up)
+    settings = settings_with(warm_up={"few_parameters": changes.get("few_parameters", 400)})
     samples = replace(polisher.samples, rounding_loss=changes.get("rounding_loss", 0.0))
     solver = changes.get("solver", "auto")
     polisher = Polisher(

@@ -18,7 +18,8 @@ from sklearn_ec._core.settings import DEFAULTS
 from sklearn_ec._finish.finisher import Candidate
 from sklearn_ec._search.ensemble import Ensemble
 from sklearn_ec._search.rounds import Round
-from sklearn_ec._search.shapes import Search, Trial, with_verdict
+from sklearn_ec._search.shapes import Search
+from sklearn_ec._search.trials import Trial, with_verdict
 
 TOL = 1e-20
 N_PROBES, PROBE_STEPS = DEFAULTS.search.n_probes, DEFAULTS.search.probe_steps
