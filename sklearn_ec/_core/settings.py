@@ -228,6 +228,10 @@ class Prune:
     # The polish to the end, where no neuron is clearly to spare, is given up where a window leaves
     # more than this share of the loss: with spare neurons it crawls, without it takes a few steps.
     final_progress: float = 0.05
+    # Out of a corner: the last network of the path with more than this many times the neurons is
+    # polished, and pruned again if that leaves this share of the loss.
+    retrace_width: float = 2.0
+    retrace_share: float = 0.1
     single_tries: int = 3  # single removals tried before a width is accepted as the smallest
     exact_loss: float = 1e-18  # a pruned network below this relative loss is in no corner
     # Variances below which settling takes weight away from a large network, one attempt after the
@@ -417,11 +421,21 @@ class Search:
     max_student_parameters: int = 5000
     n_probes: int = 5  # students of a probe
     probe_steps: int = 30
+    # Where more activations than finalists are in question, so many students of each race first. Of
+    # the networks of the suite ``activations``, the right one came first for 26 of 26 of one layer
+    # and 16 of 16 of two (ReLU and leaky ReLU count as one); with no warm-up, or 300 steps, for 13.
+    n_race: int = 3
+    race_steps: int = 20
+    race_warm_up: int = 100
     # Rounds of students of few steps, on so many equations per parameter of a student; then there
     # is one to the end, on all rows. After 30 steps students are where they stay: with 100, the
     # best of 10 ReLU students of three hidden layers end at the same losses of 2e-3 to 4e-3.
     brief_steps: int = 30
     brief_equations: tuple[float, ...] = (3.0, 6.0, 12.0)
+    # Students of more parameters, in one hidden layer and in several, are asked for the network
+    # after a warm-up alone. Deep ones of 530 to 740 took 9 to 47 s without, 16 to 84 s with it: it
+    # takes as long as 30 steps of theirs, and finds no more than the lowest layer.
+    warm_up_first: tuple[int, int] = (400, 1000)
     # Students that grow from a corner have this share of its neurons in addition, at least so many
     # in each layer.
     growth: float = 0.25

@@ -50,6 +50,7 @@ class StudentTrainer:
         tol: float,
         shared: Sequence[np.ndarray] = (),
         rate: float = 1.0,
+        warm_up_steps: int | None = None,
         start: Network | None = None,
         is_recovered: IsRecovered | None = None,
         checkpoint: Checkpoint | None = None,
@@ -57,8 +58,9 @@ class StudentTrainer:
     ) -> Students:
         """Train one student per seed: a short warm-up with Adam, then Levenberg.
 
-        Students begin with the ``shared`` neurons of the lowest layers, and random ones, and Adam
-        has the share ``rate`` of its learning rate; or they begin as the network ``start`` with
+        Students begin with the ``shared`` neurons of the lowest layers, and random ones; Adam has
+        the share ``rate`` of its learning rate, and takes ``warm_up_steps`` or, by default, as many
+        as students of their size need. Or they begin as the network ``start`` with
         other neurons next to its own, see :meth:`WarmUpTrainer.grow`. Where they are large,
         Levenberg takes them in batches, best first, and stops after the first batch of which enough
         converged, or which ``is_recovered`` accepts. Of large ones with ReLU neurons, the first
@@ -72,7 +74,9 @@ class StudentTrainer:
         state = checkpoint.load() if checkpoint else None
         is_new, indices = state is None, np.arange(len(seeds))
         if state is None:
-            state = self.warmed_up(seeds, widths, shared, rate, start, pools=max_iter > 0)
+            state = self.warmed_up(
+                seeds, widths, shared, rate, warm_up_steps, start, pools=max_iter > 0
+            )
         try:
             if max_iter == 0:
                 if is_recovered is not None and not state.interrupted:
@@ -92,13 +96,14 @@ class StudentTrainer:
         widths: tuple[int, ...],
         shared: Sequence[np.ndarray] = (),
         rate: float = 1.0,
+        warm_up_steps: int | None = None,
         start: Network | None = None,
         pools: bool = True,
     ) -> TrainingState:
         """The students that Levenberg starts from; ``pools`` says whether it will."""
         polisher = self.polisher
         if start is None:
-            module, completed = self.warm_up.train(seeds, widths, shared, rate)
+            module, completed = self.warm_up.train(seeds, widths, shared, rate, warm_up_steps)
         else:
             module, completed = self.warm_up.grow(seeds, widths, start)
         order = self._best_first(module.weights)

@@ -74,10 +74,13 @@ class WarmUpTrainer:
         widths: tuple[int, ...],
         shared: Sequence[np.ndarray] = (),
         rate: float = 1.0,
+        n_steps: int | None = None,
     ) -> tuple[StackedStudents, bool]:
         """Initial students after a short training, and whether that was completed."""
         module = self.initial_students(seeds, widths, shared)
-        n_steps, is_large = self._n_steps(module.weights), self._are_large(module.weights)
+        is_large = self._are_large(module.weights)
+        if n_steps is None:
+            n_steps = self._n_steps(module.weights)
         module, completed = self._train_briefly(module, n_steps, int(seeds[0]), rate)
         if is_large:
             module = self._stack_networks(self._settled_networks(module))

@@ -126,12 +126,38 @@ def prune(
     cap = ExactCap(loss, polisher.samples.rounding_loss, polisher.settings, is_large)
     if is_large:
         network, loss = _try_merging(network, loss, polisher, cap)
-    *_, (network, loss) = pruning_path(network, loss, polisher, cap, is_final)
+    last_step = polisher.n_steps + cap.most_steps(network)
+    *path, (network, loss) = pruning_path(network, loss, polisher, cap, is_final)
+    while polisher.n_steps < last_step and (again := _retraced(path, network, loss, polisher)):
+        cap = ExactCap(again[1], polisher.samples.rounding_loss, polisher.settings)
+        last_step = polisher.n_steps + cap.most_steps(again[0])
+        *path, (smaller, smaller_loss) = pruning_path(*again, polisher, cap, is_final)
+        if smaller_loss > settings.retrace_share * loss:
+            break
+        network, loss = smaller, smaller_loss
     if not is_shallow:
         return polisher.polish(network, settings.polish_steps)
     if polisher.is_matrix_free(network) and loss > settings.exact_loss:
         return polisher.polish(network, settings.polish_steps, progress=settings.large_progress)
     return network, loss
+
+
+def _retraced(
+    path: list[tuple[Network, float]], network: Network, loss: float, polisher: Polisher
+) -> tuple[Network, float] | None:
+    """The way out of a corner: an earlier network of the path, with spare neurons, polished far.
+
+    None where the network is exact or large, or has more than half of the neurons that the path
+    began with, or where the earlier one does hardly better.
+    """
+    settings = polisher.settings.prune
+    exact_loss = max(settings.cap_floor, polisher.samples.rounding_loss)
+    limit = settings.retrace_width * sum(network.widths)
+    wider = [earlier for earlier, _ in path if sum(earlier.widths) > limit]
+    if loss <= exact_loss or not wider or polisher.is_matrix_free(wider[-1]):
+        return None
+    again = polisher.polish(wider[-1], settings.polish_steps)
+    return again if again[1] < settings.retrace_share * loss else None
 
 
 def without_spare(network: Network, loss: float, polisher: Polisher) -> Network:

@@ -33,7 +33,13 @@ class Round:
     asks_finisher: bool = True  # whether training ends once these students gave the network
     shared: Sequence[np.ndarray] = ()  # neurons of the lowest layers that all of them start with
     rate: float = 1.0  # of the warm-up, as a share of the usual one
+    warm_up_steps: int | None = None  # None for as many as students of their size take
     start: Network | None = None  # that they start as, with a few random neurons besides its own
+
+    @property
+    def is_race(self) -> bool:
+        """Whether a short training is to tell activations apart."""
+        return self.warm_up_steps is not None
 
     def steps(self, max_iter: int) -> int:
         """Number of steps of an estimator that allows so many."""
@@ -90,6 +96,7 @@ def train_group(
         tol=recipe.tol,
         shared=recipe.round.shared,
         rate=recipe.round.rate,
+        warm_up_steps=recipe.round.warm_up_steps,
         start=recipe.round.start,
         is_recovered=question if finisher.prune and recipe.round.asks_finisher else None,
         checkpoint=checkpoint,

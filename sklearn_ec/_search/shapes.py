@@ -26,8 +26,15 @@ from .ensemble import Ensemble
 from .rounds import Round
 from .trials import Shape, Trial
 
-# Activations whose neurons are pairs of neurons of another one.
-PAIRED = {"relu": "leaky_relu"}
+# Activations of which two neurons make one of the other.
+PAIR = {"relu", "leaky_relu"}
+# Activations that are those of ReLU where weights are large.
+SHARP = {"gelu", "silu", "softplus"}
+
+
+def _pair_of(activation: str) -> set[str]:
+    """An activation and the one whose neurons are pairs of its neurons, if there is one."""
+    return PAIR if activation in PAIR else {activation}
 
 
 class Search:
@@ -98,6 +105,7 @@ class Search:
             return trial
         if len(self.finishers) > 1:
             self._probe(widths)
+            self._probe_finalists(widths)
             self._finish_promising()
             return self._ended() or self._train_to_the_end(self._most_parsimonious())
         (activation,) = self.finishers
@@ -124,6 +132,16 @@ class Search:
     def _probing(self) -> Round:
         return Round(self.settings.search.probe_steps, asks_finisher=False)
 
+    @property
+    def _race(self) -> Round:
+        settings = self.settings.search
+        return Round(
+            settings.race_steps,
+            settings.brief_equations[0],
+            asks_finisher=False,
+            warm_up_steps=settings.race_warm_up,
+        )
+
     def _n_students(self, activation: str, widths: Shape, round: Round) -> int:
         settings = self.settings.search
         if round.max_iter != 0:
@@ -147,8 +165,8 @@ class Search:
     def _rounds(self, activation: str, widths: Shape) -> list[Round]:
         """The rounds of training: brief ones on a share of the rows, the last one to the end.
 
-        There is one brief round on all rows at most. Of students with a long warm-up, there are
-        rounds of nothing else before.
+        There is one brief round on all rows at most. Of students whose steps take longer than their
+        warm-up, there are rounds of nothing else before.
         """
         finisher, settings = self.finishers[activation], self.settings.search
         n_parameters = self.n_parameters(widths)
@@ -159,9 +177,9 @@ class Search:
         available = finisher.polisher.samples.n_equations / n_parameters
         shares = [min(share, available) for share in settings.brief_equations]
         brief = [] if is_large else list(dict.fromkeys(shares))
-        has_long_warm_up = n_parameters > self.settings.warm_up.few_parameters
+        first = settings.warm_up_first[min(len(widths), 2) - 1]
         return [
-            *([self._warm_up] if has_long_warm_up else []),
+            *([self._warm_up] if n_parameters > first else []),
             *(Round(settings.brief_steps, share) for share in brief),
             Round(),
         ]
@@ -175,7 +193,8 @@ class Search:
     def _new_trial(self, activation: str, widths: Shape, n_students: int, round: Round) -> Trial:
         start, finisher = time.perf_counter(), self.finishers[activation]
         ensemble = self.train(finisher, widths, n_students, round)
-        return Trial(activation, widths, finisher, ensemble, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        return Trial(activation, widths, finisher, ensemble, seconds, is_race=round.is_race)
 
     def _first_shape(self) -> Shape:
         width = self.settings.search.start_widths[0]
@@ -195,7 +214,9 @@ class Search:
             if self._is_over:
                 return None
             if not self._improves(shape) and self._best_of(shape).is_at_noise_floor:
+                self._probe_finalists(shape)
                 return None
+        self._probe_finalists(self._best().widths)
         self._finish_promising()
         return self._best().widths if self._improves(shape) else None
 
@@ -215,36 +236,80 @@ class Search:
         return [n for n in neighbors if n not in probed and self._fits(n)]
 
     def _probe(self, shape: Shape) -> None:
-        """Train probes with each activation; finish those that stand out.
+        """Train probes with the activations in question; finish those that stand out.
 
-        One that looks exact is finished before the others are trained.
+        Where these are many, a race decides which ones, and whether now: few students, after a
+        short warm-up and few steps, rank activations as the probes do.
         """
-        settings = self.settings.search
-        n_students = min(settings.n_probes, self.n_students)
+        settings, activations = self.settings.search, self._activations()
         others = min((trial.score for trial in self.trials), default=0.0)
-        stage: list[Trial] = []
-        for activation in self._activations():
-            stage.append(self._new_trial(activation, shape, n_students, self._probing))
-            self.trials.append(stage[-1])
-            for trial in filter(self._looks_exact, stage):
-                self._finish(trial)
-                if self._ended() is not None:
-                    return
+        if len(activations) <= settings.n_finalists:
+            self._probe_each(shape, activations)
+            return
+        stage = self._train_each(shape, activations, self._race)
+        enough = max(self.settings.finish.network_loss, settings.stands_out * others)
+        if min(trial.score for trial in stage) < enough:
+            self._probe_finalists(shape)
+
+    def _probe_finalists(self, shape: Shape) -> None:
+        """Probe the best activations of a race, once, and those that make pairs with them.
+
+        Where none did well, ReLU may have lost by bad luck: its few students are the roughest.
+        """
+        raced = [trial for trial in self.trials if trial.widths == shape]
+        if self._is_over or not all(trial.is_race for trial in raced):
+            return
+        raced.sort(key=lambda trial: trial.score)
+        best = [trial.activation for trial in raced[: self.settings.search.n_finalists]]
+        finalists = set(best).union(*map(_pair_of, best))
+        if raced[0].score > self.settings.finish.network_loss:
+            finalists |= PAIR
+        untried = [t.activation for t in raced if t.activation in finalists and not t.tried]
+        self._probe_each(shape, untried)
+
+    def _probe_each(self, shape: Shape, activations: list[str]) -> None:
+        """Train a probe with each activation; finish those that stand out."""
+        settings = self.settings.search
+        others = [trial.score for trial in self.trials if trial.widths != shape]
+        stage = self._train_each(shape, activations, self._probing)
         stage.sort(key=lambda trial: trial.score)
         for trial in stage:
-            if trial.tried:
-                continue
-            stands_out = trial is stage[0] and trial.score < settings.stands_out * others
-            if stands_out or trial.score < self._promising_loss(trial):
-                self._finish(trial)
-            if self._ended() is not None:
+            if self._is_over:
                 break
+            stands_out = trial.score < settings.stands_out * min(others, default=0.0)
+            is_good = trial.score < self._promising_loss(trial)
+            if not trial.tried and (is_good or (stands_out and trial is stage[0])):
+                self._finish(trial)
+
+    def _train_each(self, shape: Shape, activations: list[str], round: Round) -> list[Trial]:
+        """Students of each activation; those that look exact are finished before others train."""
+        settings = self.settings.search
+        n_students = min(settings.n_race if round.is_race else settings.n_probes, self.n_students)
+        stage: list[Trial] = []
+        for activation in activations:
+            stage.append(self._new_trial(activation, shape, n_students, round))
+            self._add(stage[-1])
+            stage.sort(key=lambda trial: list(self.finishers).index(trial.activation))
+            for trial in filter(self._looks_exact, stage):
+                self._finish(trial)
+                if self._is_over:
+                    return stage
+        return stage
+
+    def _add(self, trial: Trial) -> None:
+        """Keep a trial, in the place of the race of the same activation and widths, if any."""
+        for other in self.trials:
+            if (other.activation, other.widths) == (trial.activation, trial.widths):
+                trial.seconds += other.seconds
+                self.trials.remove(other)
+                break
+        self.trials.append(trial)
 
     def _looks_exact(self, trial: Trial) -> bool:
-        """Whether a probe is to be finished at once; pairs wait for each other."""
-        paired = PAIRED.get(trial.activation)
-        probed = {(other.activation, other.widths) for other in self.trials}
-        is_waiting = paired in self.finishers and (paired, trial.widths) not in probed
+        """Whether a trial is to be finished at once; of a pair, both are to be probed before."""
+        probed = {t.activation for t in self.trials if t.widths == trial.widths and not t.is_race}
+        pair = _pair_of(trial.activation) & self.finishers.keys()
+        is_waiting = len(pair) > 1 and not pair <= probed
         return trial.score < self.settings.search.exact_loss and not (trial.tried or is_waiting)
 
     def _activations(self) -> list[str]:
@@ -260,7 +325,7 @@ class Search:
         """Finish the best probes, one after the other, up to a certificate."""
         ranked = sorted(self.trials, key=lambda trial: trial.score)
         for trial in ranked[: self.settings.search.n_finalists]:
-            if self._ended() is not None:
+            if self._is_over:
                 break
             if not trial.tried:
                 self._finish(trial)
@@ -270,25 +335,46 @@ class Search:
             start = time.perf_counter()
             trial.tried = True
             trial.ensemble.seek(trial.finisher)
-            self._grow(trial, self.settings.search.n_probes)
+            self._try_limit(trial)
+            if not self._is_over:
+                self._grow(trial, self.settings.search.n_probes)
             trial.seconds += time.perf_counter() - start
             if trial.corner < self.settings.search.exact_loss:  # the right shape, or a larger one
                 self._train_to_the_end(trial)
             self._try_paired(trial)
 
+    def _try_limit(self, trial: Trial) -> None:
+        """Where a network of few neurons nearly fits, let ReLU students grow from sharp ones.
+
+        ``gelu`` 4-3 comes to 2e-13 of a ReLU network that ReLU students do not learn in 30 steps.
+        """
+        network, _ = trial.ensemble.corner(self.settings.search.exact_loss)
+        if network is not None and trial.activation in SHARP and "relu" in self.finishers:
+            n_students, round = self.settings.search.n_probes, self._growth(trial, network)
+            limit = self._new_trial("relu", trial.widths, min(n_students, self.n_students), round)
+            if limit.exact_size is not None:
+                self._add(limit)
+
     def _try_paired(self, trial: Trial) -> None:
         """Where an exact network is refused, train students whose neurons are pairs of its neurons.
 
-        ReLU students learn leaky ReLU networks more easily than leaky ones do, with two neurons for
-        each; the data leave open how these share their work.
+        ReLU students may learn leaky ReLU networks more easily than leaky ones do, with two neurons
+        for each, or the other way; the data leave open how these share their work.
         """
-        paired = PAIRED.get(trial.activation)
-        if paired not in self.finishers or trial.exact_size is None or trial.certified:
+        if trial.exact_size is None or trial.certified:
             return
+        pair = _pair_of(trial.activation)
         for other in self.trials:
-            if (other.activation, other.widths) == (paired, trial.widths) and not other.tried:
+            is_paired = other.activation in pair and other.widths == trial.widths
+            if is_paired and not other.tried:
                 other.tried = True
+                other.ensemble.seek(other.finisher)
                 self._train_to_the_end(other)
+
+    def _is_beaten(self, trial: Trial) -> bool:
+        """Whether its exact network is larger than that of another trial."""
+        size, sizes = trial.exact_size, [other.exact_size for other in self.trials]
+        return size is not None and any(s is not None and s < size for s in sizes)
 
     def _worth_finishing(self, trial: Trial) -> bool:
         """Whether a probe may hold the network: shallow ones that do come near to rounding."""
@@ -309,7 +395,7 @@ class Search:
     @property
     def _is_over(self) -> bool:
         """Whether there is the network, or one that is exact but for what the rows leave open."""
-        return any(trial.has_ended or trial.is_exact for trial in self.trials)
+        return any(trial.has_ended or trial.exact_size is not None for trial in self.trials)
 
     def _best(self) -> Trial:
         return min(self.trials, key=lambda trial: trial.score)
@@ -407,7 +493,7 @@ class Search:
         """Whether a trial has its network, or its latest students converged or stopped at noise."""
         students, samples = latest.students, trial.finisher.polisher.samples
         is_over = students.succeeded or students.n_failed == len(students)
-        is_over |= trial.ensemble.agree_exactly
+        is_over |= trial.ensemble.agree_exactly or self._is_beaten(trial)
         if trial.has_ended or is_over or latest.is_warm_up:
             return trial.has_ended or is_over
         return reached_noise_floor(students, samples, self.settings.noise)

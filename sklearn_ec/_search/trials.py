@@ -27,6 +27,7 @@ class Trial:
     finisher: Finisher
     ensemble: Ensemble
     seconds: float
+    is_race: bool = False  # whether its students took a few steps without a warm-up
     tried: bool = False  # whether its best student was finished
     corner: float = math.inf  # loss of the network that students grew from last
 
@@ -63,11 +64,6 @@ class Trial:
         candidates = self.ensemble.candidates
         sizes = [c.network.n_parameters for c in candidates if c.certificate.fits_exactly]
         return min(sizes, default=None)
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether one was exact on all rows, those that were held out too."""
-        return any(candidate.certificate.is_exact for candidate in self.ensemble.candidates)
 
     @property
     def is_at_noise_floor(self) -> bool:

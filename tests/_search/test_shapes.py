@@ -531,7 +531,8 @@ def test_paired_neurons_are_trained_where_an_exact_network_is_refused():
         ("train", "leaky_relu", (8,), N_PROBES, PROBE),
         ("finish", "relu", (8,)),
     ]
-    assert script.events[4][:3] == ("train", "leaky_relu", (8,))
+    assert script.events[4] == ("finish", "leaky_relu", (8,))
+    assert script.events[5][:3] == ("train", "leaky_relu", (8,))
     assert script.trained_to_the_end.count(("leaky_relu", (8,), 20)) == 1
 
 
@@ -567,16 +568,65 @@ def test_paired_neurons_are_not_trained_elsewhere(activations, certified, refuse
     assert "leaky_relu" not in [name for name, *_ in script.trained_to_the_end]
 
 
-def test_the_smallest_exact_network_is_the_most_parsimonious():
-    losses = {("relu", (8,)): 1e-14, ("tanh", (8,)): 1e-12, ("g", (8,)): 1e-16}
-    refused = {("relu", (8,)): (7,), ("tanh", (8,)): (5,)}
-    script = Script(losses, ("g", "relu", "tanh"), refused=refused)
+@pytest.mark.parametrize(("width", "best"), [(6, "leaky_relu"), (14, "relu")])
+def test_the_smallest_exact_network_is_the_most_parsimonious(width, best):
+    """Leaky ReLU neurons in pairs make ReLU neurons: these are more, and are not trained on."""
+    refused = {("relu", (8,)): (12,), ("leaky_relu", (8,)): (width,)}
+    script = Script(PAIR_LOSSES, PAIR, refused=refused)
     trial = script.search.run_given((8,))
-    assert trial.activation == "tanh"
+    assert trial.activation == best
     sizes = {t.activation: t.exact_size for t in script.search.trials}
-    small, large = (make_network(widths).n_parameters for widths in ((5,), (7,)))
-    assert sizes == {"g": None, "relu": large, "tanh": small}
-    assert script.trained_to_the_end == [("tanh", (8,), 20)]
+    assert sizes["leaky_relu"] == make_network((width,)).n_parameters
+    assert sizes["relu"] == make_network((12,)).n_parameters
+    trained = {name for name, *_ in script.trained_to_the_end}
+    assert ("leaky_relu" in trained) == (best == "leaky_relu")
+
+
+RACE = ("tanh", "relu", "softplus", "gelu", "g")
+
+
+def rounds_of(script, shape):
+    """Activation and number of students of each training of a shape, races first."""
+    trained = [e for e in script.events if e[0] == "train" and e[2] == shape]
+    return [(e[1], e[3]) for e in trained if e[4].is_race], [
+        (e[1], e[3]) for e in trained if not (e[4].is_race or e[4].asks_finisher)
+    ]
+
+
+def test_many_activations_race_and_the_best_are_probed():
+    losses = dict(zip([(name, (8,)) for name in RACE], [3e-7, 1e-4, 2e-7, 1e-3, 4e-7], strict=True))
+    script = Script(losses, RACE)
+    script.search.run_given((8,))
+    raced, probed = rounds_of(script, (8,))
+    assert raced == [(name, DEFAULTS.search.n_race) for name in RACE]
+    assert probed == [("softplus", N_PROBES), ("tanh", N_PROBES), ("g", N_PROBES)]
+    report = [(t.activation, len(t.ensemble.students), t.is_race) for t in script.search.trials]
+    assert ("relu", DEFAULTS.search.n_race, True) in report
+    assert len(report) == len(RACE)  # a probe takes the place of its race
+
+
+def test_a_race_that_looks_exact_ends_with_its_network():
+    script = Script({("tanh", (8,)): 1e-12}, RACE, certified=[(8,)])
+    assert script.search.run().activation == "tanh"
+    assert rounds_of(script, (8,)) == ([("tanh", DEFAULTS.search.n_race)], [])
+
+
+def test_shapes_that_lose_the_race_are_not_probed():
+    """All activations are far from the data with one layer, one of them is not with two."""
+    losses = {(8,): 1e-4, (4, 4): 1e-5, ("softplus", (4, 4)): 1e-8}
+    script = Script(losses, RACE, certified=[(4, 4)])
+    assert script.search.run().activation == "softplus"
+    raced, probed = rounds_of(script, (8,))
+    assert (len(raced), probed) == (len(RACE), [])
+    raced, probed = rounds_of(script, (4, 4))
+    assert (len(raced), probed[0]) == (len(RACE), ("softplus", N_PROBES))
+
+
+def test_the_best_shape_is_probed_before_the_search_moves_on():
+    script = Script({(8,): 1e-4, (4, 4): 9e-5}, RACE)
+    script.search.run()
+    assert len(rounds_of(script, (4, 4))[1]) == DEFAULTS.search.n_finalists
+    assert not rounds_of(script, (8,))[1]
 
 
 # What becomes of students once training is over
@@ -724,6 +774,23 @@ def test_a_probe_that_nearly_fits_is_trained_to_the_end_at_once():
     assert [k.max_iter for k in kinds[2:]] == [*BRIEF, None]
 
 
+@pytest.mark.parametrize(("activation", "best"), [("gelu", "relu"), ("tanh", "tanh")])
+def test_relu_students_grow_from_sharp_neurons_that_nearly_fit(activation, best):
+    script = Script({(activation, (4, 4)): 1e-7}, (activation, "relu"))
+    script.search.finishers[activation].error = 1e-6  # of the network that pruning leaves
+    train = script.search.train
+
+    def train_and_certify(finisher, widths, n_students, round):
+        ensemble = train(finisher, widths, n_students, round)
+        if finisher.name == "relu" and round.start is not None:
+            ensemble.certified[0] = finisher._candidate(make_network((4, 3)), passed=True)
+        return ensemble
+
+    script.search.train = train_and_certify
+    trial = script.search.run_given((4, 4))
+    assert (trial.activation, trial.certified) == (best, best == "relu")
+
+
 def test_warm_ups_go_on_as_long_as_students_share_more(monkeypatch):
     counts = iter([3, 5, 5])
     monkeypatch.setattr(
@@ -732,7 +799,7 @@ def test_warm_ups_go_on_as_long_as_students_share_more(monkeypatch):
         lambda *arguments: ClusteredLayers(collapsed=[np.ones((next(counts, 0), 2))]),
     )
     script = Script({(9, 9): 1e-5})
-    script.search.n_parameters = lambda widths: 401
+    script.search.n_parameters = lambda widths: 1001
     script.search.run_given((9, 9))
     rounds = [event[4] for event in script.events if event[0] == "train"]
     assert [r.max_iter for r in rounds[:4]] == [0, 0, 0, BRIEF[0]]
