@@ -247,7 +247,7 @@ class Search:
             self._probe_each(shape, activations)
             return
         stage = self._train_each(shape, activations, self._race)
-        enough = max(self.settings.finish.network_loss, settings.stands_out * others)
+        enough = max(self.settings.finish.network_loss, settings.improvement * others)
         if min(trial.score for trial in stage) < enough:
             self._probe_finalists(shape)
 
@@ -339,7 +339,8 @@ class Search:
             if not self._is_over:
                 self._grow(trial, self.settings.search.n_probes)
             trial.seconds += time.perf_counter() - start
-            if trial.corner < self.settings.search.exact_loss:  # the right shape, or a larger one
+            nearly_exact, _ = trial.ensemble.corner(self.settings.search.exact_loss)
+            if nearly_exact is not None:  # the right shape, or a larger one
                 self._train_to_the_end(trial)
             self._try_paired(trial)
 
