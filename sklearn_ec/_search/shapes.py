@@ -340,7 +340,7 @@ class Search:
                 self._grow(trial, self.settings.search.n_probes)
             trial.seconds += time.perf_counter() - start
             nearly_exact, _ = trial.ensemble.corner(self.settings.search.exact_loss)
-            if nearly_exact is not None:  # the right shape, or a larger one
+            if nearly_exact is not None and not self._is_over:  # the right shape, or a larger one
                 self._train_to_the_end(trial)
             self._try_paired(trial)
 

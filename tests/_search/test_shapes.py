@@ -789,6 +789,7 @@ def test_relu_students_grow_from_sharp_neurons_that_nearly_fit(activation, best)
     script.search.train = train_and_certify
     trial = script.search.run_given((4, 4))
     assert (trial.activation, trial.certified) == (best, best == "relu")
+    assert bool(script.trained_to_the_end) == (best == "tanh")
 
 
 def test_warm_ups_go_on_as_long_as_students_share_more(monkeypatch):
