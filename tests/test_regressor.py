@@ -27,7 +27,7 @@ from sklearn_ec._core.canonical import canonical_form
 from sklearn_ec._core.settings import DEFAULTS
 from sklearn_ec._finish import finisher
 from sklearn_ec._search.ensemble import Ensemble
-from sklearn_ec.datasets import load_deep_suite, make_teacher
+from sklearn_ec.datasets import load_deep_suite, load_reference_suite, make_teacher
 from sklearn_ec.inspection import NeuronMatchDisplay, SimilarityDisplay
 from sklearn_ec.metrics import max_cosine_distance, relative_rmse
 
@@ -130,6 +130,17 @@ def test_recovers_from_badly_scaled_columns(tanh_problem):
     assert model.recovered_
     assert max_cosine_distance(expected, model, "tanh") <= EXACT
     assert_allclose(model.predict(X * factors), y, rtol=1e-11)
+
+
+@pytest.mark.slow
+def test_pruning_finds_its_way_out_of_a_local_minimum():
+    """A student that has not learned the network loses a neuron of it, and is pruned again."""
+    (problem,) = load_reference_suite("softplus", n_inputs=(2,), widths=(8,), n_seeds=1)
+    model = ExpandClusterRegressor(
+        activation="softplus", hidden_layer_sizes=8, n_students=1, max_iter=20, random_state=0
+    ).fit(problem.X, problem.y)
+    assert model.recovered_
+    assert model.layer_sizes_ == (8,)
 
 
 @pytest.mark.slow
