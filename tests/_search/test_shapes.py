@@ -762,12 +762,25 @@ def test_joined_students_keep_the_networks_that_were_refused():
     assert not both.conclusive_networks
 
 
+def finish_probe(shape, error):
+    """Finish a probe that pruning leaves at an error, and at its own widths."""
+    script = Script({shape: 1e-7 if len(shape) > 1 else 1e-10}, n_students=20)
+    script.search.finishers["tanh"].error = error
+    trial = script.search._new_trial("tanh", shape, N_PROBES, PROBE)
+    script.search._finish(trial)
+    return script, trial
+
+
+@pytest.mark.parametrize(("assumed", "is_right"), [(8, True), (7, False)])
+def test_shallow_networks_wider_than_assumed_may_stand_for_deep_ones(assumed, is_right):
+    script, trial = finish_probe((8,), 1e-6)
+    trial.widths = (assumed,)
+    assert script.search._has_right_shape(trial) == is_right
+
+
 def test_a_probe_that_nearly_fits_is_trained_to_the_end_at_once():
     """Before larger shapes are probed."""
-    script = Script({(8,): 1e-4, (4, 4): 1e-7}, n_students=20)
-    finisher = script.search.finishers["tanh"]
-    finisher.error = 1e-6  # of the network that pruning leaves
-    script.search._finish(script.search._new_trial("tanh", (4, 4), N_PROBES, PROBE))
+    script, _ = finish_probe((4, 4), 1e-6)
     kinds = [event[4] for event in script.events if event[0] == "train"]
     assert kinds[0] == PROBE
     assert kinds[1].start is not None
