@@ -145,7 +145,8 @@ def compare(teacher, model, X):
     true = np.vstack([teacher["W"], teacher["b"]]).T @ row_space.T
     found = np.vstack([model.weights_[0], model.biases_[0]]).T @ row_space.T
     activation = get_activation(model.activation_)
-    slopes = activation.tensor_derivative(torch.from_numpy(inputs @ true.T)).numpy()
+    z = torch.from_numpy(inputs @ true.T)
+    slopes = activation.tensor_derivative(z, activation.tensor_function(z)).numpy()
     undetermined = open_directions(inputs, slopes, teacher["A"])
     within, determined = [], []
     for neuron, other in match(true, found, activation.has_sign_flip):

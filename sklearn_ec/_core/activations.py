@@ -40,14 +40,16 @@ SOFTPLUS_THRESHOLD = 40.0
 class Activation:
     """An activation function with its derivatives and its symmetries.
 
+    Derivatives are called with ``z`` and ``s(z)``, of which some are functions.
+
     ``flip`` is the constant ``c`` of the symmetry class: the constant left behind by a flip of an
     odd activation, the slope of the linear function left behind by a flip of an even+linear one.
     """
 
     function: Callable[[np.ndarray], np.ndarray]
     tensor_function: Callable[[torch.Tensor], torch.Tensor]
-    tensor_derivative: Callable[[torch.Tensor], torch.Tensor]
-    tensor_second_derivative: Callable[[torch.Tensor], torch.Tensor]
+    tensor_derivative: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    tensor_second_derivative: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     symmetry: Symmetry
     flip: float = 0.0
     homogeneous: bool = False
@@ -65,31 +67,24 @@ def _tensor_softplus(z: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.softplus(z, threshold=SOFTPLUS_THRESHOLD)
 
 
-def _tensor_sigmoid_derivative(z: torch.Tensor) -> torch.Tensor:
-    s = torch.sigmoid(z)
+def _tensor_sigmoid_derivative(s: torch.Tensor) -> torch.Tensor:
     return s * (1.0 - s)
 
 
-def _tensor_sigmoid_second_derivative(z: torch.Tensor) -> torch.Tensor:
-    s = torch.sigmoid(z)
+def _tensor_sigmoid_second_derivative(s: torch.Tensor) -> torch.Tensor:
     return s * (1.0 - s) * (1.0 - 2.0 * s)
-
-
-def _tensor_tanh_second_derivative(z: torch.Tensor) -> torch.Tensor:
-    t = torch.tanh(z)
-    return -2.0 * t * (1.0 - t * t)
 
 
 def _tensor_normal_density(z: torch.Tensor) -> torch.Tensor:
     return torch.exp(-0.5 * z * z) / math.sqrt(2.0 * math.pi)
 
 
-def _tensor_silu_derivative(z: torch.Tensor) -> torch.Tensor:
+def _tensor_silu_derivative(z: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
     s = torch.sigmoid(z)
     return s * (1.0 + z * (1.0 - s))
 
 
-def _tensor_silu_second_derivative(z: torch.Tensor) -> torch.Tensor:
+def _tensor_silu_second_derivative(z: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
     s = torch.sigmoid(z)
     return s * (1.0 - s) * (2.0 + z * (1.0 - 2.0 * s))
 
@@ -107,8 +102,8 @@ def _leaky_relu(slope: float) -> Activation:
     return Activation(
         lambda z: np.where(z > 0, z, slope * z),
         lambda z: torch.nn.functional.leaky_relu(z, slope),
-        lambda z: torch.full_like(z, slope).masked_fill_(z > 0, 1.0),
-        torch.zeros_like,
+        lambda z, _: torch.full_like(z, slope).masked_fill_(z > 0, 1.0),
+        lambda z, _: torch.zeros_like(z),
         "even_linear",
         flip=1.0 + slope,
         homogeneous=True,
@@ -119,23 +114,23 @@ ACTIVATIONS: dict[str, Activation] = {
     "logistic": Activation(
         special.expit,
         torch.sigmoid,
-        _tensor_sigmoid_derivative,
-        _tensor_sigmoid_second_derivative,
+        lambda _, s: _tensor_sigmoid_derivative(s),
+        lambda _, s: _tensor_sigmoid_second_derivative(s),
         "odd",
         flip=1.0,
     ),
     "tanh": Activation(
         np.tanh,
         torch.tanh,
-        lambda z: 1.0 - torch.tanh(z) ** 2,
-        _tensor_tanh_second_derivative,
+        lambda _, s: 1.0 - s * s,
+        lambda _, s: -2.0 * s * (1.0 - s * s),
         "odd",
     ),
     "relu": Activation(
         _relu,
         torch.relu,
-        lambda z: (z > 0).to(z.dtype),
-        torch.zeros_like,
+        lambda z, _: (z > 0).to(z.dtype),
+        lambda z, _: torch.zeros_like(z),
         "even_linear",
         flip=1.0,
         homogeneous=True,
@@ -144,16 +139,16 @@ ACTIVATIONS: dict[str, Activation] = {
     "softplus": Activation(
         _softplus,
         _tensor_softplus,
-        torch.sigmoid,
-        _tensor_sigmoid_derivative,
+        lambda z, _: torch.sigmoid(z),
+        lambda z, _: _tensor_sigmoid_derivative(torch.sigmoid(z)),
         "even_linear",
         flip=1.0,
     ),
     "gelu": Activation(
         lambda z: z * special.ndtr(z),
         torch.nn.functional.gelu,
-        lambda z: torch.special.ndtr(z) + z * _tensor_normal_density(z),
-        lambda z: (2.0 - z * z) * _tensor_normal_density(z),
+        lambda z, _: torch.special.ndtr(z) + z * _tensor_normal_density(z),
+        lambda z, _: (2.0 - z * z) * _tensor_normal_density(z),
         "even_linear",
         flip=1.0,
     ),
@@ -168,22 +163,25 @@ ACTIVATIONS: dict[str, Activation] = {
     "elu": Activation(
         lambda z: np.where(z > 0, z, np.expm1(np.minimum(z, 0.0))),
         torch.nn.functional.elu,
-        lambda z: torch.exp(torch.clamp(z, max=0.0)),
-        lambda z: torch.where(z > 0, 0.0, torch.exp(torch.clamp(z, max=0.0))),
+        lambda z, s: torch.where(z > 0, 1.0, s + 1.0),
+        lambda z, s: torch.where(z > 0, 0.0, s + 1.0),
         "none",
     ),
     "erf": Activation(
         special.erf,
         torch.erf,
-        lambda z: (2.0 / math.sqrt(math.pi)) * torch.exp(-z * z),
-        lambda z: (-4.0 / math.sqrt(math.pi)) * z * torch.exp(-z * z),
+        lambda z, _: (2.0 / math.sqrt(math.pi)) * torch.exp(-z * z),
+        lambda z, _: (-4.0 / math.sqrt(math.pi)) * z * torch.exp(-z * z),
         "odd",
     ),
     "g": Activation(
         lambda z: special.expit(4.0 * z) + _softplus(z),
         lambda z: torch.sigmoid(4.0 * z) + _tensor_softplus(z),
-        lambda z: 4.0 * _tensor_sigmoid_derivative(4.0 * z) + torch.sigmoid(z),
-        lambda z: 16.0 * _tensor_sigmoid_second_derivative(4.0 * z) + _tensor_sigmoid_derivative(z),
+        lambda z, _: 4.0 * _tensor_sigmoid_derivative(torch.sigmoid(4.0 * z)) + torch.sigmoid(z),
+        lambda z, _: (
+            16.0 * _tensor_sigmoid_second_derivative(torch.sigmoid(4.0 * z))
+            + _tensor_sigmoid_derivative(torch.sigmoid(z))
+        ),
         "none",
     ),
 }

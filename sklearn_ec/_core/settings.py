@@ -40,6 +40,8 @@ class Blocks:
     elements_on_cpu: int = 3_000_000  # of the largest temporary array
     elements_on_cuda: int = 128_000_000
     min_rows: int = 256
+    # Activations of all rows up to so many are kept within a step, larger ones computed again.
+    kept_elements: int = 1_000_000
 
 
 @dataclass(frozen=True)

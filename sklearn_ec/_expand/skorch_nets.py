@@ -133,12 +133,12 @@ class AdamNet(_StudentNet):
         size = min(self.schedule.minibatch, n_samples)
         rows = torch.from_numpy(self.rng_.choice(n_samples, size, replace=False, shuffle=False))
         rows = rows.to(targets.device)
-        layers, activation = self.module_.weights, self.module_.activation
-        run = forward(layers, data["inputs"][rows], activation)
+        layers = self.module_.weights
+        run = forward(layers, data["inputs"][rows], self.module_.activation)
         weight = data["sqrt_weight"][rows]
         residuals = (run.outputs - targets[rows]) * weight
         cotangents = residuals * weight * (2.0 / residuals[0].numel())
-        found = gradients(layers, run, activation, cotangents)
+        found = gradients(layers, run, cotangents)
         for parameter, gradient in zip(self.module_.layers, found, strict=True):
             parameter.grad = gradient
         self.optimizer_.step()

@@ -12,7 +12,9 @@ and a constant. With the pre-activations ``z = features · layerᵀ`` and ``h = 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -32,11 +34,22 @@ class ForwardPass:
 
     features: list[Tensor]
     preactivations: list[Tensor]
+    activation: Activation
 
     @property
     def outputs(self) -> Tensor:
         """Shape (batch, n_rows, n_outputs)."""
         return self.preactivations[-1]
+
+    @cached_property
+    def slopes(self) -> list[Tensor]:
+        """Derivatives of the activations of every hidden layer, (batch, n_rows, width) each."""
+        return self._of_hidden(self.activation.tensor_derivative)
+
+    @cached_property
+    def curvatures(self) -> list[Tensor]:
+        """Their second derivatives."""
+        return self._of_hidden(self.activation.tensor_second_derivative)
 
     def take(self, index: Tensor) -> ForwardPass:
         """The same for some of the networks."""
@@ -44,12 +57,27 @@ class ForwardPass:
         return ForwardPass(
             [inputs, *(part[index] for part in features)],
             [part[index] for part in self.preactivations],
+            self.activation,
+        )
+
+    def on_rows(self, rows: slice) -> ForwardPass:
+        """The same for some of the rows."""
+        inputs, *features = self.features
+        return ForwardPass(
+            [inputs[rows], *(part[:, rows] for part in features)],
+            [part[:, rows] for part in self.preactivations],
+            self.activation,
         )
 
     def float(self, inputs: Tensor) -> ForwardPass:
         """The same in single precision, with the features of the first layer."""
         features = [part.float() for part in self.features[1:]]
-        return ForwardPass([inputs, *features], [part.float() for part in self.preactivations])
+        preactivations = [part.float() for part in self.preactivations]
+        return ForwardPass([inputs, *features], preactivations, self.activation)
+
+    def _of_hidden(self, function: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
+        pairs = zip(self.preactivations[:-1], self.features[1:], strict=True)
+        return [function(z, features[..., : z.shape[-1]]) for z, features in pairs]
 
 
 def forward(layers: Layers, inputs: Tensor, activation: Activation) -> ForwardPass:
@@ -59,7 +87,7 @@ def forward(layers: Layers, inputs: Tensor, activation: Activation) -> ForwardPa
         h = activation.tensor_function(preactivations[-1])
         features.append(_next_features(h, features[-1], has_skip(layers)))
         preactivations.append(features[-1] @ layer.mT)
-    return ForwardPass(features, preactivations)
+    return ForwardPass(features, preactivations, activation)
 
 
 def has_skip(layers: Layers) -> bool:
@@ -73,9 +101,7 @@ def _hidden_columns(layers: Layers, index: int) -> Tensor:
     return layers[index][..., : sum(layer.shape[-2] for layer in layers[lowest:index])]
 
 
-def backpropagate(
-    layers: Layers, run: ForwardPass, activation: Activation, cotangents: Tensor
-) -> list[Tensor]:
+def backpropagate(layers: Layers, run: ForwardPass, cotangents: Tensor) -> list[Tensor]:
     """Cotangents of the pre-activations of every layer from those of the outputs.
 
     ``cotangents`` has shape (batch, n, n_rows, n_outputs) for ``n`` of them at a time; so have the
@@ -87,31 +113,28 @@ def backpropagate(
         if skipped is not None:
             gradient = gradient + skipped
         z = run.preactivations[index - 1]
-        slopes = activation.tensor_derivative(z)[:, None]
-        found.insert(0, gradient[..., : z.shape[-1]] * slopes)
+        found.insert(0, gradient[..., : z.shape[-1]] * run.slopes[index - 1][:, None])
         skipped = gradient[..., z.shape[-1] :] if has_skip(layers) else None
     return found
 
 
-def sensitivities(layers: Layers, run: ForwardPass, activation: Activation) -> list[Tensor]:
+def sensitivities(layers: Layers, run: ForwardPass) -> list[Tensor]:
     """Norms of the outputs' derivatives by every pre-activation, (batch, n_rows, fan_out) each."""
     batch, n_rows, n_outputs = run.outputs.shape
     identity = torch.eye(n_outputs, dtype=run.outputs.dtype, device=run.outputs.device)
     cotangents = identity[:, None, :].expand(batch, -1, n_rows, -1)
-    found = backpropagate(layers, run, activation, cotangents)
+    found = backpropagate(layers, run, cotangents)
     return [part.square().sum(dim=1).sqrt() for part in found]
 
 
-def gradients(
-    layers: Layers, run: ForwardPass, activation: Activation, cotangents: Tensor
-) -> Layers:
+def gradients(layers: Layers, run: ForwardPass, cotangents: Tensor) -> Layers:
     """Derivatives of ``Σ cotangents · outputs`` with respect to every layer."""
-    found = backpropagate(layers, run, activation, cotangents[:, None])
+    found = backpropagate(layers, run, cotangents[:, None])
     pairs = zip(found, run.features, strict=True)
     return tuple(cotangent[:, 0].mT @ features for cotangent, features in pairs)
 
 
-def tangent(layers: Layers, run: ForwardPass, activation: Activation, steps: Layers) -> Tensor:
+def tangent(layers: Layers, run: ForwardPass, steps: Layers) -> Tensor:
     """First derivative of the outputs along a step, shape (batch, n_rows, n_outputs).
 
     The step of the readout may be left out. All networks read the inputs in one matrix product:
@@ -121,7 +144,7 @@ def tangent(layers: Layers, run: ForwardPass, activation: Activation, steps: Lay
     z_first = z_first.transpose(0, 1)
     first = z_first[..., :0]  # derivatives of the hidden activations that the next layer reads
     for index in range(1, len(layers)):
-        h_first = activation.tensor_derivative(run.preactivations[index - 1]) * z_first
+        h_first = run.slopes[index - 1] * z_first
         first = torch.cat([h_first, first], dim=-1) if has_skip(layers) else h_first
         z_first = first @ _hidden_columns(layers, index).mT
         if index < len(steps):
@@ -132,56 +155,58 @@ def tangent(layers: Layers, run: ForwardPass, activation: Activation, steps: Lay
 def pull_back(
     layers: Layers,
     run: ForwardPass,
-    activation: Activation,
     cotangents: Tensor,
     n_layers: int | None = None,
 ) -> Layers:
     """The same as :func:`gradients` of the first layers, with one product for the inputs."""
-    lowest, *found = backpropagate(layers, run, activation, cotangents[:, None])[:n_layers]
+    lowest, *found = backpropagate(layers, run, cotangents[:, None])[:n_layers]
     stacked = lowest[:, 0].mT.contiguous().flatten(end_dim=1)
     first = (stacked @ run.features[0]).unflatten(0, (-1, layers[0].shape[1]))
     pairs = zip(found, run.features[1:])  # noqa: B905, layers above are left out
     return first, *(cotangent[:, 0].mT @ features for cotangent, features in pairs)
 
 
-def jacobian(layers: Layers, run: ForwardPass, activation: Activation) -> Tensor:
-    """Jacobian of the outputs, shape (batch, n_outputs, n_rows, n_parameters), layer by layer."""
+def jacobian(layers: Layers, run: ForwardPass, weight: Tensor) -> Tensor:
+    """Jacobian of the outputs, each row times its weight, of shape (n_rows, 1).
+
+    Its shape is (batch, n_outputs, n_rows, n_parameters), layer by layer.
+    """
     batch, n_rows, n_outputs = run.outputs.shape
     identity = torch.eye(n_outputs, dtype=run.outputs.dtype, device=run.outputs.device)
-    cotangents = identity[:, None, :].expand(batch, -1, n_rows, -1)
-    blocks = []
-    for cotangent, features in zip(
-        backpropagate(layers, run, activation, cotangents), run.features, strict=True
+    cotangents = (identity[:, None, :] * weight).expand(batch, -1, -1, -1)
+    sizes = [layer[0].numel() for layer in layers]
+    columns = run.outputs.new_empty(batch, n_outputs, n_rows, sum(sizes))
+    for block, cotangent, features in zip(
+        columns.split(sizes, dim=3),
+        backpropagate(layers, run, cotangents),
+        run.features,
+        strict=True,
     ):
         features = features.expand(batch, -1, -1)[:, None, :, None, :]
-        block = cotangent[..., None] * features
-        blocks.append(block.flatten(start_dim=3))
-    return torch.cat(blocks, dim=3)
+        out = block.unflatten(3, (-1, features.shape[-1]))
+        torch.mul(cotangent[..., None], features, out=out)
+    return columns
 
 
-def curvature(layers: Layers, run: ForwardPass, activation: Activation, steps: Layers) -> Tensor:
+def curvature(layers: Layers, run: ForwardPass, steps: Layers) -> Tensor:
     """Second derivative of the outputs along a step, shape (batch, n_rows, n_outputs)."""
-    first = second = torch.zeros_like(run.features[0])  # derivatives of the features
     z_first = run.features[0] @ steps[0].mT
-    z_second = torch.zeros_like(z_first)
+    first = second = z_second = z_first[..., :0]  # derivatives of the activations that are read
     for index in range(1, len(layers)):
-        layer, step = layers[index], steps[index]
-        z = run.preactivations[index - 1]
-        slopes = activation.tensor_derivative(z)
-        curvatures = activation.tensor_second_derivative(z)
-        h_second = curvatures * z_first.square() + slopes * z_second
-        first = _next_features(slopes * z_first, first, has_skip(layers))
-        second = _next_features(h_second, second, has_skip(layers))
-        z_second = 2.0 * (first @ step.mT) + second @ layer.mT
+        columns, changes = (_hidden_columns(part, index).mT for part in (layers, steps))
+        h_second = run.curvatures[index - 1] * z_first.square()
+        if index > 1:
+            h_second = h_second + run.slopes[index - 1] * z_second
+        h_first = run.slopes[index - 1] * z_first
+        first = torch.cat([h_first, first], dim=-1) if has_skip(layers) else h_first
+        second = torch.cat([h_second, second], dim=-1) if has_skip(layers) else h_second
+        z_second = 2.0 * (first @ changes) + second @ columns
         if index < len(layers) - 1:
-            z_first = run.features[index] @ step.mT + first @ layer.mT
+            z_first = run.features[index] @ steps[index].mT + first @ columns
     return z_second
 
 
 def _next_features(h: Tensor, features: Tensor, has_skip: bool) -> Tensor:
-    """``[h(, older), 1]`` from the features of a layer and the activations that it gave.
-
-    Works for derivatives of features too, whose constant is zero.
-    """
+    """``[h(, older), 1]`` from the features of a layer and the activations that it gave."""
     rest = features if has_skip else features[..., -1:]
     return torch.cat([h, rest.expand(*h.shape[:-1], -1)], dim=-1)

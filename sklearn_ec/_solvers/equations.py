@@ -20,7 +20,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .derivatives import Layers
+from .derivatives import ForwardPass, Layers
 
 
 def split_parameters(flat: Tensor, layers: Layers) -> Layers:
@@ -35,18 +35,23 @@ def flat_parameters(parts: Layers) -> Tensor:
     return torch.cat([part.flatten(start_dim=1) for part in parts], dim=1)
 
 
+def _taken(kept: ForwardPass | None, index: Tensor) -> ForwardPass | None:
+    return None if kept is None else kept.take(index)
+
+
 @dataclass(frozen=True)
 class DenseEquations:
     """``JᵀJ`` and ``Jᵀr`` of a batch of networks of any depth."""
 
     gradient: Layers
     gram: Tensor  # (batch, n_parameters, n_parameters)
+    kept: ForwardPass | None = None
 
     def take(self, index: Tensor) -> DenseEquations:
         if len(index) == len(self.gram):
             return self
         gradient = tuple(part[index] for part in self.gradient)
-        return DenseEquations(gradient, self.gram[index])
+        return DenseEquations(gradient, self.gram[index], _taken(self.kept, index))
 
     def damped(self, damping: Tensor) -> DampedDenseSystem:
         """Factorize ``JᵀJ + λI``."""
@@ -78,12 +83,14 @@ class ShallowEquations:
     gradient: Layers
     gram: Tensor  # (batch, n_hidden + n_features, n_hidden + n_features)
     outgoing: Tensor  # (batch, n_outputs, n_neurons)
+    kept: ForwardPass | None = None
 
     def take(self, index: Tensor) -> ShallowEquations:
         if len(index) == len(self.gram):
             return self
         gradient = tuple(part[index] for part in self.gradient)
-        return ShallowEquations(gradient, self.gram[index], self.outgoing[index])
+        kept = _taken(self.kept, index)
+        return ShallowEquations(gradient, self.gram[index], self.outgoing[index], kept)
 
     def damped(self, damping: Tensor) -> DampedShallowSystem:
         """Factorize ``JᵀJ + λI`` by way of the readout's Schur complement."""
@@ -149,6 +156,10 @@ class NormalEquations(Protocol):
     @property
     def gradient(self) -> Layers:
         """``Jᵀr``, layer by layer."""
+
+    @property
+    def kept(self) -> ForwardPass | None:
+        """The pass over all rows that they were made from, in double precision, if it is kept."""
 
     def take(self, index: Tensor) -> NormalEquations:
         """The same for some of the networks."""

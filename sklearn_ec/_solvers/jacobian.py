@@ -201,7 +201,7 @@ def least_neuron_singular_value(task: LeastSquaresTask, network: Network) -> flo
     """
     layers = stacked(network, task.inputs.device)
     run = forward(layers, task.inputs, task.activation)
-    weights = sensitivities(layers, run, task.activation)
+    weights = sensitivities(layers, run)
     least = math.inf
     for layer, weight, features in zip(layers, weights, run.features, strict=True):
         features = features.expand(1, -1, -1)[0] * task.sqrt_weight

@@ -38,7 +38,7 @@ from sklearn_ec._core.settings import Damping
 from sklearn_ec._core.threads import threads_for
 
 from .derivatives import Layers
-from .equations import DampedSystem, NormalEquations
+from .equations import NormalEquations
 from .task import LeastSquaresTask
 
 
@@ -166,6 +166,8 @@ class Levenberg:
 
     def take(self, index: Tensor) -> Layers:
         """The layers of some of the networks."""
+        if len(index) == len(self.layers[0]):
+            return self.layers
         return tuple(layer[index] for layer in self.layers)
 
     def run(self, max_iter: int) -> int:
@@ -182,6 +184,7 @@ class Levenberg:
                 return iteration + 1
         return max_iter
 
+    @torch.inference_mode()
     def step(self) -> None:
         """One step of every unfinished network; a rejected one is retried with more damping.
 
@@ -248,7 +251,10 @@ class Levenberg:
         layers = self.take(index)
         system = equations.damped(damping)
         steps = system.step(equations.gradient)
-        corrections = self._corrections(system, layers, steps, self.losses[index])
+        gradient, curvature = self.task.curvature_gradient(layers, steps, equations.kept)
+        # Accelerations are zero where they change less than what inexact solves leave.
+        matters = 0.25 * curvature > self.linear.accuracy**2 * self.losses[index]
+        corrections = system.step(tuple(part * matters[:, None, None] for part in gradient))
         moved = tuple(
             layer + step + 0.5 * correction
             for layer, step, correction in zip(layers, steps, corrections, strict=True)
@@ -266,14 +272,6 @@ class Levenberg:
             layer[index[accepted]] = new[accepted]
         self.losses[index[accepted]] = losses[accepted]
         return accepted
-
-    def _corrections(
-        self, system: DampedSystem, layers: Layers, steps: Layers, losses: Tensor
-    ) -> Layers:
-        """Geodesic accelerations; zero where they change less than what inexact solves leave."""
-        gradient, curvature = self.task.curvature_gradient(layers, steps)
-        matters = 0.25 * curvature > self.linear.accuracy**2 * losses
-        return system.step(tuple(part * matters[:, None, None] for part in gradient))
 
     def _mark_finished(self, active: Tensor, before: Tensor) -> None:
         losses, damping = self.losses[active], self.damping[active]

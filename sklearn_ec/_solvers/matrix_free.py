@@ -62,7 +62,7 @@ class MatrixFreeEquations:
         """Equations on the rows of a task; ``single`` has the same rows in single precision."""
         run = forward(layers, task.inputs, task.activation)
         residuals = (run.outputs - task.targets) * task.sqrt_weight.square()
-        gradient = pull_back(layers, run, task.activation, residuals / task.n_equations)
+        gradient = pull_back(layers, run, residuals / task.n_equations)
         features = run.features[-1] * task.sqrt_weight
         readout_gram = features.mT @ features / task.n_equations
         if single is not None:
@@ -97,13 +97,18 @@ class MatrixFreeEquations:
         )
 
     @property
+    def kept(self) -> ForwardPass | None:
+        """The pass over all rows, where it is in double precision."""
+        return self.run if self.dtype == torch.float64 else None
+
+    @property
     def dtype(self) -> torch.dtype:
         """That of the products."""
         return self.layers[0].dtype
 
     def hidden_change(self, direction: Layers) -> Tensor:
         """Weighted change of the outputs along a direction of the hidden layers."""
-        change = tangent(self.layers, self.run, self.task.activation, direction)
+        change = tangent(self.layers, self.run, direction)
         return change * self._weight
 
     def readout_change(self, direction: Tensor) -> Tensor:
@@ -113,7 +118,7 @@ class MatrixFreeEquations:
     def hidden_gradient(self, change: Tensor) -> Layers:
         """``Jᵀ`` times a weighted change, for the hidden layers."""
         n_hidden = len(self.layers) - 1
-        return pull_back(self.layers, self.run, self.task.activation, change, n_hidden)
+        return pull_back(self.layers, self.run, change, n_hidden)
 
     def readout_gradient(self, change: Tensor) -> Tensor:
         """``Jᵀ`` times a weighted change, for the readout."""
@@ -231,7 +236,7 @@ def diagonal_blocks(
     n_neurons = sum(layer.shape[0] * layer.shape[1] for layer in layers)
     for rows in task.chunks(task.targets.shape[1] * n_neurons):
         run = forward(layers, task.inputs[rows], task.activation)
-        *found, _ = sensitivities(layers, run, task.activation)
+        *found, _ = sensitivities(layers, run)
         for block, sensitivity, features in zip(blocks, found, run.features[:-1], strict=True):
             scales = sensitivity * task.sqrt_weight[rows]
             size = task.gram_columns(features.shape[-1])

@@ -18,7 +18,15 @@ from sklearn_ec._core.settings import Blocks
 from sklearn_ec._core.threads import notice_crowd
 from sklearn_ec._core.watch import Watch
 
-from .derivatives import Layers, curvature, forward, gradients, jacobian, sensitivities
+from .derivatives import (
+    ForwardPass,
+    Layers,
+    curvature,
+    forward,
+    gradients,
+    jacobian,
+    sensitivities,
+)
 from .equations import DenseEquations, NormalEquations, ShallowEquations, split_parameters
 
 # Matrices as large as the normal equations that a step holds at a time, for each network.
@@ -87,6 +95,25 @@ class LeastSquaresTask:
             return self._shallow_equations(layers)
         return self._dense_equations(layers)
 
+    def _kept_pass(self, layers: Layers) -> ForwardPass | None:
+        """The pass over all rows, where it takes little memory."""
+        n_activations = sum(layer.shape[0] * layer.shape[1] for layer in layers)
+        if len(self.inputs) * n_activations > self.blocks.kept_elements:
+            return None
+        return forward(layers, self.inputs, self.activation)
+
+    def _passes(
+        self, layers: Layers, row_elements: int, kept: ForwardPass | None
+    ) -> Iterator[tuple[slice, ForwardPass]]:
+        """Blocks of rows and the passes over them, parts of one that was kept."""
+        for rows in self.chunks(row_elements):
+            if kept is None:
+                yield rows, forward(layers, self.inputs[rows], self.activation)
+            elif rows.stop >= len(self.inputs) and rows.start == 0:
+                yield rows, kept
+            else:
+                yield rows, kept.on_rows(rows)
+
     def _shallow_equations(self, layers: Layers) -> ShallowEquations:
         hidden, readout = layers
         batch, width, fan_in = hidden.shape
@@ -95,12 +122,11 @@ class LeastSquaresTask:
         gram = hidden.new_zeros(batch, n_columns, n_columns)
         hidden_gradient = torch.zeros_like(hidden)
         readout_gradient = torch.zeros_like(readout)
-        outgoing = readout[:, :, :width]
-        for rows in self.chunks(batch * n_columns):
+        outgoing, kept = readout[:, :, :width], self._kept_pass(layers)
+        for rows, run in self._passes(layers, batch * n_columns, kept):
             inputs, sqrt_weight = self.inputs[rows], self.sqrt_weight[rows]
-            run = forward(layers, inputs, self.activation)
             residuals = (run.outputs - self.targets[rows]) * sqrt_weight
-            slopes = self.activation.tensor_derivative(run.preactivations[0]) * sqrt_weight
+            slopes = run.slopes[0] * sqrt_weight
             columns = hidden.new_empty(batch, len(inputs), n_columns)
             torch.mul(
                 slopes[..., None],
@@ -113,42 +139,42 @@ class LeastSquaresTask:
             hidden_gradient += ((residuals @ outgoing) * slopes).mT @ inputs
         n = self.n_equations
         gradient = (hidden_gradient / n, readout_gradient / n)
-        return ShallowEquations(gradient, _mirrored(gram).div_(n), outgoing)
+        return ShallowEquations(gradient, _mirrored(gram).div_(n), outgoing, kept)
 
     def _dense_equations(self, layers: Layers) -> DenseEquations:
-        batch = len(layers[0])
+        batch, kept = len(layers[0]), self._kept_pass(layers)
         n_outputs, n_parameters = self.targets.shape[1], sum(layer[0].numel() for layer in layers)
         gram = layers[0].new_zeros(batch, n_parameters, n_parameters)
         gradient = layers[0].new_zeros(batch, n_parameters, 1)
-        for rows in self.chunks(batch * n_parameters * n_outputs):
-            run = forward(layers, self.inputs[rows], self.activation)
+        for rows, run in self._passes(layers, batch * n_parameters * n_outputs, kept):
             residuals = (run.outputs - self.targets[rows]) * self.sqrt_weight[rows]
-            columns = jacobian(layers, run, self.activation).mul_(self.sqrt_weight[rows])
-            columns = columns.flatten(start_dim=1, end_dim=2)
+            columns = jacobian(layers, run, self.sqrt_weight[rows]).flatten(1, 2)
             _add_gram(gram, columns, self.gram_columns(columns.shape[2]))
             gradient += columns.mT @ residuals.mT.reshape(batch, -1, 1)
         n = self.n_equations
         parts = split_parameters(gradient[..., 0] / n, layers)
-        return DenseEquations(parts, _mirrored(gram).div_(n))
+        return DenseEquations(parts, _mirrored(gram).div_(n), kept)
 
     def curvature(self, layers: Layers, steps: Layers, rows: slice) -> Tensor:
         """Second derivative of the weighted residuals along a step, (batch, n_rows, n_outputs)."""
         run = forward(layers, self.inputs[rows], self.activation)
-        return curvature(layers, run, self.activation, steps) * self.sqrt_weight[rows]
+        return curvature(layers, run, steps) * self.sqrt_weight[rows]
 
-    def curvature_gradient(self, layers: Layers, steps: Layers) -> tuple[Layers, Tensor]:
-        """``Jᵀc`` and the mean of ``c²``, with second derivatives ``c`` along a step."""
+    def curvature_gradient(
+        self, layers: Layers, steps: Layers, kept: ForwardPass | None = None
+    ) -> tuple[Layers, Tensor]:
+        """``Jᵀc`` and the mean of ``c²``, with second derivatives ``c`` along a step.
+
+        The pass over all rows may be given.
+        """
         total = tuple(torch.zeros_like(layer) for layer in layers)
         squares = layers[0].new_zeros(len(layers[0]))
         n_elements = sum(layer.shape[0] * layer.shape[1] for layer in layers[:-1])
-        for rows in self.chunks(8 * n_elements):
-            run = forward(layers, self.inputs[rows], self.activation)
-            curved = curvature(layers, run, self.activation, steps)
+        for rows, run in self._passes(layers, 8 * n_elements, kept):
+            curved = curvature(layers, run, steps)
             squares += (curved * self.sqrt_weight[rows]).square().sum(dim=(1, 2))
             curved = curved * self.sqrt_weight[rows].square()
-            for part, gradient in zip(
-                total, gradients(layers, run, self.activation, curved), strict=True
-            ):
+            for part, gradient in zip(total, gradients(layers, run, curved), strict=True):
                 part += gradient
         n = self.n_equations
         return tuple(part / n for part in total), squares / n
@@ -160,12 +186,12 @@ class LeastSquaresTask:
         (n_rows * n_outputs, n_parameters), the rows of one output after those of another.
         """
         run = forward(layers, self.inputs[rows], self.activation)
-        return (jacobian(layers, run, self.activation)[0] * self.sqrt_weight[rows]).flatten(0, 1)
+        return jacobian(layers, run, self.sqrt_weight[rows])[0].flatten(0, 1)
 
     def sensitivities(self, layers: Layers) -> list[np.ndarray]:
         """Root mean square of the outputs' derivatives by each pre-activation of one network."""
         run = forward(layers, self.inputs, self.activation)
-        found = sensitivities(layers, run, self.activation)
+        found = sensitivities(layers, run)
         return [part.square().mean(dim=1)[0].sqrt().cpu().numpy() for part in found]
 
     def flops(self, layers: Layers) -> int:

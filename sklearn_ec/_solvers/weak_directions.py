@@ -99,14 +99,14 @@ class WeakLinearization:
         """Changes of the weighted outputs along directions, (n_directions, n_equations)."""
         steps = split_parameters(directions, self.layers)
         task = self.task
-        changes = tangent(self.layers, self._equations.run, task.activation, steps)
+        changes = tangent(self.layers, self._equations.run, steps)
         return (changes * task.sqrt_weight / math.sqrt(task.n_equations)).flatten(start_dim=1)
 
     def _unexplained(self, targets: Tensor) -> Tensor:
         """What the Jacobian's columns do not explain of targets, (batch, n_samples, n_outputs)."""
         task, run = self.task, self._equations.run
         weighted = targets * task.sqrt_weight / math.sqrt(task.n_equations)
-        gradient = pull_back(self.layers, run, task.activation, weighted)
+        gradient = pull_back(self.layers, run, weighted)
         explained = -self._outputs_along(flat_parameters(self._probing.step(gradient)))
         return targets - explained.view_as(targets)
 

@@ -247,6 +247,26 @@ def test_both_kinds_of_equations_agree_on_one_hidden_layer(
         assert_close_layers(*steps, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.parametrize("chunk_elements", [None, 1])
+@pytest.mark.parametrize("has_skip", [False, True])
+@pytest.mark.parametrize("widths", [(3,), (3, 2)])
+def test_a_pass_that_is_kept_changes_nothing(widths, has_skip, chunk_elements):
+    rng = np.random.default_rng(4)
+    task = in_chunks(random_task(rng, "g", n_samples=600), chunk_elements)
+    layers, steps = (random_batch(rng, 3, widths, has_skip=has_skip) for _ in range(2))
+    forgetful = replace(task, blocks=replace(task.blocks, kept_elements=0))
+    equations, expected = task.normal_equations(layers), forgetful.normal_equations(layers)
+    assert equations.kept is not None
+    assert expected.kept is None
+    assert_close_layers(equations.gradient, expected.gradient, rtol=1e-13, atol=1e-14)
+    index = torch.tensor([2, 0])
+    some = [pick(layers, index), pick(steps, index)]
+    gradient, squares = task.curvature_gradient(*some, equations.take(index).kept)
+    expected_gradient, expected_squares = task.curvature_gradient(*some)
+    assert_close_layers(gradient, expected_gradient, rtol=1e-13, atol=1e-14)
+    torch.testing.assert_close(squares, expected_squares, rtol=1e-13, atol=0)
+
+
 @pytest.mark.parametrize("widths", [(3,), (3, 2)])
 def test_failed_solves_are_marked_and_leave_the_others_alone(widths):
     rng = np.random.default_rng(3)

@@ -97,9 +97,9 @@ def test_tangent_and_pull_back_are_products_with_the_jacobian(name, widths, n_ou
     cotangents = torch.tensor(rng.normal(size=(3, 20, n_outputs)))
     weight = task.sqrt_weight
     run = forward(layers, task.inputs, task.activation)
-    changes = (tangent(layers, run, task.activation, steps) * weight).numpy()
-    pulled = pull_back(layers, run, task.activation, cotangents * weight)
-    expected = gradients(layers, run, task.activation, cotangents * weight)
+    changes = (tangent(layers, run, steps) * weight).numpy()
+    pulled = pull_back(layers, run, cotangents * weight)
+    expected = gradients(layers, run, cotangents * weight)
     assert [part.shape for part in pulled] == [layer.shape for layer in layers]
     assert_close_layers(pulled, expected, rtol=1e-12, atol=1e-12)
     for i in range(3):
