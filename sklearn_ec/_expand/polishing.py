@@ -158,6 +158,28 @@ class Polisher:
         solver.run(n_steps)
         return [layer.cpu().numpy() for layer in solver.layers]
 
+    def polish_alternatives(
+        self, networks: Sequence[Network], max_iter: int, progress: float
+    ) -> list[tuple[Network, float]]:
+        """The same for several networks, each until a window leaves more than ``progress``.
+
+        Steps of three small networks take little longer than those of one.
+        """
+        if self.is_matrix_free(networks[0]) or len({network.widths for network in networks}) > 1:
+            return [self.polish(network, max_iter, progress=progress) for network in networks]
+        settings = self.settings.polish
+        stacks = (np.stack(layers) for layers in zip(*(n.layers for n in networks), strict=True))
+        layers = tuple(torch.from_numpy(stack).to(self.device) for stack in stacks)
+        solver = self._levenberg(layers, self.suited(layers), 0.0, settings.start_damping)
+        for _ in range(math.ceil(max_iter / settings.window)):
+            before = solver.losses.clone()
+            self.n_steps += solver.run(settings.window)
+            solver.finished |= solver.losses > progress * before
+            if solver.finished.all():
+                break
+        losses = solver.losses.tolist()
+        return [(network_at(solver.layers, i), loss) for i, loss in enumerate(losses)]
+
     def refine(self, network: Network, loss: float) -> tuple[Network, float]:
         """Gauss-Newton steps without damping, until one does not halve the loss.
 

@@ -313,15 +313,12 @@ def cheapest_removal(
         if width > 1
         for removal in removal_candidates(network, loss, polisher, layer, 1)
     ]
-    polished = [
-        polisher.polish(
-            without_neurons(network, polisher, removal),
-            settings.polish_steps,
-            progress=settings.progress,
-        )
-        for removal in sorted(removals, key=lambda removal: removal.cost)[:n_tries]
-    ]
-    return min(polished, key=lambda candidate: candidate[1], default=None)
+    cheapest = sorted(removals, key=lambda removal: removal.cost)[:n_tries]
+    if not cheapest:
+        return None
+    smaller = [without_neurons(network, polisher, removal) for removal in cheapest]
+    polished = polisher.polish_alternatives(smaller, settings.polish_steps, settings.progress)
+    return min(polished, key=lambda candidate: candidate[1])
 
 
 def unstick(network: Network, loss: float, polisher: Polisher) -> tuple[Network, float]:

@@ -245,6 +245,16 @@ def test_groups_go_before_single_neurons():
     assert path[-1][0].widths == (2,)
 
 
+def test_alternatives_are_polished_as_if_each_were_alone():
+    network, polisher, _ = planted("tanh", width=5)
+    removals = removal_candidates(network, 0.0, polisher, 0, 1)
+    smaller = [without_neurons(network, polisher, removal) for removal in removals]
+    together = polisher.polish_alternatives(smaller, 100, 0.99)
+    alone = [polisher.polish(start, 100, progress=0.99) for start in smaller]
+    for (_, loss), (_, expected) in zip(together, alone, strict=True):
+        assert_allclose(loss, expected, rtol=1e-6)
+
+
 def test_the_cheapest_removal_is_the_best_polished_network():
     """Brute force: remove each neuron, polish, compare."""
     network, polisher, held_out = planted("tanh", width=4)
