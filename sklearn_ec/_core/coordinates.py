@@ -18,6 +18,8 @@ from .settings import DEFAULTS, Preparation
 MAX_OPEN_SHARE = 1e-12
 # Least singular value, relative to the largest, of columns whose Gram matrix is used.
 MIN_CONDITION = 1e-3
+# Leverages are computed for so many rows at a time.
+BLOCK_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -188,10 +190,33 @@ def merge_duplicate_rows(
     A repeated row is no new equation. The fit depends neither on the order of the rows nor on
     whether a row is repeated or weighted.
     """
-    used = sample_weight > 0
-    rows, inverse = np.unique(np.hstack([X, y])[used], axis=0, return_inverse=True)
-    weight = np.bincount(inverse.ravel(), weights=sample_weight[used], minlength=len(rows))
-    return rows[:, : X.shape[1]], rows[:, X.shape[1] :], weight
+    used = np.flatnonzero(sample_weight > 0)
+    if len(used) == 0:
+        return X[used], y[used], sample_weight[used]
+    order = used[_lexical_order(X[used], y[used])]
+    starts = np.flatnonzero(~_repeat_the_one_before(X, y, order))
+    first = order[starts]
+    return X[first], y[first], np.add.reduceat(sample_weight[order], starts)
+
+
+def _lexical_order(X: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The order of rows by their entries; those behind the first one count where it has ties."""
+    order = np.argsort(X[:, 0], kind="stable")
+    first = X[order, 0]
+    equal = first[1:] == first[:-1]
+    tied = np.append(equal, False) | np.append(False, equal)
+    rows = order[tied]
+    keys = np.hstack([X[rows], y[rows]]).T
+    order[tied] = rows[np.lexsort(keys[::-1])]
+    return order
+
+
+def _repeat_the_one_before(X: np.ndarray, y: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Which of sorted rows are equal to the one before."""
+    repeat = np.append(False, X[order[1:], 0] == X[order[:-1], 0])
+    rows, before = order[repeat], order[np.flatnonzero(repeat) - 1]
+    repeat[repeat] = (X[rows] == X[before]).all(axis=1) & (y[rows] == y[before]).all(axis=1)
+    return repeat
 
 
 def standardize(
@@ -253,9 +278,10 @@ def leverages(X: np.ndarray) -> np.ndarray:
     triangle = _gram_factor(X)
     if triangle is None:
         basis, _ = np.linalg.qr(X)
-    else:
-        basis = solve_triangular(triangle, X.T, trans="T", check_finite=False).T
-    return (basis**2).sum(axis=1)
+        return (basis**2).sum(axis=1)
+    inverse = solve_triangular(triangle, np.eye(len(triangle)))
+    blocks = (X[i : i + BLOCK_ROWS] for i in range(0, len(X), BLOCK_ROWS))
+    return np.concatenate([((block @ inverse) ** 2).sum(axis=1) for block in blocks])
 
 
 def _gram_factor(X: np.ndarray) -> np.ndarray | None:

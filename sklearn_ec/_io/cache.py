@@ -25,6 +25,8 @@ from sklearn.utils.validation import check_memory
 CACHE_VERSION = 14
 # A training is saved after an epoch, at most once in so many seconds.
 CHECKPOINT_SECONDS = 1.0
+# Large arrays are hashed so many numbers at a time.
+BLOCK_ENTRIES = 2**17
 
 
 def digest(value: Any) -> str:
@@ -39,9 +41,11 @@ def digest(value: Any) -> str:
 
 def _feed(update: Callable[[bytes], None], value: Any) -> None:
     if isinstance(value, np.ndarray):
-        array = np.array(value, dtype=np.float64, order="C") + 0.0  # -0.0 is 0.0
-        update(f"array{array.shape}".encode())
-        update(array.tobytes())
+        update(f"array{value.shape}".encode())
+        entries = np.ascontiguousarray(value, dtype=np.float64).ravel()
+        for start in range(0, len(entries), BLOCK_ENTRIES):
+            block = entries[start : start + BLOCK_ENTRIES] + 0.0  # -0.0 is 0.0
+            update(block.tobytes())
     elif value is None or isinstance(value, (str, bool, np.bool_)):
         update(f"{type(value).__name__[:4]}:{value};".encode())
     elif isinstance(value, Integral):
