@@ -222,7 +222,7 @@ def pruning_path(
             if width > 1 and resting.get(layer, math.inf) > n_neurons
         ]
         least = min((candidates[0].cost for candidates in removals), default=math.inf)
-        if is_final and least > _cheap_cost(loss, polisher) and network is not polished:
+        if is_final and least > _cheap_cost(network, loss, polisher) and network is not polished:
             if loss > exact_loss:
                 network, loss = _polished(network, polisher, cap, progress=settings.final_progress)
                 cap.update(network, loss)
@@ -288,13 +288,20 @@ def _polished(
     return polisher.polish(network, cap.n_steps, target, enough, progress)
 
 
-def _cheap_cost(loss: float, polisher: Polisher) -> float:
-    """Squared error that removals may add, before a polish, if they are clearly to spare."""
+def _cheap_cost(network: Network, loss: float, polisher: Polisher) -> float:
+    """Squared error that removals may add, before a polish, if they are clearly to spare.
+
+    Of large networks no more than there is: attempts cost minutes, a polish of theirs less.
+    """
     settings = polisher.settings.prune
-    is_exact = loss <= max(settings.cap_floor, polisher.samples.rounding_loss)
-    allowed = settings.cap_floor if is_exact else settings.cheap_cost
-    factor = settings.cheap_factor * _caution(loss, settings)
-    return max(factor * loss, allowed) * polisher.samples.n_equations
+    if loss <= max(settings.cap_floor, polisher.samples.rounding_loss):
+        cheap = max(settings.cheap_factor * loss, settings.cap_floor)
+    elif polisher.is_matrix_free(network):
+        cheap = loss
+    else:
+        factor = settings.cheap_factor * _caution(loss, settings)
+        cheap = max(factor * loss, settings.cheap_cost)
+    return cheap * polisher.samples.n_equations
 
 
 def _caution(loss: float, settings: Prune) -> float:
@@ -365,7 +372,7 @@ def removal_candidates(
     costs = _total_costs(problems, len(neurons))
     order = np.argsort(costs)[: settings.single_tries]
     singles = [Removal(layer, neurons[[i]], float(costs[i])) for i in order]
-    cheap_cost = _cheap_cost(loss, polisher)
+    cheap_cost = _cheap_cost(network, loss, polisher)
     if cheap_loss is not None:
         cheap_cost = cheap_loss * polisher.samples.n_equations
     removed: list[int] = []

@@ -280,7 +280,8 @@ class MatrixFree:
         return replace(damping, floor=floor, rounding_loss=rounding_loss)
 
     def start_damping(self, losses: Tensor, damping: float) -> Tensor:
-        return losses.clamp(max=damping)
+        share = losses.clamp(self.solves.least_share, 1.0)
+        return (share * losses).clamp(max=damping)
 
     def step_bytes(self, task: LeastSquaresTask, layers: Layers) -> int:
         n_parameters = sum(layer[0].numel() for layer in layers)
