@@ -178,7 +178,7 @@ def test_curvature_matches_finite_differences(name, widths, n_outputs, has_skip,
 class UncorrectedTask(LeastSquaresTask):
     """Levenberg as it is in textbooks, to first order."""
 
-    def curvature_gradient(self, layers, steps):
+    def curvature_gradient(self, layers, steps, kept=None):
         return tuple(map(torch.zeros_like, layers)), torch.zeros_like(layers[0][:, 0, 0])
 
 
