@@ -193,21 +193,20 @@ def merge_duplicate_rows(
     used = np.flatnonzero(sample_weight > 0)
     if len(used) == 0:
         return X[used], y[used], sample_weight[used]
-    order = used[_lexical_order(X[used], y[used])]
+    order = _lexical_order(X, y, used)
     starts = np.flatnonzero(~_repeat_the_one_before(X, y, order))
     first = order[starts]
     return X[first], y[first], np.add.reduceat(sample_weight[order], starts)
 
 
-def _lexical_order(X: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The order of rows by their entries; those behind the first one count where it has ties."""
-    order = np.argsort(X[:, 0], kind="stable")
+def _lexical_order(X: np.ndarray, y: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Some rows, sorted by their entries; those behind the first one count where it has ties."""
+    order = rows[np.argsort(X[rows, 0], kind="stable")]
     first = X[order, 0]
     equal = first[1:] == first[:-1]
     tied = np.append(equal, False) | np.append(False, equal)
     rows = order[tied]
-    keys = np.hstack([X[rows], y[rows]]).T
-    order[tied] = rows[np.lexsort(keys[::-1])]
+    order[tied] = rows[np.lexsort(np.hstack([X[rows], y[rows]]).T[::-1])]
     return order
 
 

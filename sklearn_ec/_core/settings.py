@@ -83,11 +83,11 @@ class ConjugateGradients:
     # Products lose less than JᵀJ itself: less damping, and a lower relative loss, before rounding
     # counts.
     damping_floor: float = 1e-24
+    rounding_loss: float = 1e-26
     # The damping of the first step is the loss squared, and at least this share of the loss. Eight
     # steps of 33 ReLU neurons, 32 of them of a 784-32-1 network, come from 1e-5 to 1e-7 with it, to
     # 1e-6 with the loss itself.
     least_share: float = 1e-4
-    rounding_loss: float = 1e-26
     typical_products: int = 40  # with JᵀJ in a step, for the prediction of its cost
 
 

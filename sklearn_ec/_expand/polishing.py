@@ -161,9 +161,9 @@ class Polisher:
     def polish_alternatives(
         self, networks: Sequence[Network], max_iter: int, progress: float
     ) -> list[tuple[Network, float]]:
-        """The same for several networks, each until a window leaves more than ``progress``.
+        """Polish several networks, each until a window leaves more than a share of its loss.
 
-        Steps of three small networks take little longer than those of one.
+        Small ones of the same widths take their steps together, which costs little more than one.
         """
         if self.is_matrix_free(networks[0]) or len({network.widths for network in networks}) > 1:
             return [self.polish(network, max_iter, progress=progress) for network in networks]

@@ -165,7 +165,7 @@ class Levenberg:
             tensor[index] = earlier
 
     def take(self, index: Tensor) -> Layers:
-        """The layers of some of the networks."""
+        """The layers of some of the networks; those of all are no copies."""
         if len(index) == len(self.layers[0]):
             return self.layers
         return tuple(layer[index] for layer in self.layers)
