@@ -21,6 +21,8 @@ from .task import LeastSquaresTask
 
 # Singular values below this share of the largest are not inverted.
 RCOND = 1e-13
+# Above this share of the largest, squares of singular values are right to about a percent.
+SQUARED_RCOND = 1e-12
 TINY = torch.finfo(torch.float64).tiny
 
 
@@ -190,6 +192,14 @@ class Linearization:
         return triangle
 
 
+def _least_singular_value(matrix: Tensor) -> float:
+    """From the Gram matrix, three times as fast, unless it is lost in the rounding of squares."""
+    squares = torch.linalg.eigvalsh(matrix.mT @ matrix)
+    if squares[0] > SQUARED_RCOND * squares[-1]:
+        return math.sqrt(squares[0])
+    return float(torch.linalg.svdvals(torch.linalg.qr(matrix, mode="r").R)[-1])
+
+
 def least_neuron_singular_value(task: LeastSquaresTask, network: Network) -> float:
     """Smallest singular value of the parts of the Jacobian that belong to single neurons.
 
@@ -209,8 +219,7 @@ def least_neuron_singular_value(task: LeastSquaresTask, network: Network) -> flo
         for neuron_weight, length in zip(weight[0].mT, lengths, strict=True):
             scaled = features * neuron_weight[:, None] * length
             with threads_for(2 * features.numel() * features.shape[1]):
-                triangle = torch.linalg.qr(scaled, mode="r").R
-            least = min(least, float(torch.linalg.svdvals(triangle)[-1]))
+                least = min(least, _least_singular_value(scaled))
     return least / math.sqrt(task.n_equations)
 
 

@@ -19,10 +19,11 @@ from torch import Tensor
 from sklearn_ec._core.records import Network
 from sklearn_ec._core.settings import ConjugateGradients, WeakDirections
 
-from .derivatives import pull_back, tangent
+from .derivatives import Layers, pull_back, tangent
 from .equations import flat_parameters, split_parameters
 from .jacobian import curvatures, parameter_scale, scale_directions, stacked
-from .matrix_free import MatrixFreeEquations, diagonal_blocks
+from .matrix_free import DampedMatrixFreeSystem, MatrixFreeEquations
+from .preconditioner import NeuronBlocks
 from .task import LeastSquaresTask
 
 
@@ -42,20 +43,18 @@ class WeakLinearization:
         self.settings = settings
         self.layers = stacked(network, task.inputs.device)
         self._scale = parameter_scale(self.layers)
+        blocks = NeuronBlocks.of(task, self.layers, settings.rows_per_feature)
         solves = ConjugateGradients(
             relative_residual=settings.relative_residual, max_iterations=settings.max_iterations
         )
-        probing = ConjugateGradients(
-            relative_residual=settings.probe_residual, max_iterations=settings.max_probe_iterations
-        )
-        blocks = diagonal_blocks(task, self.layers, settings.rows_per_feature)
         self._equations = MatrixFreeEquations.assemble(task, self.layers, blocks, solves)
-        damping = torch.full_like(self.layers[0][:, 0, 0], settings.damping)
-        self._system = self._equations.damped(damping)
-        self._probing = replace(self._equations, solves=probing).damped(damping)
         self._generator = torch.Generator().manual_seed(0)
         self._free = self._free_scales()
+        self._system = self._damped(self._equations.in_single(task.float()))
         self.singular_values, self.directions = self._iterate()
+        if not self._is_resolved_in_single():
+            self._system = self._damped(self._equations)
+            self.singular_values, self.directions = self._iterate()
 
     def curvatures(self, n_directions: int) -> Tensor:
         """Root mean square of the second derivative of the residuals along the last directions."""
@@ -66,10 +65,32 @@ class WeakLinearization:
         n_outputs = self.task.targets.shape[1]
         n_probes = self.settings.probes_per_output * n_outputs
         moments = self.layers[0].new_zeros(len(self.task.inputs), n_outputs, n_outputs)
+        solves = ConjugateGradients(
+            relative_residual=self.settings.probe_residual,
+            max_iterations=self.settings.max_probe_iterations,
+        )
+        system = replace(self._system, equations=replace(self._system.equations, solves=solves))
         for size in self._portions(n_probes):
-            left = self._unexplained(self._random(size, len(self.task.inputs), n_outputs))
+            left = self._unexplained(self._random(size, len(self.task.inputs), n_outputs), system)
             moments += torch.einsum("pnk,pnl->nkl", left, left)
         return float(torch.linalg.eigvalsh(moments / n_probes).min())
+
+    def _damped(self, equations: MatrixFreeEquations) -> DampedMatrixFreeSystem:
+        return equations.damped(torch.full_like(self.layers[0][:, 0, 0], self.settings.damping))
+
+    def _is_resolved_in_single(self) -> bool:
+        """Whether the weakest direction changes the outputs by far more than rounding does.
+
+        By a share of what the weights that change could, were each alone and along the strongest of
+        its features.
+        """
+        equations, most = self._equations, 0.0
+        grams = (*equations.blocks.grams, equations.readout_gram[:, None])
+        parts = split_parameters(self.directions[-1:], self.layers)
+        for gram, part in zip(grams, parts, strict=True):
+            strongest = gram.diagonal(dim1=2, dim2=3).amax(dim=2)
+            most += float((strongest * part.square().sum(dim=2)).sum())
+        return float(self.singular_values[-1]) ** 2 > self.settings.least_single_share * most
 
     def _iterate(self) -> tuple[Tensor, Tensor]:
         """Singular values and directions, once the smallest value has settled."""
@@ -98,17 +119,22 @@ class WeakLinearization:
     def _outputs_along(self, directions: Tensor) -> Tensor:
         """Changes of the weighted outputs along directions, (n_directions, n_equations)."""
         steps = split_parameters(directions, self.layers)
-        task = self.task
-        changes = tangent(self.layers, self._equations.run, steps)
-        return (changes * task.sqrt_weight / math.sqrt(task.n_equations)).flatten(start_dim=1)
+        return (tangent(self.layers, self._equations.run, steps) * self._weight).flatten(
+            start_dim=1
+        )
 
-    def _unexplained(self, targets: Tensor) -> Tensor:
+    def _along_outputs(self, changes: Tensor) -> Layers:
+        """``Jᵀ`` times changes of the weighted outputs, (batch, n_samples, n_outputs)."""
+        return pull_back(self.layers, self._equations.run, changes * self._weight)
+
+    def _unexplained(self, targets: Tensor, system: DampedMatrixFreeSystem) -> Tensor:
         """What the Jacobian's columns do not explain of targets, (batch, n_samples, n_outputs)."""
-        task, run = self.task, self._equations.run
-        weighted = targets * task.sqrt_weight / math.sqrt(task.n_equations)
-        gradient = pull_back(self.layers, run, weighted)
-        explained = -self._outputs_along(flat_parameters(self._probing.step(gradient)))
-        return targets - explained.view_as(targets)
+        steps = system.step(self._along_outputs(targets))
+        return targets + self._outputs_along(flat_parameters(steps)).view_as(targets)
+
+    @property
+    def _weight(self) -> Tensor:
+        return self.task.sqrt_weight / math.sqrt(self.task.n_equations)
 
     def _free_scales(self) -> Tensor:
         """Orthonormal vectors along which the scales of homogeneous neurons change, as rows."""

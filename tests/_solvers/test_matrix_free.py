@@ -13,7 +13,6 @@ from test_levenberg import (
     dense_system,
     direct_residuals,
     flat,
-    in_chunks,
     output_by_output,
     pick,
     random_batch,
@@ -43,9 +42,9 @@ from sklearn_ec._solvers.levenberg import Dense, Levenberg, predicted_decrease
 from sklearn_ec._solvers.matrix_free import (
     MatrixFree,
     MatrixFreeEquations,
-    diagonal_blocks,
     suited_solver,
 )
+from sklearn_ec._solvers.preconditioner import NeuronBlocks
 from sklearn_ec._solvers.task import LeastSquaresTask
 from sklearn_ec.datasets import make_teacher
 from sklearn_ec.metrics import max_cosine_distance
@@ -71,7 +70,7 @@ def rowwise(vectors):
 
 
 def equations_of(task, layers, solves=SOLVES):
-    return MatrixFreeEquations.assemble(task, layers, diagonal_blocks(task, layers), solves)
+    return MatrixFreeEquations.assemble(task, layers, NeuronBlocks.of(task, layers), solves)
 
 
 def matrix_free_levenberg(task, layers, solves=SOLVES, **options):
@@ -146,34 +145,6 @@ def test_products_and_gradients_are_those_of_the_normal_equations(
         assert_close(product[i], matrix @ rowwise(direction)[i], 1e-12)
 
 
-# Many features take several block columns.
-@pytest.mark.parametrize("chunk_elements", [None, 1])
-@pytest.mark.parametrize(("n_outputs", "has_skip"), SHAPES)
-@pytest.mark.parametrize(("n_inputs", "widths"), [(2, (3,)), (70, (3,)), (2, (3, 2)), (2, (70, 2))])
-@pytest.mark.parametrize("name", NAMES)
-def test_blocks_are_the_diagonal_blocks_of_the_normal_equations(
-    name, n_inputs, widths, n_outputs, has_skip, chunk_elements
-):
-    rng = np.random.default_rng(2)
-    task = in_chunks(random_task(rng, name, 600, n_inputs, n_outputs), chunk_elements)
-    assert len(list(task.chunks(10))) == (1 if chunk_elements is None else 3)
-    layers = random_batch(rng, 2, widths, n_inputs, n_outputs, has_skip)
-    blocks = diagonal_blocks(task, layers)
-    readout = MatrixFreeEquations.assemble(task, layers, blocks, SOLVES).readout_gram[:, None]
-    for i in range(2):
-        matrix, start = dense_system(task, alone(layers, i))[0], 0
-        for layer, block in zip(layers, (*blocks, readout), strict=True):
-            is_readout = layer is layers[-1]  # all outputs share their block
-            fan_out, n_features = layer.shape[1:]
-            assert block.shape == (2, 1 if is_readout else fan_out, n_features, n_features)
-            for neuron in block[i].expand(fan_out, -1, -1).numpy():
-                end = start + len(neuron)
-                expected = matrix[start:end, start:end]
-                assert_close(np.tril(neuron), np.tril(expected), 1e-12)
-                start = end
-        assert start == len(matrix)
-
-
 # Solves
 
 
@@ -243,22 +214,6 @@ def test_solves_end_at_the_relative_residual(solves):
     assert (sizes[0] <= solves.relative_residual**2 * sizes[1]).all()
 
 
-@pytest.mark.parametrize("widths", WIDTHS)
-def test_the_preconditioner_solves_the_damped_diagonal_blocks(widths):
-    rng = np.random.default_rng(6)
-    task = random_task(rng, "tanh", n_samples=60, n_outputs=2)
-    layers = random_batch(rng, 1, widths, n_outputs=2)
-    equations = equations_of(task, layers)
-    damping = torch.full((1,), 1e-3, dtype=torch.float64)
-    right = torch.from_numpy(rowwise(equations.gradient[:-1]))
-    found = equations.damped(damping)._precondition(right)[0].numpy()
-    sizes = [layer.shape[2] for layer in layers[:-1] for _ in range(layer.shape[1])]
-    owners = np.repeat(np.arange(len(sizes)), sizes)
-    matrix = dense_system(task, layers)[0][: len(owners), : len(owners)]
-    matrix = matrix * (owners[:, None] == owners) + 1e-3 * np.eye(len(matrix))
-    assert_close(found, np.linalg.solve(matrix, right[0].numpy()), 1e-11)
-
-
 @pytest.mark.parametrize("factor", [0.0, 1.0])
 def test_blocks_that_are_singular_to_rounding_are_lifted(factor):
     """Two equal inputs, and a damping far below the rounding of the blocks."""
@@ -269,7 +224,9 @@ def test_blocks_that_are_singular_to_rounding_are_lifted(factor):
     layers[1][:, :, 0] *= factor  # of an idle neuron, too
     system = equations_of(task, layers).damped(torch.full((2,), 1e-24, dtype=torch.float64))
     assert system.succeeded.all()
-    assert all(inverse.isfinite().all() for inverse in system.inverses)
+    preconditioner = system.preconditioner
+    assert all(part.isfinite().all() for part in preconditioner.inverses)
+    assert all(part.isfinite().all() for part in preconditioner.couplings)
 
 
 @pytest.mark.parametrize("widths", [(3,), (3, 2)])
@@ -277,8 +234,9 @@ def test_failed_blocks_are_reported_and_leave_the_others_alone(widths):
     rng = np.random.default_rng(7)
     task, layers = random_task(rng, "tanh"), random_batch(rng, 4, widths)
     layers[0][2, 0, 0] = np.nan
-    blocks = diagonal_blocks(task, layers)
-    blocks[-1][1, 0] = -torch.eye(blocks[-1].shape[2], dtype=torch.float64)
+    blocks = NeuronBlocks.of(task, layers)
+    last = blocks.grams[-1]
+    last[1, 0] = -torch.eye(last.shape[2], dtype=torch.float64)
     equations = MatrixFreeEquations.assemble(task, layers, blocks, SOLVES)
     damping = torch.tensor([1e-2, 1e-2, 1e-2, 1e-3], dtype=torch.float64)
     system = equations.damped(damping)
@@ -286,7 +244,7 @@ def test_failed_blocks_are_reported_and_leave_the_others_alone(widths):
     steps = system.step(equations.gradient)
     index = torch.tensor([0, 3])
     others = equations.take(index)
-    assert_close_layers(others.blocks, pick(blocks, index), rtol=0, atol=0)
+    assert_close_layers(others.blocks.grams, pick(blocks.grams, index), rtol=0, atol=0)
     others = others.damped(damping[index]).step(others.gradient)
     assert_close_layers(pick(steps, index), others, rtol=1e-10, atol=1e-12)
     assert equations.take(torch.arange(4)) is equations
@@ -422,11 +380,13 @@ def test_a_broken_network_never_alters_the_others(broken):
 def test_blocks_serve_several_steps_and_are_computed_anew_for_other_networks(monkeypatch):
     calls = []
 
-    def spy(task, layers, rows_per_feature):
-        calls.append(len(layers[0]))
-        return diagonal_blocks(task, layers, rows_per_feature)
+    class Spy(NeuronBlocks):
+        @classmethod
+        def of(cls, task, layers, rows_per_feature):
+            calls.append(len(layers[0]))
+            return NeuronBlocks.of(task, layers, rows_per_feature)
 
-    monkeypatch.setattr(matrix_free, "diagonal_blocks", spy)
+    monkeypatch.setattr(matrix_free, "NeuronBlocks", Spy)
     rng = np.random.default_rng(12)
     task = random_task(rng, "tanh", n_samples=60)
     solver = matrix_free_levenberg(task, random_batch(rng, 3))
@@ -451,14 +411,18 @@ def test_blocks_of_the_right_networks_are_used():
     solver.finished[:] = torch.tensor([True, False, True, False])
     solver._n_steps = 1
     linear = solver.linear
-    linear._blocks, linear._owners = diagonal_blocks(task, layers), torch.arange(4)
+    linear._blocks, linear._owners = NeuronBlocks.of(task, layers), torch.arange(4)
     index = torch.tensor([1, 3])
-    found = solver._equations(index).blocks
-    assert_close_layers(found, diagonal_blocks(task, pick(layers, index)), rtol=1e-13, atol=1e-14)
-    linear._blocks, linear._owners = diagonal_blocks(task, pick(layers, index)), index
+    assert_same_blocks(solver._equations(index).blocks, task, pick(layers, index))
+    linear._blocks, linear._owners = NeuronBlocks.of(task, pick(layers, index)), index
     others = torch.tensor([0, 1])  # of another batch
-    found = solver._equations(others).blocks
-    assert_close_layers(found, diagonal_blocks(task, pick(layers, others)), rtol=1e-13, atol=1e-14)
+    assert_same_blocks(solver._equations(others).blocks, task, pick(layers, others))
+
+
+def assert_same_blocks(found, task, layers):
+    expected = NeuronBlocks.of(task, layers)
+    assert_close_layers(found.grams, expected.grams, rtol=1e-13, atol=1e-14)
+    assert_close_layers(found.correlations, expected.correlations, rtol=1e-13, atol=1e-14)
 
 
 # Memory
@@ -701,7 +665,7 @@ def test_steps_with_products_in_single_precision_are_right_to_it(activation, wid
     task = random_task(rng, activation, n_samples=200, n_outputs=2)
     layers = random_batch(rng, 2, widths, n_outputs=2)
     damping = torch.tensor([1e-2, 1e-3], dtype=torch.float64)
-    blocks = diagonal_blocks(task, layers)
+    blocks = NeuronBlocks.of(task, layers)
     steps = []
     for single in (None, task.float()):
         equations = MatrixFreeEquations.assemble(task, layers, blocks, EXACT_SOLVES, single)

@@ -69,3 +69,28 @@ def test_a_row_that_alone_decides_a_weight_is_seen():
     whole, weak = linearizations("relu", (5,), lonely=True)
     assert whole.least_redundancy() < 1e-10
     assert weak.least_redundancy() < DEFAULTS.verdict.min_redundancy
+
+
+def test_a_direction_below_single_precision_is_resolved_in_double():
+    """Two neurons, a hundredth apart."""
+    rng = np.random.default_rng(1)
+    network = random_network(rng, (6,), n_inputs=6, n_outputs=1)
+    network.layers[0][1] = network.layers[0][0] + 1e-2 * rng.normal(size=7)
+    network = canonical_network(network, get_activation("tanh"))
+    X, targets = rng.normal(size=(1500, 6)), np.zeros((1500, 1))
+    task = task_of(Samples(X, targets, np.ones(1500)), get_activation("tanh"), "cpu")
+    whole = Linearization(task, network, torch.from_numpy(targets[None]))
+    weak = WeakLinearization(task, network, SETTINGS)
+    assert not weak._is_resolved_in_single()
+    ratio = float(weak.singular_values[-1] / whole.singular_values[-1])
+    assert 1.0 - 1e-6 < ratio < 1.3
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_others_are_as_good_in_single_precision(activation):
+    _, weak = linearizations(activation, (12,))
+    assert weak._is_resolved_in_single()
+    _, double = linearizations(
+        activation, (12,), settings=replace(SETTINGS, least_single_share=1.0)
+    )
+    assert_allclose(weak.singular_values[-1], double.singular_values[-1], rtol=0.02)
