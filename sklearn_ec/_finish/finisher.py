@@ -128,7 +128,8 @@ class Finisher:
         A share of the rows tells which neurons go, unless some bend in rows that are not among it.
         """
         few = self._on_few_rows(network)
-        if self.prune and len(network.widths) == 1 and few.is_matrix_free(network):
+        takes_long = network.n_parameters > self.settings.warm_up.few_parameters
+        if self.prune and len(network.widths) == 1 and takes_long:
             network = without_spare(network, self._loss(network), few)
             few = self._on_few_rows(network)
         candidate, loss = self._pruned_with(few, network)

@@ -224,10 +224,14 @@ def pruning_path(
         least = min((candidates[0].cost for candidates in removals), default=math.inf)
         if is_final and least > _cheap_cost(network, loss, polisher) and network is not polished:
             if loss > exact_loss:
-                network, loss = _polished(network, polisher, cap, progress=settings.final_progress)
+                is_large = polisher.is_matrix_free(network)
+                progress = settings.large_final_progress if is_large else settings.final_progress
+                network, loss = _polished(network, polisher, cap, progress=progress)
                 cap.update(network, loss)
                 yield network, loss
-            if loss <= exact_loss and is_final(network, loss):
+                if loss <= exact_loss:
+                    continue  # what was not cheap before may be now
+            elif is_final(network, loss):
                 return
             polished = network
             continue
@@ -291,11 +295,14 @@ def _polished(
 def _cheap_cost(network: Network, loss: float, polisher: Polisher) -> float:
     """Squared error that removals may add, before a polish, if they are clearly to spare.
 
-    Of large networks no more than there is: attempts cost minutes, a polish of theirs less.
+    Of large networks no more than there is: attempts cost minutes, a polish of theirs less. Once
+    these are exact it is the other way round: an attempt costs less than a certificate.
     """
     settings = polisher.settings.prune
     if loss <= max(settings.cap_floor, polisher.samples.rounding_loss):
-        cheap = max(settings.cheap_factor * loss, settings.cap_floor)
+        is_large = polisher.is_matrix_free(network)
+        floor = settings.large_cheap_cost if is_large else settings.cap_floor
+        cheap = max(settings.cheap_factor * loss, floor)
     elif polisher.is_matrix_free(network):
         cheap = loss
     else:

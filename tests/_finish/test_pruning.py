@@ -7,6 +7,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from builders import (
+    ALL_LARGE,
     planted,
     planted_deep,
     settings_with,
@@ -299,3 +300,22 @@ def test_a_large_network_loses_what_costs_no_more_than_it_misses():
     assert left.widths == network.widths
     assert polisher.losses([layer[None] for layer in left.layers])[0] < 2.5 * loss
     assert without_spare(network, 1e-20, polisher) is network
+
+
+def test_a_large_exact_network_loses_its_spare_neurons_before_it_is_judged():
+    """They cost little only once it is exact; a certificate takes longer than a removal."""
+    network, polisher, _ = planted("tanh", width=3)
+    polisher = Polisher(
+        polisher.samples, polisher.samples, "tanh", "cpu", False, settings=ALL_LARGE
+    )
+    start, loss = polisher.polish(with_duplicates(network, noise=0.1), 3)
+    judged = []
+
+    def is_final(network, loss):
+        judged.append(network.widths)
+        return True
+
+    cap = ExactCap(loss, 0.0, ALL_LARGE)
+    *_, (smallest, _) = pruning_path(start, loss, polisher, cap, is_final)
+    assert smallest.widths == network.widths
+    assert judged == [network.widths]
