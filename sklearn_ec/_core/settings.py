@@ -92,7 +92,7 @@ class ConjugateGradients:
     # steps of 33 ReLU neurons, 32 of them of a 784-32-1 network, come from 1e-5 to 1e-7 with it, to
     # 1e-6 with the loss itself.
     least_share: float = 1e-4
-    typical_products: int = 40  # with JᵀJ in a step, for the prediction of its cost
+    typical_products: int = 20  # with JᵀJ in a step, for the prediction of its cost
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class Training:
     # the neurons apart which are active nearly everywhere, and skip terms would absorb it.
     max_skip_inputs: int = 100
     # Floating-point operations of a step up to which the normal equations are formed.
-    dense_flops: float = 3e10
+    dense_flops: float = 1e10
     free_memory_share: float = 0.8  # of a device's free memory, that training may take
 
 
@@ -241,7 +241,7 @@ class Prune:
     final_progress: float = 0.05
     # The same for large networks, whose windows are short. Of 33 ReLU neurons, 32 of a 784-32-1
     # network, one that looked cheap went after such a polish had left 0.23; it was none to spare.
-    large_final_progress: float = 0.5
+    large_final_progress: float = 0.8
     # Out of a corner: the last network of the path with more than this many times the neurons is
     # polished, and pruned again if that leaves this share of the loss.
     retrace_width: float = 2.0

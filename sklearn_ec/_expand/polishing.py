@@ -117,17 +117,17 @@ class Polisher:
 
         The descent is given up where a window of steps leaves more than the share ``progress`` of
         the loss, or where twice the present rate would not reach the ``target`` loss. Large
-        networks get products in single precision as long as these go ahead fast; those that stall
-        near zero get nearly exact steps, from dense equations if there is memory for them.
+        networks get products in single precision; where these do not go ahead fast, double ones for
+        as long as they do better. Those that stall near zero get nearly exact steps, from dense
+        equations if there is memory for them.
         """
         settings, layers = self.settings.polish, stacked(network, self.device)
         progress = settings.progress if progress is None else progress
-        linear = self.suited(layers)
-        is_single = is_cheap = linear.is_matrix_free
-        if is_single:
-            linear = MatrixFree(self.settings.conjugate_gradients, in_single=True)
+        is_single = is_cheap = self.suited(layers).is_matrix_free
+        linear = self._cheap(layers, is_single)
         solver = self._levenberg(layers, linear, enough, settings.start_damping)
         window = settings.large_window if is_cheap else settings.window
+        single_share, was_compared = math.inf, not is_single
         for n_windows in range(math.ceil(max_iter / window) - 1, -1, -1):
             before = float(solver.losses[0])
             self.n_steps += solver.run(window)
@@ -136,11 +136,15 @@ class Polisher:
                 break
             if progress < settings.single_progress and loss > progress * before:
                 break
-            if is_single and loss > settings.single_progress * before:
-                is_single, damping = False, float(solver.damping[0])
-                linear = self.suited(solver.layers)
-                solver = self._levenberg(solver.layers, linear, enough, damping)
-                continue
+            if not was_compared and loss > settings.single_progress * before:
+                was_compared = not is_single
+                is_better = loss <= single_share * before
+                single_share = loss / before
+                if is_single or not is_better:
+                    is_single = not is_single
+                    linear, damping = self._cheap(layers, is_single), float(solver.damping[0])
+                    solver = self._levenberg(solver.layers, linear, enough, damping)
+                    continue
             if is_cheap and self._has_stalled_near_zero(loss, before):
                 is_cheap = False
                 solver = self._levenberg(solver.layers, self._exact(solver.layers), enough, loss)
@@ -277,6 +281,12 @@ class Polisher:
             rounding_loss=self.samples.rounding_loss,
             least_promise=self.settings.polish.least_promise if linear.is_matrix_free else 0.0,
         )
+
+    def _cheap(self, layers: Layers, in_single: bool) -> LinearSolver:
+        """Matrix-free steps with products in single precision, or else those that suit."""
+        if in_single:
+            return MatrixFree(self.settings.conjugate_gradients, in_single=True)
+        return self.suited(layers)
 
     def _exact(self, layers: Layers) -> LinearSolver:
         """Nearly exact solves, dense ones where there is memory for them."""

@@ -69,7 +69,8 @@ class ExactCap:
         return max(factor * self.lowest, self.settings.cap_floor)
 
     def enough(self, network: Network, n_removed: int) -> float:
-        return max(self.lowest, self.rounding_loss, self.settings.cap_floor)
+        lowest = max(self.lowest, self.rounding_loss, self.settings.cap_floor)
+        return min(lowest, self.allowed(network))
 
     def update(self, network: Network, loss: float) -> None:
         self.lowest = min(self.lowest, loss)
@@ -138,7 +139,12 @@ def prune(
     if not is_shallow:
         return polisher.polish(network, settings.polish_steps)
     if polisher.is_matrix_free(network) and loss > settings.exact_loss:
-        return polisher.polish(network, settings.polish_steps, progress=settings.large_progress)
+        network, loss = polisher.polish(
+            network, settings.polish_steps, progress=settings.large_progress
+        )
+        if loss <= settings.exact_loss:  # what is to spare now costs nothing
+            cap = ExactCap(loss, polisher.samples.rounding_loss, polisher.settings)
+            *_, (network, loss) = pruning_path(network, loss, polisher, cap, is_final)
     return network, loss
 
 
@@ -182,8 +188,9 @@ def _try_merging(
     if merged is None:
         return network, loss
     settings, allowed = polisher.settings.prune, cap.allowed(merged)
+    enough = cap.enough(merged, sum(network.widths) - sum(merged.widths))
     polished = polisher.polish(
-        merged, settings.removal_steps, target=allowed, progress=settings.large_progress
+        merged, settings.removal_steps, allowed, enough, settings.large_progress
     )
     if polished[1] > allowed:
         return network, loss
@@ -216,13 +223,15 @@ def pruning_path(
         watch.say(f"pruning, widths {network.widths}, loss {loss:.1e}")
         n_neurons = sum(network.widths)
         sizes = [max(1, min(g, w // 4)) for g, w in zip(sizes, network.widths, strict=True)]
+        cheap = _cheap_loss(network, loss, polisher, polished is None)
         removals = [
-            removal_candidates(network, loss, polisher, layer, sizes[layer])
+            removal_candidates(network, loss, polisher, layer, sizes[layer], cheap)
             for layer, width in enumerate(network.widths)
             if width > 1 and resting.get(layer, math.inf) > n_neurons
         ]
         least = min((candidates[0].cost for candidates in removals), default=math.inf)
-        if is_final and least > _cheap_cost(network, loss, polisher) and network is not polished:
+        is_cheap = least <= cheap * polisher.samples.n_equations
+        if is_final and not is_cheap and network is not polished:
             if loss > exact_loss:
                 is_large = polisher.is_matrix_free(network)
                 progress = settings.large_final_progress if is_large else settings.final_progress
@@ -292,23 +301,27 @@ def _polished(
     return polisher.polish(network, cap.n_steps, target, enough, progress)
 
 
-def _cheap_cost(network: Network, loss: float, polisher: Polisher) -> float:
-    """Squared error that removals may add, before a polish, if they are clearly to spare.
+def _cheap_loss(
+    network: Network, loss: float, polisher: Polisher, is_careful: bool = True
+) -> float:
+    """Relative loss that removals may add, before a polish, if they are clearly to spare.
 
     Of large networks no more than there is: attempts cost minutes, a polish of theirs less. Once
-    these are exact it is the other way round: an attempt costs less than a certificate.
+    these are exact it is the other way round: an attempt costs less than a certificate. With
+    ``is_careful`` False, neither helped, and they lose all that is worth an attempt.
     """
     settings = polisher.settings.prune
     if loss <= max(settings.cap_floor, polisher.samples.rounding_loss):
-        is_large = polisher.is_matrix_free(network)
-        floor = settings.large_cheap_cost if is_large else settings.cap_floor
+        floor = settings.cap_floor
+        if polisher.is_matrix_free(network):
+            floor = settings.large_cheap_cost if is_careful else settings.spare_cost
         cheap = max(settings.cheap_factor * loss, floor)
     elif polisher.is_matrix_free(network):
-        cheap = loss
+        cheap = loss if is_careful else settings.large_factor * loss
     else:
         factor = settings.cheap_factor * _caution(loss, settings)
         cheap = max(factor * loss, settings.cheap_cost)
-    return cheap * polisher.samples.n_equations
+    return cheap
 
 
 def _caution(loss: float, settings: Prune) -> float:
@@ -379,9 +392,9 @@ def removal_candidates(
     costs = _total_costs(problems, len(neurons))
     order = np.argsort(costs)[: settings.single_tries]
     singles = [Removal(layer, neurons[[i]], float(costs[i])) for i in order]
-    cheap_cost = _cheap_cost(network, loss, polisher)
-    if cheap_loss is not None:
-        cheap_cost = cheap_loss * polisher.samples.n_equations
+    if cheap_loss is None:
+        cheap_loss = _cheap_loss(network, loss, polisher)
+    cheap_cost = cheap_loss * polisher.samples.n_equations
     removed: list[int] = []
     cost = 0.0
     while len(removed) < n_removed:

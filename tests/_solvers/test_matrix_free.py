@@ -489,7 +489,7 @@ def test_dense_equations_are_taken_where_they_fit_and_are_cheap():
     dense = Dense().step_bytes(task, layers)
     assert not suited_solver(task, layers, np.inf, DENSE_FLOPS).is_matrix_free
     assert not suited_solver(task, layers, dense, DENSE_FLOPS).is_matrix_free
-    wide = size_only(1000, 100, 1, (40,))
+    wide = size_only(1000, 100, 1, (20,))
     dense, matrix_free = (linear.step_bytes(*wide) for linear in (Dense(), MatrixFree()))
     assert matrix_free < dense
     assert not suited_solver(*wide, dense, DENSE_FLOPS).is_matrix_free

@@ -1,0 +1,41 @@
+"""The polish of a single network."""
+
+import pytest
+import torch
+
+from builders import ALL_LARGE, planted
+from sklearn_ec._expand.polishing import Polisher
+
+
+@pytest.mark.parametrize(
+    ("shares", "expected"),
+    [
+        ({True: 0.2, False: 0.1}, [True]),
+        ({True: 0.8, False: 0.5}, [True, False]),
+        ({True: 0.8, False: 0.9}, [True, False, True]),
+    ],
+)
+def test_large_networks_get_the_precision_that_does_better(monkeypatch, shares, expected):
+    """Single products while they go ahead fast, and again where double ones are no better."""
+    network, polisher, _ = planted("tanh")
+    polisher = Polisher(
+        polisher.samples, polisher.samples, "tanh", "cpu", False, settings=ALL_LARGE
+    )
+    used = []
+
+    class Scripted:
+        finished = torch.tensor([False])
+        damping = torch.tensor([1e-3])
+        losses = torch.tensor([1e-2], dtype=torch.float64)
+
+        def __init__(self, layers, linear):
+            self.layers, self.share = layers, shares[linear.in_single]
+            used.append(linear.in_single)
+
+        def run(self, n_steps):
+            self.losses *= self.share
+            return n_steps
+
+    monkeypatch.setattr(polisher, "_levenberg", lambda layers, linear, *_: Scripted(layers, linear))
+    polisher.polish(network, 30)
+    assert used == expected
