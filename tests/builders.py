@@ -43,7 +43,9 @@ class QuickRegressor(ExpandClusterRegressor):
     _settings = settings_with(**SHORT_WARM_UP)
 
 
-ALL_LARGE = settings_with(training={"dense_flops": 0.0}, verdict={"max_dense_parameters": 0})
+ALL_LARGE = settings_with(
+    training={"dense_flops": 0.0, "deep_dense_flops": 0.0}, verdict={"max_dense_parameters": 0}
+)
 
 
 def plain(samples):

@@ -253,7 +253,7 @@ class Polisher:
             self.task,
             layers,
             self.solver_bytes,
-            settings.training.dense_flops,
+            settings.training.most_dense_flops(len(layers) - 1),
             settings.conjugate_gradients,
         )
 

@@ -173,7 +173,7 @@ class Search:
         if not self._can_be_brief(activation):
             return [Round()]
         flops = 2.0 * settings.brief_equations[0] * n_parameters**3  # of a step of the first round
-        is_large = flops > self.settings.training.dense_flops
+        is_large = flops > self.settings.training.most_dense_flops(len(widths))
         available = finisher.polisher.samples.n_equations / n_parameters
         shares = [min(share, available) for share in settings.brief_equations]
         brief = [] if is_large else list(dict.fromkeys(shares))
