@@ -306,15 +306,14 @@ def _cheap_loss(
 ) -> float:
     """Relative loss that removals may add, before a polish, if they are clearly to spare.
 
-    Of large networks no more than there is: attempts cost minutes, a polish of theirs less. Once
-    these are exact it is the other way round: an attempt costs less than a certificate. With
-    ``is_careful`` False, neither helped, and they lose all that is worth an attempt.
+    Of large networks no more than there is: attempts cost minutes, a polish of theirs less. Where
+    that did not get them to zero, ``is_careful`` is False, and they lose all that is worth an
+    attempt. Of exact ones, more than of small ones: an attempt costs less than a certificate.
     """
     settings = polisher.settings.prune
     if loss <= max(settings.cap_floor, polisher.samples.rounding_loss):
-        floor = settings.cap_floor
-        if polisher.is_matrix_free(network):
-            floor = settings.large_cheap_cost if is_careful else settings.spare_cost
+        is_large = polisher.is_matrix_free(network)
+        floor = settings.large_cheap_cost if is_large else settings.cap_floor
         cheap = max(settings.cheap_factor * loss, floor)
     elif polisher.is_matrix_free(network):
         cheap = loss if is_careful else settings.large_factor * loss
