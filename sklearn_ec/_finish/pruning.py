@@ -167,7 +167,7 @@ def _retraced(
 
 
 def without_spare(network: Network, loss: float, polisher: Polisher) -> Network:
-    """A large network without neurons that together cost a small share of its loss, unpolished.
+    """A network without neurons that together cost a small share of its loss, unpolished.
 
     Spare neurons make the equations of a step nearly singular: 200 products instead of 20.
     """

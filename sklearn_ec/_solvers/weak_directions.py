@@ -119,9 +119,8 @@ class WeakLinearization:
     def _outputs_along(self, directions: Tensor) -> Tensor:
         """Changes of the weighted outputs along directions, (n_directions, n_equations)."""
         steps = split_parameters(directions, self.layers)
-        return (tangent(self.layers, self._equations.run, steps) * self._weight).flatten(
-            start_dim=1
-        )
+        changes = tangent(self.layers, self._equations.run, steps)
+        return (changes * self._weight).flatten(start_dim=1)
 
     def _along_outputs(self, changes: Tensor) -> Layers:
         """``Jᵀ`` times changes of the weighted outputs, (batch, n_samples, n_outputs)."""
