@@ -227,16 +227,13 @@ def standardize(
     settings: Preparation = DEFAULTS.preparation,
 ) -> tuple[Samples, Coordinates]:
     """Rows in standardized coordinates, and these coordinates."""
-    x_mean, x_scale = _mean_and_scale(X, sample_weight)
-    x_scale = np.maximum(x_scale, np.abs(X - x_mean).max(axis=0) / settings.max_deviation)
-    y_mean, y_scale = _mean_and_scale(y, sample_weight)
-    varies = _varies(y, sample_weight)
-    if precision.step and varies.any():  # outputs are known equally well, whatever their spread
-        y_scale = np.full_like(y_scale, np.sqrt(np.mean(y_scale[varies] ** 2)))
-    y_rounding = np.finfo(np.float64).eps * float(np.max(np.abs(y).max(axis=0) / y_scale))
-    basis = _row_space_basis(
-        (X - x_mean) / x_scale * _varies(X, sample_weight), np.abs(X).max(axis=0) / x_scale
-    )
+    x_mean, x_scale, x_varies = _mean_scale_and_whether_it_varies(X, sample_weight)
+    x_scale = np.maximum(x_scale, _largest(X - x_mean) / settings.max_deviation)
+    y_mean, y_scale, y_varies = _mean_scale_and_whether_it_varies(y, sample_weight)
+    if precision.step and y_varies.any():  # outputs are known equally well, whatever their spread
+        y_scale = np.full_like(y_scale, np.sqrt(np.mean(y_scale[y_varies] ** 2)))
+    y_rounding = np.finfo(np.float64).eps * float(np.max(_largest(y) / y_scale))
+    basis = _row_space_basis((X - x_mean) * (x_varies / x_scale), _largest(X) / x_scale)
     rounding = precision.spacing(y) / (np.sqrt(12.0) * y_scale)
     rounding_loss = precision.slack**2 * float(np.mean(rounding**2))
     if precision.is_full or rounding_loss > settings.max_rounding_loss:
@@ -291,17 +288,19 @@ def _gram_factor(X: np.ndarray) -> np.ndarray | None:
     return np.linalg.cholesky(gram).T if is_well_conditioned else None
 
 
-def _mean_and_scale(values: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _mean_scale_and_whether_it_varies(
+    values: np.ndarray, weight: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each column: the mean, the spread (one for a constant), and whether there is any."""
     mean = np.average(values, axis=0, weights=weight)
-    scale = np.sqrt(np.average((values - mean) ** 2, axis=0, weights=weight))
-    return mean, np.where(_varies(values, weight), scale, 1.0)
+    scale = np.sqrt(weight @ (values - mean) ** 2 / weight.sum())
+    varies = np.ptp(values, axis=0) > 100 * np.finfo(np.float64).eps * _largest(values)
+    return mean, np.where(varies, scale, 1.0), varies
 
 
-def _varies(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Columns that differ from a constant by more than rounding."""
-    mean = np.average(values, axis=0, weights=weight)
-    largest = np.abs(values).max(axis=0)
-    return np.abs(values - mean).max(axis=0) > 100 * np.finfo(np.float64).eps * largest
+def _largest(values: np.ndarray) -> np.ndarray:
+    """The largest absolute value of each column."""
+    return np.maximum(values.max(axis=0), -values.min(axis=0))
 
 
 def _row_space_basis(X: np.ndarray, largest: np.ndarray) -> np.ndarray | None:

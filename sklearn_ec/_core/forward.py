@@ -12,12 +12,16 @@ from .records import Network, Samples
 
 # Singular values of a layer's features below this relative size are rounding.
 FEATURE_CONDITION = 1e-15
+BLOCK_ROWS = 4096  # that are read at a time, so that no copy of all inputs is made
 
 
 def read_features(
     layers: Sequence[np.ndarray], X: np.ndarray, activation: Activation, has_skip: bool
 ) -> np.ndarray:
     """Features ``[h(, older), 1]`` that a layer on top of the given ones reads."""
+    if len(X) > BLOCK_ROWS:
+        blocks = (X[i : i + BLOCK_ROWS] for i in range(0, len(X), BLOCK_ROWS))
+        return np.vstack([read_features(layers, block, activation, has_skip) for block in blocks])
     features = np.hstack([X, np.ones((len(X), 1))])
     for layer in layers:
         h = activation.function(features @ layer.T)

@@ -233,8 +233,10 @@ class Polisher:
 
     @cached_property
     def _common_covariance(self) -> np.ndarray:
-        """Second moments of the inputs over the rows of low leverage."""
-        X = self.samples.X
+        """Second moments of the inputs over rows of low leverage; of many rows, over a share."""
+        n_rows, n_inputs = self.samples.X.shape
+        step = max(1, n_rows // (self.settings.polish.covariance_rows * (n_inputs + 1)))
+        X = self.samples.X[::step]
         common = X[~have_high_leverage(X, self.settings.preparation)]
         return common.T @ common / max(len(common), 1)
 

@@ -144,9 +144,14 @@ class WarmUpTrainer:
         """Train a module in place with Adam; tell whether that was completed."""
         ticker = EpochReporter(on_epoch=self._tick)
         schedule = self.settings.warm_up
+        n_share = int(schedule.minibatch_share * len(task.inputs))
         net = AdamNet(
             module,
-            schedule=replace(schedule, learning_rate=rate * schedule.learning_rate),
+            schedule=replace(
+                schedule,
+                learning_rate=rate * schedule.learning_rate,
+                minibatch=max(schedule.minibatch, n_share),
+            ),
             seed=seed,
             start=start,
             device=self.polisher.device,

@@ -61,8 +61,7 @@ class MatrixFreeEquations:
         run = forward(layers, task.inputs, task.activation)
         residuals = (run.outputs - task.targets) * task.sqrt_weight.square()
         gradient = pull_back(layers, run, residuals / task.n_equations)
-        features = run.features[-1] * task.sqrt_weight
-        readout_gram = features.mT @ features / task.n_equations
+        readout_gram = task.readout_gram(layers, run) / task.n_equations
         equations = cls(task, layers, run, gradient, readout_gram, blocks, solves)
         return equations if single is None else equations.in_single(single)
 

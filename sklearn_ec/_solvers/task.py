@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from .derivatives import (
     curvature,
     forward,
     gradients,
+    has_skip,
     jacobian,
     sensitivities,
 )
@@ -178,6 +180,22 @@ class LeastSquaresTask:
                 part += gradient
         n = self.n_equations
         return tuple(part / n for part in total), squares / n
+
+    def readout_gram(self, layers: Layers, run: ForwardPass) -> Tensor:
+        """Gram matrices of what the readouts read, (batch, n_features, n_features)."""
+        features, weight = run.features[-1], self.sqrt_weight.square()
+        if not has_skip(layers):
+            return (features * weight).mT @ features
+        n_hidden = features.shape[2] - self.inputs.shape[1]
+        own = (features[..., :n_hidden] * weight).mT @ features
+        gram = self._input_gram.repeat(len(features), 1, 1)
+        gram = torch.cat([own[..., n_hidden:].mT, gram], dim=2)
+        return torch.cat([own, gram], dim=1)
+
+    @cached_property
+    def _input_gram(self) -> Tensor:
+        weighted = self.inputs * self.sqrt_weight
+        return weighted.mT @ weighted
 
     def jacobian(self, layers: Layers, rows: slice) -> Tensor:
         """Jacobian of one network's weighted outputs, layer by layer.

@@ -236,6 +236,28 @@ def test_held_out_rows_never_join_the_training_of_small_networks():
     assert certificate.held_out_error > 1e-8
 
 
+@pytest.mark.parametrize("noise", [0.0, 1e-4])
+def test_large_networks_without_skip_terms_turn_neurons_round(noise):
+    """``relu(z) = relu(-z) + relu(z + c) - c`` on rows of ``z > -c``: two neurons for one."""
+    network, polisher, held_out = planted("relu", settings=ALL_LARGE)
+    polisher = Polisher(
+        polisher.samples, held_out, "relu", "cpu", has_skip=False, settings=ALL_LARGE
+    )
+    (hidden, readout), X = network.layers, polisher.samples.X
+    offset = 1.01 * np.abs(X @ hidden[0, :-1] + hidden[0, -1]).max()
+    undoing = hidden[:1] + offset * np.eye(1, 4, 3)
+    turned = np.vstack([-hidden[:1], hidden[1:], undoing])
+    bias = readout[:, -1:] - offset * readout[:, :1]
+    start = np.hstack([readout[:, :-1], readout[:, :1], bias])
+    rng = np.random.default_rng(0)
+    start = Network((turned + noise * rng.normal(size=turned.shape), start))
+    candidate = Finisher(polisher, held_out, plain(held_out), prune=True).finish(start)
+    assert candidate.network.widths == network.widths
+    assert not candidate.network.has_skip
+    assert candidate.certificate.passed
+    assert max_cosine_distance(as_layers(network), as_layers(candidate.network), "relu") < 1e-20
+
+
 def test_no_neuron_that_an_exact_large_network_needs_is_tried(monkeypatch):
     network, polisher, _ = planted("tanh", settings=ALL_LARGE)
     duplicated, cap = with_duplicates(network), ExactCap(0.0, 0.0, ALL_LARGE)
