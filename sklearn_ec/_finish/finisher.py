@@ -166,16 +166,13 @@ class Finisher:
         network, loss = self._polished(polisher, network, is_large)
         finish = settings.finish
         if self.prune and loss < (finish.first_polish_loss if is_large else finish.worthwhile_loss):
-            leaves_signs_open = is_large and self._has_hasty_signs(network, polisher)
-            start = with_skip(network) if leaves_signs_open else network
-            network, loss = prune(start, loss, polisher, is_final)
+            if is_large and self._has_hasty_signs(network, polisher):
+                network = with_skip(network)
+            network, loss = prune(network, loss, polisher, is_final)
             if final:
                 return final[0], loss
-            if leaves_signs_open:
-                network = resolve_signs(network, polisher.activation)
-                network, loss = self._polished(polisher, network, is_large)
             if is_large and len(network.widths) == 1:
-                network, loss = unstick(network, loss, polisher)
+                network, loss = self._unstuck(network, loss, polisher)
         is_corner = is_large and loss > max(
             settings.prune.exact_loss, polisher.samples.rounding_loss
         )
@@ -223,6 +220,13 @@ class Finisher:
         if is_well_posed or loss <= enough:
             return network, loss
         return polisher.polish(polisher.settled(network), n_steps, enough=enough)
+
+    def _unstuck(self, network: Network, loss: float, polisher: Polisher) -> tuple[Network, float]:
+        """A large network that pruning left in a corner, led out, without the skip terms it got."""
+        if network.has_skip and not polisher.has_skip:
+            network = resolve_signs(network, polisher.activation)
+            network, loss = self._polished(polisher, network, is_large=True)
+        return unstick(network, loss, polisher)
 
     @staticmethod
     def _has_hasty_signs(network: Network, polisher: Polisher) -> bool:

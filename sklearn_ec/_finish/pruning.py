@@ -138,7 +138,7 @@ def prune(
         network, loss = smaller, smaller_loss
     if not is_shallow:
         return polisher.polish(network, settings.polish_steps)
-    is_corner = is_final is not None and _lacks_neurons(network, polisher)
+    is_corner = is_final is not None and _cannot_crawl(network, polisher)
     if polisher.is_matrix_free(network) and loss > settings.exact_loss and not is_corner:
         network, loss = polisher.polish(
             network, settings.polish_steps, progress=settings.large_progress
@@ -224,7 +224,7 @@ def pruning_path(
         watch.say(f"pruning, widths {network.widths}, loss {loss:.1e}")
         n_neurons = sum(network.widths)
         sizes = [max(1, min(g, w // 4)) for g, w in zip(sizes, network.widths, strict=True)]
-        is_careful = polished is None or _lacks_neurons(network, polisher)
+        is_careful = polished is None or _cannot_crawl(network, polisher)
         cheap = _cheap_loss(network, loss, polisher, is_careful)
         removals = [
             removal_candidates(network, loss, polisher, layer, sizes[layer], cheap)
@@ -246,7 +246,7 @@ def pruning_path(
                 return
             polished = network
             continue
-        is_corner = network is polished and not is_cheap and _lacks_neurons(network, polisher)
+        is_corner = network is polished and not is_cheap and _cannot_crawl(network, polisher)
         if is_corner or not removals:
             return
         for candidates in sorted(removals, key=lambda c: (len(c[0].neurons) == 1, c[0].cost)):
@@ -262,12 +262,12 @@ def pruning_path(
             sizes[layer] = n_tried // 2
 
 
-def _lacks_neurons(network: Network, polisher: Polisher) -> bool:
+def _cannot_crawl(network: Network, polisher: Polisher) -> bool:
     """Whether a network that a polish to the end does not bring to zero has too few neurons.
 
-    Large ones of one hidden layer do, unless inputs hardly vary in some directions, along which
-    steps crawl. Removals that cost more than the loss never stood: 31 of 32 ReLU neurons on 784
-    inputs lost six in a minute, and more in the next.
+    So it is with large ones of one hidden layer, unless inputs hardly vary in some directions,
+    along which steps crawl. Removals that cost more than the loss never stood: 31 of 32 ReLU
+    neurons on 784 inputs lost six in a minute, and more in the next.
     """
     is_shallow = len(network.widths) == 1
     return is_shallow and polisher.is_matrix_free(network) and not polisher.has_weak_inputs

@@ -307,6 +307,22 @@ def test_a_certificate_ends_the_pruning(activation, monkeypatch):
     assert max(tried) < 1e-12
 
 
+def test_networks_that_miss_held_out_rows_lose_neurons_before_they_are_refined(monkeypatch):
+    network, polisher, held_out = planted("relu", n_rows=80)
+    start, concluded = with_spare_neurons(network, noise=0.3), []
+    original = Finisher._concluded
+
+    def spy(finisher, network, loss):
+        concluded.append(finisher.polisher.held_out_losses([a[None] for a in network.layers])[0])
+        return original(finisher, network, loss)
+
+    monkeypatch.setattr(Finisher, "_concluded", spy)
+    candidate = Finisher(polisher, held_out, plain(held_out), prune=True).finish(with_skip(start))
+    assert candidate.network.widths == network.widths
+    assert len(concluded) == 1
+    assert concluded[0] < 1e-18
+
+
 def test_neurons_that_bend_in_few_rows_are_kept():
     """The share of rows that pruning works on may hold none of them."""
     rng = np.random.default_rng(0)
