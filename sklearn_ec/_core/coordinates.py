@@ -95,17 +95,17 @@ class Coordinates:
 
         Where only the inputs are given in less than full precision, theirs counts.
         """
+        if self.precision.is_full and self.x_precision.is_full:
+            return None
         weights, biases = self.to_original(network)
         X = self.to_original_inputs(samples.X)
         outputs = evaluate(weights, biases, X, activation, np.float64)
-        if not self.precision.is_full:
-            given = self.precision.imitate(weights, biases, X, activation, shift)
-        elif not self.x_precision.is_full:
+        if self.precision.is_full:
             lost = np.random.default_rng(0).uniform(-0.5, 0.5, X.shape)
             moved = X + lost * self.x_precision.spacing(X)
             given = evaluate(weights, biases, moved, activation, np.float64)
         else:
-            return None
+            given = self.precision.imitate(weights, biases, X, activation, shift)
         return (given - outputs) / self.y_scale
 
     def open_columns(self) -> np.ndarray:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sklearn_ec._core.records import Network
 from sklearn_ec._core.settings import ConjugateGradients, WeakDirections
+from sklearn_ec._core.threads import threads_for
 
 from .derivatives import Layers, pull_back, tangent
 from .equations import flat_parameters, split_parameters
@@ -50,11 +51,13 @@ class WeakLinearization:
         self._equations = MatrixFreeEquations.assemble(task, self.layers, blocks, solves)
         self._generator = torch.Generator().manual_seed(0)
         self._free = self._free_scales()
+        self._product_flops = 4.0 * len(task.inputs) * network.n_parameters
         self._system = self._damped(self._equations.in_single(task.float()))
-        self.singular_values, self.directions = self._iterate()
-        if not self._is_resolved_in_single():
-            self._system = self._damped(self._equations)
+        with threads_for(self._product_flops):
             self.singular_values, self.directions = self._iterate()
+            if not self._is_resolved_in_single():
+                self._system = self._damped(self._equations)
+                self.singular_values, self.directions = self._iterate()
 
     def curvatures(self, n_directions: int) -> Tensor:
         """Root mean square of the second derivative of the residuals along the last directions."""
@@ -71,7 +74,9 @@ class WeakLinearization:
         )
         system = replace(self._system, equations=replace(self._system.equations, solves=solves))
         for size in self._portions(n_probes):
-            left = self._unexplained(self._random(size, len(self.task.inputs), n_outputs), system)
+            targets = self._random(size, len(self.task.inputs), n_outputs)
+            with threads_for(self._product_flops):
+                left = self._unexplained(targets, system)
             moments += torch.einsum("pnk,pnl->nkl", left, left)
         return float(torch.linalg.eigvalsh(moments / n_probes).min())
 
