@@ -192,7 +192,8 @@ class Finisher:
         """
         rounding_loss = self.polisher.samples.rounding_loss
         limit = max(self.settings.finish.refinement_loss, 10.0 * rounding_loss)
-        return not self._loss(network, held_out=True) > limit
+        losses = self.polisher.held_out_losses([layer[None] for layer in network.layers])
+        return not losses[0] > limit
 
     def _concluded(self, network: Network, loss: float) -> Candidate:
         """A pruned network with its signs resolved, refined and certified."""
@@ -303,9 +304,8 @@ class Finisher:
         )
         return self._judge(network)
 
-    def _loss(self, network: Network, held_out: bool = False) -> float:
-        losses = self.polisher.held_out_losses if held_out else self.polisher.losses
-        return float(losses([layer[None] for layer in network.layers])[0])
+    def _loss(self, network: Network) -> float:
+        return float(self.polisher.losses([layer[None] for layer in network.layers])[0])
 
     def losses_on_all_rows(self, layers: Sequence[np.ndarray]) -> np.ndarray:
         """Loss of stacked networks on the rows of the training and the held-out ones."""

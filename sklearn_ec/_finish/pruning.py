@@ -235,9 +235,7 @@ def pruning_path(
         is_cheap = least <= cheap * polisher.samples.n_equations
         if is_final and not is_cheap and network is not polished:
             if loss > exact_loss:
-                is_large = polisher.is_matrix_free(network)
-                progress = settings.large_final_progress if is_large else settings.final_progress
-                network, loss = _polished(network, polisher, cap, progress=progress)
+                network, loss = _polished_to_the_end(network, polisher, cap)
                 cap.update(network, loss)
                 yield network, loss
                 if loss <= exact_loss:
@@ -313,6 +311,13 @@ def _polished(
     if polisher.is_matrix_free(network):
         progress = min(progress, polisher.settings.prune.large_progress)
     return polisher.polish(network, cap.n_steps, target, enough, progress)
+
+
+def _polished_to_the_end(network: Network, polisher: Polisher, cap: Cap) -> tuple[Network, float]:
+    """A network polished as far as it goes, unless it crawls."""
+    settings, is_large = polisher.settings.prune, polisher.is_matrix_free(network)
+    progress = settings.large_final_progress if is_large else settings.final_progress
+    return _polished(network, polisher, cap, progress=progress)
 
 
 def _cheap_loss(
