@@ -6,7 +6,8 @@
 Tables of 600 noise-free rows: sin(3 x0) x1, x0 x1 x2 (four columns), friedman1 (five columns that
 count, five that do not), and two step functions. Each is fitted with the width 3 given, and with
 sizes unknown; R² is that on 2,000 new rows. The time is divided by the median time of exact
-networks of three neurons with as many rows and columns, in the same run. No table may be certified.
+networks with as many rows and columns, in the same run: of three neurons, and with sizes unknown,
+where the search tries two layers as well, also of three in each of two. No table may be certified.
 Results go to benchmarks/results/refusals.jsonl.
 """
 
@@ -42,7 +43,13 @@ FUNCTIONS = {
     "step": (4, lambda x: np.where(x[:, 0] + 0.5 * x[:, 1] > 0, 1.0, -1.0)),
     "steps": (4, lambda x: np.sign(x[:, 0]) + 0.5 * np.sign(x[:, 1] - 0.3)),
 }
-TEACHERS = {f"teacher{seed}-{d}": (d, seed) for d in (4, 10) for seed in range(3)}
+# Inputs, hidden layers and seed of the exact networks.
+TEACHERS = {
+    f"teacher{seed}-{d}" + ("-deep" if sizes[1:] else ""): (d, sizes, seed)
+    for sizes in ((3,), (3, 3))
+    for d in (4, 10)
+    for seed in range(3)
+}
 
 
 def make_table(name, activation):
@@ -51,8 +58,9 @@ def make_table(name, activation):
     if name in FUNCTIONS:
         n_features, function = FUNCTIONS[name]
     else:
-        n_features, seed = TEACHERS[name]
-        function = make_teacher(n_features, 3, activation=activation, random_state=seed).predict
+        n_features, sizes, seed = TEACHERS[name]
+        teacher = make_teacher(n_features, sizes, activation=activation, random_state=seed)
+        function = teacher.predict
     X = rng.uniform(-1, 1, size=(N_ROWS + N_NEW, n_features))
     y = np.asarray(function(X)).ravel()
     return X[:N_ROWS], y[:N_ROWS], X[N_ROWS:], y[N_ROWS:]
@@ -70,7 +78,7 @@ def run(name, activation, sizes):
         model.fit(X, y)
     return {
         "name": f"{name} {activation} {sizes}",
-        "is_teacher": name in TEACHERS,
+        "depth": len(TEACHERS[name][1]) if name in TEACHERS else 0,
         "cell": [X.shape[1], activation, sizes],
         "seconds": time.perf_counter() - start,
         "r2": model.score(X_new, y_new),
@@ -90,26 +98,34 @@ def main():
         for activation in arguments.activations
         for sizes in arguments.sizes
         for name in (*TEACHERS, *FUNCTIONS)
+        if sizes == "auto" or not name.endswith("deep")
     }
     results = list(run_resumable(tasks, RESULTS / "refusals.jsonl", jobs=1))
     exact = defaultdict(list)
     for result in results:
-        if result["is_teacher"]:
-            exact[tuple(result["cell"])].append(result["seconds"])
+        if result["depth"]:
             assert result["recovered"], result
-    ratios = []
-    print(f"{'table':28s}  seconds  / exact      R²  certified  widths")
-    for result in results:
-        if not result["is_teacher"]:
-            ratio = result["seconds"] / np.median(exact[tuple(result["cell"])])
-            ratios.append(ratio)
-            print(
-                f"{result['name']:28s}  {result['seconds']:7.1f}  {ratio:7.1f}  "
-                f"{result['r2']:6.3f}  {result['recovered']!s:9s}  {tuple(result['layer_sizes'])}"
-            )
-    n_wrong = sum(result["recovered"] for result in results if not result["is_teacher"])
-    print(f"{n_wrong} of {len(ratios)} tables wrongly certified")
-    print(f"times an exact network: median {np.median(ratios):.1f}, longest {max(ratios):.1f}")
+            exact[*result["cell"], result["depth"]].append(result["seconds"])
+    ratios = defaultdict(list)
+    print(f"{'table':28s}  seconds  / exact  / deep      R²  certified  widths")
+    tables = [result for result in results if not result["depth"]]
+    for result in tables:
+        columns = []
+        for depth in (1, 2):
+            seconds = exact[*result["cell"], depth]
+            if seconds:
+                ratios[result["cell"][-1], depth].append(result["seconds"] / np.median(seconds))
+                columns.append(f"{ratios[result['cell'][-1], depth][-1]:7.1f}")
+        print(
+            f"{result['name']:28s}  {result['seconds']:7.1f}  {'  '.join(columns):15s}  "
+            f"{result['r2']:6.3f}  {result['recovered']!s:9s}  {tuple(result['layer_sizes'])}"
+        )
+    print(f"{sum(result['recovered'] for result in tables)} of {len(tables)} wrongly certified")
+    for (sizes, depth), values in ratios.items():
+        print(
+            f"sizes {sizes}, times an exact network of {depth} layers: "
+            f"median {np.median(values):.1f}, longest {max(values):.1f}"
+        )
 
 
 if __name__ == "__main__":

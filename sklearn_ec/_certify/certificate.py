@@ -157,6 +157,12 @@ class Certificate:
         """Whether the errors are at rounding level."""
         return max(self.error, self.held_out_error) <= self.rounding
 
+    @property
+    def rules_out_noise(self) -> bool:
+        """Whether so few parameters fit the training rows that their targets hold no noise."""
+        n_needed = DEFAULTS.verdict.min_equations_per_parameter * self.n_parameters
+        return self.fits_exactly and self.n_equations >= n_needed
+
 
 def certify(
     network: Network,

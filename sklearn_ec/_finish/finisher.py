@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -19,8 +20,8 @@ from sklearn_ec._core.signs import linear_pairs, resolve_signs, with_skip
 from sklearn_ec._expand.polishing import Polisher
 from sklearn_ec._io.cache import CACHE_VERSION, Store, digest
 
-from .noisy import one_standard_error_bound, smallest_network, squared_errors
-from .pruning import Cap, ExactCap, NoiseCap, prune, pruning_path, unstick, without_spare
+from .noisy import left_out_loss, one_standard_error_bound, smallest_network, squared_errors
+from .pruning import Cap, ExactCap, NoiseCap, prune, pruning_path, reduced, unstick, without_spare
 
 
 @dataclass(frozen=True)
@@ -279,12 +280,33 @@ class Finisher:
         key = digest([step, self.key, network])
         return self.store.recall(key, partial(compute, network))[0]
 
-    def approximate(self, network: Network) -> Candidate:
-        """A network with as few neurons as do about as well, soon, where none made the data."""
-        return self._recall("approximate", self._approximate, network)
+    def pooled(self, layers: Sequence[np.ndarray]) -> tuple[Network, float]:
+        """The neurons of the best of stacked students as one network, after some steps together.
 
-    def _approximate(self, network: Network) -> Candidate:
+        Also what it leaves of the loss of the best one, on rows that its readout does not know.
+        The students have one hidden layer.
+        """
         polisher, settings = self.polisher, self.settings.approximation
+        few = self._on_few_rows(Network(tuple(layer[0] for layer in layers)))
+        first = [layer[: settings.n_students] for layer in layers]
+        layers = few.polish_together(first, settings.first_steps)
+        losses, (_, width, _) = polisher.losses(layers), layers[0].shape
+        most = max(len(polisher.samples.X) // (settings.rows_per_neuron * width), 1)
+        best = np.argsort(losses)[: min(settings.n_pooled, most)]
+        network = self.solve_readout([np.concatenate(layers[0][best])])
+        left_out = left_out_loss(network, polisher.samples, polisher.activation)
+        return network, left_out / max(losses[best[0]], settings.floor)
+
+    def approximate(self, network: Network, n_neurons: int) -> Candidate:
+        """A network with as few neurons as do about as well, soon, where none made the data.
+
+        It has not many more than so many, whatever it starts from.
+        """
+        return self._recall("approximate", partial(self._approximate, n_neurons), network)
+
+    def _approximate(self, n_neurons: int, network: Network) -> Candidate:
+        polisher, settings = self.polisher, self.settings.approximation
+        network = reduced(network, math.ceil(settings.max_growth * n_neurons), polisher)
         network = linear_pairs(network, polisher.activation)
         network, loss = polisher.polish(network, settings.polish_steps, progress=settings.progress)
         cap = NoiseCap(network, loss, polisher.samples.n_equations, settings)
@@ -306,13 +328,6 @@ class Finisher:
 
     def _loss(self, network: Network) -> float:
         return float(self.polisher.losses([layer[None] for layer in network.layers])[0])
-
-    def losses_on_all_rows(self, layers: Sequence[np.ndarray]) -> np.ndarray:
-        """Loss of stacked networks on the rows of the training and the held-out ones."""
-        polisher = self.polisher
-        losses = (polisher.losses(layers), polisher.held_out_losses(layers))
-        n_rows = [len(polisher.samples.X), len(self.held_out.X)]
-        return np.average(losses, axis=0, weights=n_rows)
 
     def judge_as_is(self, network: Network) -> Candidate:
         """Certify a network without changing the function that it computes."""

@@ -11,12 +11,12 @@ from __future__ import annotations
 import numpy as np
 
 from sklearn_ec._core.activations import Activation
-from sklearn_ec._core.forward import network_outputs
+from sklearn_ec._core.forward import network_outputs, read_features
 from sklearn_ec._core.records import Network, Samples, Students
 from sklearn_ec._core.settings import Noise
 from sklearn_ec._expand.polishing import Polisher
 
-from .pruning import NoiseCap, cheapest_removal, pruning_path
+from .pruning import FEATURE_RCOND, NoiseCap, cheapest_removal, pruning_path
 
 
 def reached_noise_floor(students: Students, samples: Samples, settings: Noise) -> bool:
@@ -66,6 +66,20 @@ def smallest_network(
             break
     bound = one_standard_error_bound(errors)
     return next(p for p, e in zip(path[::-1], errors[::-1], strict=True) if e.mean() <= bound)
+
+
+def left_out_loss(network: Network, samples: Samples, activation: Activation) -> float:
+    """Mean squared error of rows whose readout is solved without them, one at a time.
+
+    That is ``r / (1 - h)`` for a row of residual ``r`` and leverage ``h`` (Allen, 1974, PRESS).
+    """
+    root = np.sqrt(samples.sample_weight)[:, None]
+    hidden, targets = network.layers[:-1], samples.y * root
+    features = read_features(hidden, samples.X, activation, network.has_skip) * root
+    left, values, _ = np.linalg.svd(features, full_matrices=False)
+    basis = left[:, values > FEATURE_RCOND * values[0]]
+    freedom = np.maximum(1.0 - (basis**2).sum(axis=1, keepdims=True), FEATURE_RCOND)
+    return float((((targets - basis @ (basis.T @ targets)) / freedom) ** 2).mean())
 
 
 def one_standard_error_bound(errors: list[np.ndarray]) -> float:

@@ -181,6 +181,15 @@ def without_spare(network: Network, loss: float, polisher: Polisher) -> Network:
     return network
 
 
+def reduced(network: Network, n_neurons: int, polisher: Polisher) -> Network:
+    """A network of one hidden layer with so many neurons at most, unpolished."""
+    n_removed = network.widths[0] - n_neurons
+    if n_removed <= 0:
+        return network
+    removal, *_ = removal_candidates(network, 0.0, polisher, 0, n_removed, math.inf)
+    return without_neurons(network, polisher, removal)
+
+
 def _try_merging(
     network: Network, loss: float, polisher: Polisher, cap: Cap
 ) -> tuple[Network, float]:

@@ -117,12 +117,13 @@ class Ensemble:
 
     @property
     def agree_exactly(self) -> bool:
-        """Whether two students were pruned to networks of the same widths, exact on their rows.
+        """Whether two networks, of students or clusters, have the same widths, exact on their rows.
 
         Others would be refused as these were, for what the rows leave open.
         """
-        pruned = (*self.certified.values(), *self.finished.values())
-        widths = [c.network.widths for c in pruned if c.certificate.fits_exactly]
+        clustered = [self.clustered.candidate] if self.clustered else []
+        made = (*clustered, *self.certified.values(), *self.finished.values())
+        widths = [c.network.widths for c in made if c.certificate.fits_exactly]
         return len(set(widths)) < len(widths)
 
     def joined(self, others: Ensemble) -> Ensemble:
@@ -188,9 +189,10 @@ class Ensemble:
         return len(set(self._denoised_widths)) == 1 or self._agree_on_widths(noise)
 
     def _is_exact(self, settings: Finish) -> bool:
-        """Whether a student or a pruned one fits the data to rounding."""
+        """Whether a student or a pruned one fits the data to rounding, or rules out noise."""
         certificates = [candidate.certificate for candidate in self.candidates]
-        return self._has_exact_student(settings) or any(c.is_exact for c in certificates)
+        is_exact = any(c.is_exact or c.rules_out_noise for c in certificates)
+        return is_exact or self._has_exact_student(settings)
 
     def _has_exact_student(self, settings: Finish) -> bool:
         students, limit = self.students, max(settings.max_held_out_loss, 10.0 * self.tol)
@@ -273,7 +275,8 @@ class Ensemble:
             return None
         is_noisy = self._look_noisy(finisher.settings.noise)
         if self.is_complete and not (is_noisy or self.show_network(finisher)):
-            return finisher.approximate(finisher.solve_readout(collapsed))
+            better = finisher.if_better(finisher.solve_readout(collapsed), self.lowest_loss)
+            return finisher.approximate(better, len(collapsed[0])) if better else None
         if self.denoised:
             return finisher.denoise(finisher.solve_readout(collapsed))
         if clustered and all(map(np.array_equal, collapsed, clustered.collapsed)):
@@ -322,38 +325,35 @@ class Ensemble:
     def _denoise(self, finisher: Finisher, most: int) -> None:
         """Find the smallest networks that fit the data as well as the best students do.
 
-        Those of so many students at most, until some agree on the widths.
+        Those of so many students at most, until some agree on the widths, or one is exact.
         """
-        for student in self.students.by_loss()[:most]:
-            if int(student) not in self.denoised:
-                self.denoised[int(student)] = finisher.denoise(self.students.network(student))
-            if self._agree_on_widths(finisher.settings.noise):
+        for student in map(int, self.students.by_loss()[:most]):
+            is_exact = any(c.certificate.rules_out_noise for c in self.denoised.values())
+            if is_exact or self._agree_on_widths(finisher.settings.noise):
                 break
+            if student not in self.denoised:
+                self.denoised[student] = finisher.denoise(self.students.network(student))
 
     def _explain_without_network(self, finisher: Finisher) -> None:
-        """Small networks for data that none made, unless noise alone hides it.
+        """A small network for data that none made, unless noise alone hides it.
 
-        Students at a noise floor, or too weak to get there, have stopped: denoised, these agree.
+        Students at a noise floor, or too weak to get there, have stopped, and their neurons do no
+        better together; denoised, they agree.
         """
         settings, best = finisher.settings.noise, self.students.by_loss()
         have_stopped = last_ratios(self.students.loss_curves[best[:1]]) >= settings.floor_progress
-        if not self.denoised and have_stopped.all():
+        may_be_noisy = not self.denoised and have_stopped.all()
+        is_explained = self.lowest_loss < self.students.lowest_loss
+        if not len(best) or (is_explained and not may_be_noisy):
+            return
+        pooled, gain = finisher.pooled([layer[best] for layer in self.students.layers])
+        if may_be_noisy and gain > settings.pooling_gain:
             self._denoise(finisher, settings.n_agreeing - 1)
             if self._look_noisy(settings):
                 self._denoise(finisher, settings.n_agreeing)
-        if len(best) and not self._look_noisy(settings):
-            self._approximate(finisher)
-
-    def _approximate(self, finisher: Finisher) -> None:
-        """Make a small network of the best students, where there is none to be found."""
-        settings = finisher.settings.approximation
-        best = self.students.by_loss()[: settings.n_students]
-        layers = finisher.polisher.polish_together(
-            [layer[best] for layer in self.students.layers], settings.first_steps
-        )
-        losses = finisher.losses_on_all_rows(layers)
-        network = Network(tuple(layer[np.nanargmin(losses)] for layer in layers))
-        self.attempt = best_of(self.attempt, finisher.approximate(network))
+        if not (self._look_noisy(settings) or is_explained):
+            n_neurons = self.students.layers[0].shape[1]
+            self.attempt = best_of(self.attempt, finisher.approximate(pooled, n_neurons))
 
     def voters(self, min_voters: int) -> dict[int, Network]:
         """The students whose neurons are clustered.

@@ -131,8 +131,9 @@ class _Question:
             for student, candidate in getattr(group, kept).items():
                 if candidate.certificate.fits_exactly or candidate.certificate.is_conclusive:
                     found.setdefault(kept, {})[int(indices[student])] = candidate
-        if is_found:
-            found["clustered"] = group.clustered
+        clustered = group.clustered
+        if is_found or (clustered and clustered.candidate.certificate.fits_exactly):
+            found["clustered"] = clustered
         found["attempt"] = best_of(found.get("attempt"), group.best_candidate)
         self.finisher.polisher.watch.say("training")
         return is_found

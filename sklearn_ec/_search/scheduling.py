@@ -85,7 +85,8 @@ class GroupTrainer:
 
     def _is_over(self, group: Ensemble) -> bool:
         """Whether a group has the network, or shows that there is none."""
-        return group.students.succeeded or not group.show_network(self.finisher)
+        is_over = group.students.succeeded or group.agree_exactly
+        return is_over or not group.show_network(self.finisher)
 
     def _groups(self, seeds: np.ndarray) -> Iterator[Ensemble]:
         n_workers = effective_n_jobs(self.n_jobs)

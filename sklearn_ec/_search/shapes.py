@@ -87,7 +87,7 @@ class Search:
         shape: Shape | None = first
         while shape is not None and not self._is_over:
             shape = self._climb(shape)
-        return self._ended() or self._conclude(self._most_parsimonious())
+        return self._ended() or self._conclude(self._approximated or self._most_parsimonious())
 
     def _conclude(self, trial: Trial) -> Trial:
         """Train further students, unless one was pruned to a deep approximation."""
@@ -211,14 +211,15 @@ class Search:
         """Probe the neighbors of a shape; the best of them if it is better, None at the top."""
         for neighbor in self._neighbors(shape):
             self._probe(neighbor)
-            if self._is_over:
+            if self._is_over or self._approximated:
                 return None
             if not self._improves(shape) and self._best_of(shape).is_at_noise_floor:
                 self._probe_finalists(shape)
                 return None
         self._probe_finalists(self._best().widths)
         self._finish_promising()
-        return self._best().widths if self._improves(shape) else None
+        is_better = self._improves(shape) and not self._approximated
+        return self._best().widths if is_better else None
 
     def _improves(self, shape: Shape) -> bool:
         """Whether the best trial is much better than those of a shape."""
@@ -349,8 +350,10 @@ class Search:
         With one hidden layer it has no more neurons than assumed: 13 came to 1e-11 of a deep one.
         """
         network, _ = trial.ensemble.corner(self.settings.search.exact_loss)
+        if network is None:
+            return False
         is_deep = len(trial.widths) > 1
-        return network is not None and (is_deep or network.widths <= trial.widths)
+        return not trial.is_approximation(network) if is_deep else network.widths <= trial.widths
 
     def _try_limit(self, trial: Trial) -> None:
         """Where a network of few neurons nearly fits, let ReLU students grow from sharp ones.
@@ -400,6 +403,19 @@ class Search:
         """The trial that gave the network: a certified one, else one that others cannot improve."""
         ended = (trial for trial in self.trials if trial.has_ended)
         return min(ended, key=lambda trial: not trial.certified, default=None)
+
+    @property
+    def _approximated(self) -> Trial | None:
+        """The deep trial that nearly fits, but not without most of the neurons of its students.
+
+        So it is where no small network made the data: other shapes can do about as well.
+        """
+        limit = self.settings.search.exact_loss
+        for trial in self.trials:
+            network, _ = trial.ensemble.corner(limit)
+            if network is not None and len(trial.widths) > 1 and trial.is_approximation(network):
+                return trial
+        return None
 
     @property
     def _is_over(self) -> bool:

@@ -175,7 +175,7 @@ def test_students_that_fit_no_network_are_not_pruned(monkeypatch):
 
 
 def test_a_table_without_a_network_is_approximated():
-    """By fewer neurons than the students have, and better than they do."""
+    """By not many more neurons than a student has, and better than students do."""
     finisher, group = product_problem()
     before = group.students.lowest_loss
     group.complete(finisher)
@@ -183,8 +183,8 @@ def test_a_table_without_a_network_is_approximated():
     assert not group.finished
     assert not group.denoised
     assert not candidate.certificate.passed
-    assert candidate.network.widths[0] <= 12
-    assert candidate.certificate.error**2 < 0.1 * before
+    assert candidate.network.widths[0] <= 18
+    assert candidate.certificate.error**2 < 1e-3 * before
     assert candidate.certificate.held_out_error**2 < before
 
 

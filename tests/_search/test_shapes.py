@@ -101,6 +101,7 @@ class FakeFinisher:
             is_exact=passed,
             is_conclusive=passed or self.is_conclusive,
             fits_exactly=passed or fits_exactly,
+            rules_out_noise=passed or fits_exactly,
             error=self.error,
         )
         return Candidate(network, certificate)
