@@ -105,14 +105,14 @@ def main():
     for result in results:
         if result["depth"]:
             assert result["recovered"], result
-            exact[*result["cell"], result["depth"]].append(result["seconds"])
+            exact[(*result["cell"], result["depth"])].append(result["seconds"])
     ratios = defaultdict(list)
     print(f"{'table':28s}  seconds  / exact  / deep      R²  certified  widths")
     tables = [result for result in results if not result["depth"]]
     for result in tables:
         columns = []
         for depth in (1, 2):
-            seconds = exact[*result["cell"], depth]
+            seconds = exact[(*result["cell"], depth)]
             if seconds:
                 ratios[result["cell"][-1], depth].append(result["seconds"] / np.median(seconds))
                 columns.append(f"{ratios[result['cell'][-1], depth][-1]:7.1f}")
