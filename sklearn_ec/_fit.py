@@ -23,6 +23,7 @@ from ._expand.polishing import Polisher
 from ._expand.students import has_skip_terms, layer_shapes
 from ._finish.finisher import Candidate, Finisher
 from ._io.cache import digest, open_store
+from ._report.advice import WITHOUT_NETWORK, WITHOUT_NEURONS, TargetKind
 from ._report.reporting import Heartbeat, Stage
 from ._search.ensemble import Ensemble, Origin, carried_over
 from ._search.rounds import Recipe, Round
@@ -118,12 +119,12 @@ class Fit:
         rng: np.random.Generator,
         *,
         known: dict[str, Ensemble] | None = None,
-        briefly: bool = False,
+        targets: TargetKind = "numbers",
     ) -> None:
         """Train students of the given widths and activation, or of the best ones.
 
-        ``known`` holds the groups of earlier fits, and takes up the new ones. ``briefly`` trains a
-        few students for a few steps, where there is no network to be found.
+        ``known`` holds the groups of earlier fits, and takes up the new ones. A few students take a
+        few steps where the targets are of a kind that no network, of any width, makes.
         """
         self.problem = problem
 
@@ -137,15 +138,17 @@ class Fit:
         names = DISTINCT_ACTIVATIONS if given == "auto" else (given,)
         finishers = {name: self.finisher(name) for name in names}
         n_students, max_iter = self.estimator.n_students, self.estimator.max_iter
-        trial = None if briefly else self._carried_over(widths)
+        trial = None if targets in WITHOUT_NETWORK else self._carried_over(widths)
         search = Search(
             finishers, train, self._n_parameters, self._are_large, n_students, max_iter, trial
         )
         try:
-            if briefly:
+            if targets in WITHOUT_NEURONS:
                 trial = search.run_briefly(widths or (1,))
+            elif widths is not None:
+                trial = search.run_given(widths)
             else:
-                trial = search.run() if widths is None else search.run_given(widths)
+                trial = search.run_approximately() if targets in WITHOUT_NETWORK else search.run()
         finally:
             self.search_report = [trial.report() for trial in search.trials]
         self.trained = Trained(trial.ensemble, trial.widths, trial.activation)

@@ -28,7 +28,6 @@ from ._core.watch import OutOfTime
 from ._fit import MAX_SEED, Fit, Recovery
 from ._io.exporting import ExportMixin
 from ._report.advice import (
-    WITHOUT_NEURONS,
     explain_failure,
     explain_interrupt,
     kind_of_targets,
@@ -352,9 +351,8 @@ class ExpandClusterRegressor(
             )
             targets = kind_of_targets(problem, y, self._settings.verdict)
             known = self._known_groups if self.warm_start else None
-            briefly = targets in WITHOUT_NEURONS
             try:
-                run.train(problem, widths, rng, known=known, briefly=briefly)
+                run.train(problem, widths, rng, known=known, targets=targets)
                 recovery = run.recover()
             except KeyboardInterrupt as interrupt:
                 recovery = run.best_so_far(interrupt)

@@ -328,8 +328,9 @@ class Approximation(Noise):
     n_pooled: int = 5  # fewer where there are fewer rows for each neuron than this
     rows_per_neuron: int = 2
     max_growth: float = 1.5
+    equations: float = 2.5  # per parameter, at least
     polish_steps: int = 100
-    path_steps: float = 300
+    path_steps: float = 200
     progress: float = 0.98
 
 

@@ -14,7 +14,7 @@ from sklearn_ec._certify.certificate import Certificate, certify
 from sklearn_ec._cluster.common_basis import on_collapsed
 from sklearn_ec._core.coordinates import Coordinates
 from sklearn_ec._core.forward import solve_readout
-from sklearn_ec._core.records import Network, Samples
+from sklearn_ec._core.records import Network, Samples, Students
 from sklearn_ec._core.settings import Settings
 from sklearn_ec._core.signs import linear_pairs, resolve_signs, with_skip
 from sklearn_ec._expand.polishing import Polisher
@@ -280,15 +280,15 @@ class Finisher:
         key = digest([step, self.key, network])
         return self.store.recall(key, partial(compute, network))[0]
 
-    def pooled(self, layers: Sequence[np.ndarray]) -> tuple[Network, float]:
-        """The neurons of the best of stacked students as one network, after some steps together.
+    def pooled(self, students: Students) -> tuple[Network, float]:
+        """The neurons of the best students as one network, after some steps together.
 
         Also what it leaves of the loss of the best one, on rows that its readout does not know.
         The students have one hidden layer.
         """
         polisher, settings = self.polisher, self.settings.approximation
-        few = self._on_few_rows(Network(tuple(layer[0] for layer in layers)))
-        first = [layer[: settings.n_students] for layer in layers]
+        first = [layer[students.by_loss()[: settings.n_students]] for layer in students.layers]
+        few = self._on_few_rows(students.network(0))
         layers = few.polish_together(first, settings.first_steps)
         losses, (_, width, _) = polisher.losses(layers), layers[0].shape
         most = max(len(polisher.samples.X) // (settings.rows_per_neuron * width), 1)
@@ -306,7 +306,10 @@ class Finisher:
 
     def _approximate(self, n_neurons: int, network: Network) -> Candidate:
         polisher, settings = self.polisher, self.settings.approximation
-        network = reduced(network, math.ceil(settings.max_growth * n_neurons), polisher)
+        per_neuron = network.n_parameters / network.widths[0]
+        most = polisher.samples.n_equations / (settings.equations * per_neuron)
+        n_neurons = math.ceil(min(settings.max_growth * n_neurons, most))
+        network = reduced(network, n_neurons, polisher)
         network = linear_pairs(network, polisher.activation)
         network, loss = polisher.polish(network, settings.polish_steps, progress=settings.progress)
         cap = NoiseCap(network, loss, polisher.samples.n_equations, settings)

@@ -30,8 +30,9 @@ MAX_CLASSES = 30
 MAX_NAMES = 5  # of columns that a message lists
 LARGEST_OFFSET = 1e-6  # of sums of probabilities from 1
 
-TargetKind = Literal["numbers", "constant", "linear", "labels", "probabilities"]
+TargetKind = Literal["numbers", "constant", "linear", "steps", "labels", "probabilities"]
 WITHOUT_NEURONS = ("constant", "linear")  # targets that no hidden neuron leaves a trace in
+WITHOUT_NETWORK = (*WITHOUT_NEURONS, "steps")  # targets that no network made
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Evidence:
 
 def advice(certificate: Certificate, evidence: Evidence) -> str:
     """What to change, in one or two sentences."""
-    if evidence.targets in ("labels", *WITHOUT_NEURONS):
+    if evidence.targets in ("labels", *WITHOUT_NETWORK):
         return TARGET_ADVICE[evidence.targets]
     match certificate.obstacle:
         case "equations":
@@ -84,6 +85,11 @@ TARGET_ADVICE: dict[TargetKind, str] = {
     "linear": (
         "y is a linear function of X: no hidden neuron leaves a trace in it. Give rows that reach "
         "further, to where the network bends, or use LinearRegression."
+    ),
+    "steps": (
+        f"y takes at most {MAX_CLASSES} values, as labels do, where X takes many: a network is "
+        "recovered from what it computes, not from the class it decides for. Give its logits or "
+        "probabilities, see sklearn_ec.probabilities."
     ),
     "labels": (
         "y looks like class labels: a network is recovered from what it computes, not from the "
@@ -180,7 +186,15 @@ def kind_of_targets(
         few = samples.take(np.linspace(0, len(samples.X) - 1, 2 * least, dtype=int))
         if _linear_error(few) <= rounding and _linear_error(samples) <= rounding:
             return "linear"
-    return _kind_of_classes(y)
+    return "steps" if _are_steps(samples) else _kind_of_classes(y)
+
+
+def _are_steps(samples: Samples) -> bool:
+    """Whether targets take few values, each in several rows, and each input many."""
+    values, counts = np.unique(samples.y, axis=0, return_counts=True)
+    if len(values) > MAX_CLASSES or counts.min() < 2:
+        return False
+    return all(len(np.unique(column)) > 2 * MAX_CLASSES for column in samples.X.T)
 
 
 def _linear_error(samples: Samples) -> float:

@@ -346,14 +346,24 @@ class Ensemble:
         is_explained = self.lowest_loss < self.students.lowest_loss
         if not len(best) or (is_explained and not may_be_noisy):
             return
-        pooled, gain = finisher.pooled([layer[best] for layer in self.students.layers])
+        pooled, gain = finisher.pooled(self.students)
         if may_be_noisy and gain > settings.pooling_gain:
             self._denoise(finisher, settings.n_agreeing - 1)
             if self._look_noisy(settings):
                 self._denoise(finisher, settings.n_agreeing)
         if not (self._look_noisy(settings) or is_explained):
-            n_neurons = self.students.layers[0].shape[1]
-            self.attempt = best_of(self.attempt, finisher.approximate(pooled, n_neurons))
+            self._approximate(pooled, finisher)
+
+    def approximate(self, finisher: Finisher) -> None:
+        """End with a small network of students of one hidden layer."""
+        if finisher.prune and len(self.students.by_loss()):
+            self._approximate(finisher.pooled(self.students)[0], finisher)
+        self.is_complete = True
+
+    def _approximate(self, pooled: Network, finisher: Finisher) -> None:
+        """Make the neurons of several students one network of few."""
+        candidate = finisher.approximate(pooled, self.students.layers[0].shape[1])
+        self.attempt = best_of(self.attempt, candidate)
 
     def voters(self, min_voters: int) -> dict[int, Network]:
         """The students whose neurons are clustered.

@@ -128,6 +128,15 @@ class Search:
         self.trials.append(trial)
         return trial
 
+    def run_approximately(self) -> Trial:
+        """Students that make a small network together, where no network made the targets."""
+        n_students = min(self.settings.search.n_probes, self.n_students)
+        activation, shape = next(iter(self.finishers)), self._first_shape()
+        trial = self._new_trial(activation, shape, n_students, self._probing)
+        trial.ensemble.approximate(trial.finisher)
+        self.trials.append(trial)
+        return trial
+
     @property
     def _probing(self) -> Round:
         return Round(self.settings.search.probe_steps, asks_finisher=False)

@@ -73,13 +73,13 @@ class Trial:
         )
 
     def is_approximation(self, network: Network) -> bool:
-        """Whether a pruned network keeps more than half of the neurons of a layer of the students.
+        """Whether a pruned network keeps more than half of the neurons of the students.
 
         Unless it is no wider than assumed, there is no network of the assumed widths in it.
         """
-        students = self.ensemble.students.network(0).widths
-        limits = (max(a, s // 2) for a, s in zip(self.widths, students, strict=True))
-        return not all(map(operator.le, network.widths, limits))
+        is_wider = not all(map(operator.le, network.widths, self.widths))
+        n_neurons = sum(self.ensemble.students.network(0).widths)
+        return is_wider and 2 * sum(network.widths) > n_neurons
 
     def report(self) -> dict[str, Any]:
         students = self.ensemble.students

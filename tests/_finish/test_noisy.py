@@ -9,10 +9,15 @@ from numpy.testing import assert_allclose
 from sklearn_ec._certify.uncertainty import noise_level, standard_errors
 from sklearn_ec._core.activations import get_activation
 from sklearn_ec._core.coordinates import prepare
-from sklearn_ec._core.forward import network_outputs
+from sklearn_ec._core.forward import network_outputs, solve_readout
 from sklearn_ec._core.records import Network, Samples, Students
 from sklearn_ec._core.settings import Noise
-from sklearn_ec._finish.noisy import one_standard_error_bound, reached_noise_floor, squared_errors
+from sklearn_ec._finish.noisy import (
+    left_out_loss,
+    one_standard_error_bound,
+    reached_noise_floor,
+    squared_errors,
+)
 from sklearn_ec.datasets import make_teacher
 
 TANH = get_activation("tanh")
@@ -103,6 +108,20 @@ def test_squared_errors_are_weighted_means_over_outputs():
         for weight, row, y in zip(samples.sample_weight, outputs, samples.y, strict=True)
     ]
     assert_allclose(squared_errors(network, samples, TANH), expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_each_row_is_left_out_of_the_readout_that_predicts_it(weighted):
+    network = random_network(n_outputs=2)
+    weight = np.random.default_rng(3).uniform(0.5, 2.0, size=30) if weighted else None
+    samples = noisy_samples(network, 30, 0.1, weight)
+    losses = []
+    for row in range(30):
+        others = np.delete(np.arange(30), row)
+        without = solve_readout(network.layers[:1], samples.take(others), TANH, False)
+        error = squared_errors(without, samples.take([row]), TANH)  # of a row of weight one
+        losses.append(samples.sample_weight[row] * error)
+    assert_allclose(left_out_loss(network, samples, TANH), np.mean(losses))
 
 
 def test_one_standard_error_bound_is_that_of_the_best():

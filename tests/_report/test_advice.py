@@ -169,6 +169,7 @@ def test_columns_that_vary_too_little_are_to_vary_more():
         ("constant", "y is constant"),
         ("linear", "LinearRegression"),
         ("labels", "class labels.*sklearn_ec.probabilities"),
+        ("steps", "at most 30 values.*sklearn_ec.probabilities"),
     ],
 )
 def test_targets_without_a_network_are_named_whatever_was_measured(targets, expected, obstacle):
@@ -233,12 +234,23 @@ def test_few_rows_are_never_called_linear():
 
 def test_integers_of_few_values_are_labels():
     classes = np.random.default_rng(1).integers(0, 10, size=200)
-    assert kind_of(classes) == "labels"
-    assert kind_of(classes.astype(float) - 1) == "labels"
-    assert kind_of(np.where(classes > 5, 1.0, -1.0)) == "labels"
-    assert kind_of(classes / 4) == "numbers"
-    assert kind_of(np.eye(10)[classes]) == "labels"
-    assert kind_of(classes[:40]) != "labels"  # too few rows to tell
+    grid = np.random.default_rng(2).integers(0, 20, size=(200, 2)).astype(float)
+    assert kind_of(classes, grid) == "labels"
+    assert kind_of(classes.astype(float) - 1, grid) == "labels"
+    assert kind_of(np.where(classes > 5, 1.0, -1.0), grid) == "labels"
+    assert kind_of(classes / 4, grid) == "numbers"
+    assert kind_of(np.eye(10)[classes], grid) == "labels"
+    assert kind_of(classes[:40], grid[:40]) != "labels"  # too few rows to tell
+
+
+def test_few_values_on_inputs_of_many_are_steps():
+    classes = np.random.default_rng(1).integers(0, 10, size=200)
+    assert kind_of(classes, ROWS) == "steps"
+    assert kind_of(classes / 4, ROWS) == "steps"
+    assert kind_of(np.eye(10)[classes], ROWS) == "steps"
+    relu = np.maximum(ROWS[:, 0] - 1.5, 0.0)
+    assert kind_of(relu, ROWS) == "numbers"  # few values besides zero, each in one row
+    assert kind_of(classes[:40], ROWS[:40]) != "steps"  # too few rows to tell
 
 
 def test_probabilities_are_in_the_unit_interval_and_sum_to_one():

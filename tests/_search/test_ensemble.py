@@ -188,6 +188,36 @@ def test_a_table_without_a_network_is_approximated():
     assert candidate.certificate.held_out_error**2 < before
 
 
+def test_neurons_of_several_students_do_better_where_no_network_made_the_table():
+    """Also the approximation has not many more neurons than a student."""
+    finisher, group = product_problem()
+    network, gain = finisher.pooled(group.students)
+    assert network.widths == (5 * 12,)
+    assert gain < 0.8
+    for n_neurons, most in ((4, 6), (100, 32)):  # 32 take 160 of 400 equations
+        assert finisher.approximate(network, n_neurons).network.widths[0] <= most
+
+
+def test_neurons_of_several_students_do_no_better_at_a_noise_floor():
+    _, polisher, held_out = planted("tanh")
+    noise = 1e-3 * np.random.default_rng(0).normal(size=polisher.samples.y.shape)
+    samples = replace(polisher.samples, y=polisher.samples.y + noise)
+    polisher = Polisher(samples, held_out, "tanh", "cpu", has_skip=False)
+    finisher = Finisher(polisher, held_out, plain(held_out), prune=True)
+    students = train_group(finisher, recipe(equations=3.0), SEEDS).students
+    _, gain = finisher.pooled(students)
+    assert gain > 0.95
+
+
+def test_clusters_that_do_no_better_than_the_best_network_are_not_finished(monkeypatch):
+    """Where there is no network, those of the default thresholds cost half a second for nothing."""
+    finisher, group = product_problem()
+    group.complete(finisher)
+    layers = group.cluster(finisher)
+    monkeypatch.setattr(finisher, "if_better", lambda network, loss: None)
+    assert group.network_of(layers, finisher) is None
+
+
 @pytest.mark.parametrize(
     ("held_out_loss", "changes", "shows"),
     [

@@ -16,7 +16,7 @@ from sklearn_ec._cluster.layerwise import ClusteredLayers
 from sklearn_ec._core.records import Network, Students
 from sklearn_ec._core.settings import DEFAULTS
 from sklearn_ec._finish.finisher import Candidate
-from sklearn_ec._search.ensemble import Ensemble
+from sklearn_ec._search.ensemble import Clustered, Ensemble
 from sklearn_ec._search.rounds import Round
 from sklearn_ec._search.shapes import Search
 from sklearn_ec._search.trials import Trial, with_verdict
@@ -281,6 +281,41 @@ def test_deep_approximations_end_the_search(widths, goes_on):
     assert script.search._conclude(trial) is trial
     assert bool(script.rounds) == goes_on
     assert trial.ensemble.is_complete != goes_on
+
+
+@pytest.mark.parametrize(
+    ("shape", "widths", "error", "verdict"),
+    [
+        ((4, 4), (10, 7), 1e-6, "approximation"),
+        ((4, 4), (10, 6), 1e-6, "right shape"),  # half of the neurons of a student
+        ((4, 4), (10, 7), 1e-4, "neither"),  # it may be that of a wider or deeper network
+        ((4,), (12,), 1e-6, "neither"),  # a deeper one may be exact
+        ((4,), (4,), 1e-6, "right shape"),
+    ],
+)
+def test_no_shape_is_probed_after_a_deep_approximation(shape, widths, error, verdict):
+    """Where no small network made the table, other shapes do about as well."""
+    script = Script({shape: 1e-9})
+    finisher = script.search.finishers["tanh"]
+    finisher.error = error
+    students = make_students(tuple(4 * w for w in shape), [1e-9, 1e-8, 1e-7])
+    attempt = finisher._candidate(make_network(widths), passed=False)
+    trial = Trial("tanh", shape, finisher, Ensemble(students, TOL, attempt=attempt), 0.0)
+    script.search.trials.append(trial)
+    assert (script.search._approximated is trial) == (verdict == "approximation")
+    assert script.search._has_right_shape(trial) == (verdict == "right shape")
+    if verdict == "approximation":
+        assert script.search._climb(shape) is None
+        assert len(script.probed) == 1
+
+
+def test_targets_that_no_network_made_are_approximated_at_once(monkeypatch):
+    script = Script({(8,): 1e-4})
+    approximated = []
+    monkeypatch.setattr(Ensemble, "approximate", lambda self, f: approximated.append(f.name))
+    trial = script.search.run_approximately()
+    assert (trial.widths, approximated) == ((8,), ["tanh"])
+    assert script.probed == [(8,)]
 
 
 def test_nothing_is_finished_without_pruning():
@@ -854,3 +889,14 @@ def test_two_exact_networks_of_the_same_widths_end_the_training(second, agree):
     assert trial.exact_size
     script.search._train_to_the_end(trial)
     assert bool(script.rounds) != agree
+
+
+@pytest.mark.parametrize(("widths", "agree"), [((3,), True), ((4,), False)])
+def test_clusters_and_a_student_agree_as_two_students_do(widths, agree):
+    made = [
+        FakeFinisher()._candidate(make_network(w), passed=False, fits_exactly=True)
+        for w in ((3,), widths)
+    ]
+    students = make_students((5,), [1e-8, 1e-7, 1e-6])
+    ensemble = Ensemble(students, TOL, clustered=Clustered([], made[0]), finished={0: made[1]})
+    assert ensemble.agree_exactly == agree
