@@ -220,7 +220,7 @@ class Search:
         """Probe the neighbors of a shape; the best of them if it is better, None at the top."""
         for neighbor in self._neighbors(shape):
             self._probe(neighbor)
-            if self._is_over or self._approximated:
+            if self._is_over or (self._approximated and len(self.finishers) == 1):
                 return None
             if not self._improves(shape) and self._best_of(shape).is_at_noise_floor:
                 self._probe_finalists(shape)
