@@ -5,7 +5,7 @@
 
 One quantity at a time grows from a network of 64 inputs and 16 tanh neurons, 8,000 rows and four
 students: seconds of a warm-up step and of a Levenberg step of all students, and the peak memory of
-the latter next to what the package predicts, each in a process of its own. Exponents are those of
+the latter next to what a formula says, in processes of their own. Exponents are those of
 straight lines through the last four points in logarithmic axes. Results are kept in
 benchmarks/results/growth.jsonl: an interrupted run continues where it stopped.
 """
@@ -13,6 +13,7 @@ benchmarks/results/growth.jsonl: an interrupted run continues where it stopped.
 import argparse
 import ctypes
 import json
+import os
 import subprocess
 import sys
 import time
@@ -30,13 +31,22 @@ GRIDS = {
     "depth": [1, 2, 3, 4],
 }
 N_STEPS, N_WARM_UP_STEPS = 3, 100
-PASS_ARRAYS = 3.5  # as large as a block of rows
+# What is measured in a process of its own, and its environment: arrays that are freed stay in the
+# process else, or do not, by chance.
+MEASURES = {
+    "seconds": {},
+    "memory": {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"},
+}
+# Arrays of a step, with the normal equations and without: as large as these, or as the blocks of
+# the preconditioner; as the activations on all rows; as a temporary one of a block of rows.
+ARRAYS = {False: (2.65, 1.5, 1.1), True: (2.85, 1.25, 5.3)}
+MAX_ELEMENTS = 3_000_000  # of a temporary array
 LAST = 4  # points of a fitted line
 QUANTITIES = {"step": "Levenberg step, s", "warm_up_step": "Adam step, s", "peak": "memory, MiB"}
 
 
-def measure(point):
-    """Seconds and bytes of one step, in this process."""
+def solver_of(point):
+    """A Levenberg solver of all students, and a warm-up trainer with the students."""
     import torch
 
     from sklearn_ec._core.records import Samples
@@ -52,35 +62,55 @@ def measure(point):
     few = samples.take(np.arange(100))
     trainer = WarmUpTrainer(Polisher(few, few, "tanh", "cpu", has_skip=False))
     polisher = Polisher(samples, few, "tanh", "cpu", has_skip=False)
-    widths = (point["width"],) * point["depth"]
-    module = trainer.initial_students(np.arange(point["students"]), widths)
+    module = trainer.initial_students(
+        np.arange(point["students"]), (point["width"],) * point["depth"]
+    )
     linear = polisher.suited(module.weights)
     tiny = trainer.initial_students(np.arange(1), (2,) * point["depth"])
     Levenberg(trainer.polisher.task, tiny.weights, linear).run(1)  # libraries' first calls
-    solver = Levenberg(polisher.task, module.weights, linear)
-    before = reset_peak()
+    return Levenberg(polisher.task, module.weights, linear), WarmUpTrainer(polisher), module
+
+
+def measure_seconds(point):
+    """Seconds of one step, in this process."""
+    solver, trainer, module = solver_of(point)
     start = time.perf_counter()
     solver.run(N_STEPS)
     step = (time.perf_counter() - start) / N_STEPS
-    peak = (memory("VmHWM") - before) / 2**10
-    full = WarmUpTrainer(polisher)
     start = time.perf_counter()
-    full._train_briefly(module, N_WARM_UP_STEPS, 0)
+    trainer._train_briefly(module, N_WARM_UP_STEPS, 0)
     warm_up_step = (time.perf_counter() - start) / N_WARM_UP_STEPS
-    return point | {
+    return {"step": step, "warm_up_step": warm_up_step}
+
+
+def measure_memory(point):
+    """Peak of a step in MiB, in this process, whose freed arrays go back at once."""
+    solver, _, module = solver_of(point)
+    before = reset_peak()
+    solver.run(1)
+    return {
         "parameters": sum(layer[0].numel() for layer in module.weights),
-        "matrix_free": linear.is_matrix_free,
-        "step": step,
-        "warm_up_step": warm_up_step,
-        "peak": peak,
-        "predicted": predicted(polisher.task, linear, module.weights) / 2**20,
+        "matrix_free": solver.linear.is_matrix_free,
+        "peak": (memory("VmHWM") - before) / 2**10,
     }
 
 
-def predicted(task, linear, layers):
-    """Bytes: those of each network, and the temporary arrays of a pass over the rows."""
-    of_pass = PASS_ARRAYS * task.targets.element_size() * task.blocks.elements_on_cpu
-    return len(layers[0]) * linear.step_bytes(task, layers) + of_pass
+def predicted(result):
+    """MiB of the step of a point: matrices or blocks, activations on all rows, a block of rows."""
+    inputs, width, rows = (result[key] for key in ("inputs", "width", "rows"))
+    students, depth, n_parameters = (result[key] for key in ("students", "depth", "parameters"))
+    shapes = [(width, inputs + 1), *[(width, width + 1)] * (depth - 1)]
+    n_blocks = sum(n_out * n_in * (n_out + n_in) for n_out, n_in in shapes) + (width + 1) ** 2
+    n_activations = rows * (depth * width + 1)
+    if result["matrix_free"]:
+        n_kept = n_blocks
+        n_of_block = students * n_activations * min(1.0, MAX_ELEMENTS / (rows * (inputs + 1)))
+    else:
+        n_kept = n_parameters**2
+        n_of_block = min(students * rows * n_parameters, MAX_ELEMENTS)
+    of_kept, of_activations, of_block = ARRAYS[result["matrix_free"]]
+    n_elements = students * (of_kept * n_kept + of_activations * n_activations)
+    return 8 * (n_elements + of_block * n_of_block) / 2**20
 
 
 def reset_peak():
@@ -97,13 +127,17 @@ def memory(name):
 
 
 def measured(point, path):
-    """The result of a point: kept, or measured in a fresh process."""
+    """The result of a point: kept, or measured in fresh processes."""
     lines = path.read_text().splitlines() if path.exists() else []
     for result in map(json.loads, lines):
         if point.items() <= result.items():
             return result
-    command = [sys.executable, __file__, "--point", json.dumps(point)]
-    result = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    result = dict(point)
+    for quantity, variables in MEASURES.items():
+        command = [sys.executable, __file__, "--point", json.dumps(point), "--measure", quantity]
+        environment = os.environ | variables
+        done = subprocess.run(command, check=True, capture_output=True, env=environment)
+        result |= json.loads(done.stdout)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.write(json.dumps(result) + "\n")
@@ -122,7 +156,7 @@ def print_table(quantity, results):
         print(
             f"{result[quantity]:8d}  {result['parameters']:10d}  {solver:11s}  "
             f"{result['step']:7.3f}  {result['warm_up_step']:12.5f}  {result['peak']:8.0f}  "
-            f"{result['predicted']:9.0f}"
+            f"{predicted(result):9.0f}"
         )
     values = [result[quantity] for result in results]
     slopes = [exponent(values, [max(r[key], 1e-9) for r in results]) for key in QUANTITIES]
@@ -147,8 +181,7 @@ def draw(grids, path):
             measured_values = [result[key] for result in results]
             ax.loglog(values, measured_values, "o-", color="#0072b2", markersize=3)
             if key == "peak":
-                predicted = [result["predicted"] for result in results]
-                ax.loglog(values, predicted, "k:", linewidth=0.8)
+                ax.loglog(values, list(map(predicted, results)), "k:", linewidth=0.8)
             ax.set_title(f"^{exponent(values, measured_values):.1f}", fontsize=8)
             ax.set_xticks(values[:: max(1, len(values) // 2)])
             ax.minorticks_off()
@@ -167,9 +200,11 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--point", type=json.loads, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", choices=MEASURES, help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the picture")
     arguments = parser.parse_args()
     if arguments.point:
+        measure = {"seconds": measure_seconds, "memory": measure_memory}[arguments.measure]
         print(json.dumps(measure(arguments.point)))
         return
     path = RESULTS / "growth.jsonl"
