@@ -177,7 +177,7 @@ def draw(grids, path):
     )
     for column, (quantity, results) in zip(axes.T, grids.items(), strict=True):
         values = [result[quantity] for result in results]
-        for ax, (key, title) in zip(column, QUANTITIES.items(), strict=True):
+        for ax, key in zip(column, QUANTITIES, strict=True):
             measured_values = [result[key] for result in results]
             ax.loglog(values, measured_values, "o-", color="#0072b2", markersize=3)
             if key == "peak":
@@ -186,9 +186,9 @@ def draw(grids, path):
             ax.set_xticks(values[:: max(1, len(values) // 2)])
             ax.minorticks_off()
             ax.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda v, _: f"{v:g}"))
-            if column is axes.T[0]:
-                ax.set_ylabel(title)
         column[-1].set_xlabel(quantity)
+    for ax, title in zip(axes[:, 0], QUANTITIES.values(), strict=True):
+        ax.set_ylabel(title)
     for ax in axes.flat:
         ax.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, metadata={"Date": None})
