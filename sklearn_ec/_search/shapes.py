@@ -217,7 +217,11 @@ class Search:
         return self.n_parameters(shape) <= largest
 
     def _climb(self, shape: Shape) -> Shape | None:
-        """Probe the neighbors of a shape; the best of them if it is better, None at the top."""
+        """Probe the neighbors of a shape; the best of them if it is better, None at the top.
+
+        A deep approximation ends this at once unless other activations are in question, one of
+        which may be exact where this one comes near.
+        """
         for neighbor in self._neighbors(shape):
             self._probe(neighbor)
             if self._is_over or (self._approximated and len(self.finishers) == 1):
