@@ -191,6 +191,8 @@ def kind_of_targets(
 
 def _are_steps(samples: Samples) -> bool:
     """Whether targets take few values, each in several rows, and each input many."""
+    if len(np.unique(samples.y[: 10 * MAX_CLASSES], axis=0)) > MAX_CLASSES:
+        return False  # of large tables, not all rows are sorted to see this
     values, counts = np.unique(samples.y, axis=0, return_counts=True)
     if len(values) > MAX_CLASSES or counts.min() < 2:
         return False

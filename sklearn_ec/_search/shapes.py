@@ -353,20 +353,9 @@ class Search:
             if not self._is_over:
                 self._grow(trial, self.settings.search.n_probes)
             trial.seconds += time.perf_counter() - start
-            if self._has_right_shape(trial) and not self._is_over:
+            if trial.has_right_shape and not self._is_over:
                 self._train_to_the_end(trial)
             self._try_paired(trial)
-
-    def _has_right_shape(self, trial: Trial) -> bool:
-        """Whether pruning left a network that nearly fits, so that no other shape need be probed.
-
-        With one hidden layer it has no more neurons than assumed: 13 came to 1e-11 of a deep one.
-        """
-        network, _ = trial.ensemble.corner(self.settings.search.exact_loss)
-        if network is None:
-            return False
-        is_deep = len(trial.widths) > 1
-        return not trial.is_approximation(network) if is_deep else network.widths <= trial.widths
 
     def _try_limit(self, trial: Trial) -> None:
         """Where a network of few neurons nearly fits, let ReLU students grow from sharp ones.
@@ -419,16 +408,8 @@ class Search:
 
     @property
     def _approximated(self) -> Trial | None:
-        """The deep trial that nearly fits, but not without most of the neurons of its students.
-
-        So it is where no small network made the data: other shapes can do about as well.
-        """
-        limit = self.settings.search.exact_loss
-        for trial in self.trials:
-            network, _ = trial.ensemble.corner(limit)
-            if network is not None and len(trial.widths) > 1 and trial.is_approximation(network):
-                return trial
-        return None
+        """A trial after which other shapes can do no better: no small network made the data."""
+        return next((trial for trial in self.trials if trial.is_approximated), None)
 
     @property
     def _is_over(self) -> bool:

@@ -81,6 +81,28 @@ class Trial:
         n_neurons = sum(self.ensemble.students.network(0).widths)
         return is_wider and 2 * sum(network.widths) > n_neurons
 
+    @property
+    def is_approximated(self) -> bool:
+        """Whether it is deep and nearly fits, but not without most of the students' neurons."""
+        network = self._near_fit
+        return network is not None and len(self.widths) > 1 and self.is_approximation(network)
+
+    @property
+    def has_right_shape(self) -> bool:
+        """Whether pruning left a network that nearly fits, so that no other shape need be probed.
+
+        With one hidden layer it has no more neurons than assumed: 13 came to 1e-11 of a deep one.
+        """
+        network = self._near_fit
+        if network is None or len(self.widths) > 1:
+            return network is not None and not self.is_approximation(network)
+        return network.widths <= self.widths
+
+    @property
+    def _near_fit(self) -> Network | None:
+        """The pruned network that nearly fits, if there is one."""
+        return self.ensemble.corner(self.finisher.settings.search.exact_loss)[0]
+
     def report(self) -> dict[str, Any]:
         students = self.ensemble.students
         losses = students.losses

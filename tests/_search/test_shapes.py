@@ -303,7 +303,7 @@ def test_no_shape_is_probed_after_a_deep_approximation(shape, widths, error, ver
     trial = Trial("tanh", shape, finisher, Ensemble(students, TOL, attempt=attempt), 0.0)
     script.search.trials.append(trial)
     assert (script.search._approximated is trial) == (verdict == "approximation")
-    assert script.search._has_right_shape(trial) == (verdict == "right shape")
+    assert trial.has_right_shape == (verdict == "right shape")
     if verdict == "approximation":
         assert script.search._climb(shape) is None
         assert len(script.probed) == 1
@@ -811,7 +811,7 @@ def finish_probe(shape, error):
 def test_shallow_networks_wider_than_assumed_may_stand_for_deep_ones(assumed, is_right):
     script, trial = finish_probe((8,), 1e-6)
     trial.widths = (assumed,)
-    assert script.search._has_right_shape(trial) == is_right
+    assert trial.has_right_shape == is_right
 
 
 def test_a_probe_that_nearly_fits_is_trained_to_the_end_at_once():
