@@ -185,23 +185,24 @@ class Polisher:
         return [(network_at(solver.layers, i), loss) for i, loss in enumerate(losses)]
 
     def refine(self, network: Network, loss: float) -> tuple[Network, float]:
-        """Gauss-Newton steps without damping, until one does not halve the loss.
+        """Gauss-Newton steps without damping, until two in a row do not halve the loss.
 
-        They reach rounding level in directions that are lost in the normal equations. Matrix-free
-        steps get there by themselves.
+        They reach rounding level in directions that are lost in the normal equations. The first may
+        lead up: eight softplus neurons on two inputs go from 8e-25 to 7e-24, and then to 4e-30.
+        Matrix-free steps get there by themselves.
         """
         if self.is_matrix_free(network):
             return network, loss
+        refined, n_misses = network, 0
         for _ in range(self.settings.polish.max_refinements):
-            linearization = Linearization(self.task, network)
+            linearization = Linearization(self.task, refined)
             steps = linearization.newton_step()
             layers = tuple(a + b for a, b in zip(linearization.layers, steps, strict=True))
-            refined_loss = float(self.task.losses(layers)[0])
-            if not refined_loss < loss:
-                break
-            is_last = refined_loss > 0.5 * loss
-            network, loss = network_at(layers, 0), refined_loss
-            if is_last:
+            refined, refined_loss = network_at(layers, 0), float(self.task.losses(layers)[0])
+            n_misses = 0 if refined_loss < 0.5 * loss else n_misses + 1
+            if refined_loss < loss:
+                network, loss = refined, refined_loss
+            if n_misses == 2 or not math.isfinite(refined_loss):
                 break
         return network, loss
 

@@ -24,6 +24,7 @@ from sklearn_ec._expand.students import (
 )
 from sklearn_ec._expand.training import StudentTrainer
 from sklearn_ec._finish.pruning import unstick
+from sklearn_ec._solvers.jacobian import Linearization
 from sklearn_ec._solvers.levenberg import Levenberg
 
 SEEDS = np.arange(6)
@@ -345,6 +346,17 @@ def test_refinement_reaches_rounding_and_ends_there(rows, widths):
     assert_same_layers(refined, start)
     again, _ = exact.refine(refined, 0.0)
     assert again is refined
+
+
+def test_refinement_outlives_a_step_that_leads_up(rows):
+    start = random_network((4, 3), 1)
+    exact = Polisher(*planted(rows, start), "tanh", "cpu", has_skip=False)
+    astray = moved(start, 0.1)
+    loss = float(loss_of(astray, exact.samples, exact.activation))
+    linearization = Linearization(exact.task, astray)
+    steps = zip(linearization.layers, linearization.newton_step(), strict=True)
+    first_loss = float(exact.task.losses(tuple(a + b for a, b in steps))[0])
+    assert exact.refine(astray, loss)[1] < 1e-3 * loss < first_loss
 
 
 def test_nothing_is_written_to_the_working_directory(trainer, tmp_path, monkeypatch):
