@@ -126,7 +126,7 @@ def _controller() -> ThreadpoolController:
 def _threads(n: int) -> Iterator[None]:
     outer, outer_watch = torch.get_num_threads(), _allowance.watch
     torch.set_num_threads(n)
-    _allowance.watch = _clocks()
+    _allowance.watch = _clocks() if n > 1 else None
     try:
         yield
     finally:

@@ -292,17 +292,19 @@ class Polisher:
         return self.suited(layers)
 
     def _exact(self, layers: Layers) -> LinearSolver:
-        """Nearly exact solves, dense ones where there is memory for them."""
-        if self.solver == "auto" and Dense().step_bytes(self.task, layers) <= self.solver_bytes:
-            return Dense()
+        """Nearly exact solves, dense ones where there is memory for them and they cost less."""
         settings = self.settings.polish
-        return MatrixFree(
+        iterative = MatrixFree(
             replace(
                 self.settings.conjugate_gradients,
                 relative_residual=settings.final_residual,
                 max_iterations=settings.max_final_iterations,
+                typical_products=settings.max_final_iterations,
             )
         )
+        fits = Dense().step_bytes(self.task, layers) <= self.solver_bytes
+        is_cheaper = Dense().flops(self.task, layers) < iterative.flops(self.task, layers)
+        return Dense() if self.solver == "auto" and fits and is_cheaper else iterative
 
     def _has_stalled_near_zero(self, loss: float, before: float) -> bool:
         """Whether cheap steps crawl where exact ones may not, from the loss a window before."""

@@ -201,6 +201,22 @@ def test_the_compact_network_of_the_pool_may_spare_the_training(large_trainer):
     assert_allclose(loss, np.mean(residuals**2), rtol=1e-9)
 
 
+@pytest.mark.parametrize("is_weak", [True, False])
+def test_a_pool_follows_the_warm_up_where_inputs_hardly_vary(problem, is_weak):
+    samples, *_ = problem
+    scale = np.array([1.0, 1.0, 1e-3 if is_weak else 1.0])
+    trainer = trainer_on(replace(samples, X=samples.X * scale), "relu")
+    asked = []
+    trainer.train(
+        np.arange(3),
+        (6,),
+        max_iter=0,
+        tol=1e-20,
+        is_recovered=lambda students, indices: asked.append(len(students)),
+    )
+    assert asked == [1 if is_weak else 3]
+
+
 @pytest.mark.parametrize(("seeds", "widths"), [([0], (8,)), ([0, 1], (1,)), ([0, 1], (4, 3))])
 def test_single_students_single_neurons_and_deep_students_are_not_pooled(
     large_trainer, seeds, widths

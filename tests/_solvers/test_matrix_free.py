@@ -60,6 +60,7 @@ FINAL_SOLVES = replace(
     SOLVES,
     relative_residual=Polish().final_residual,
     max_iterations=Polish().max_final_iterations,
+    typical_products=Polish().max_final_iterations,
 )
 DENSE_FLOPS = Training().dense_flops
 
@@ -600,6 +601,16 @@ def test_large_networks_that_stall_near_zero_get_exact_steps(
     _, loss = trainer.polish(network, 100)
     assert list(dict.fromkeys(kinds)) == [MatrixFree, expected]
     assert loss < 1e-26
+
+
+def test_exact_steps_are_dense_only_where_these_cost_less(monkeypatch):
+    polish = Polish(window=1, final_progress=0.0, max_final_iterations=10)
+    settings = replace(ALL_MATRIX_FREE, polish=polish)
+    network, trainer = spread_out(working_memory=10.0, settings=settings)
+    kinds = levenberg_kinds(monkeypatch)
+    _, loss = trainer.polish(network, 100)
+    assert Dense not in kinds
+    assert loss < Polish().final_loss
 
 
 @pytest.mark.slow
