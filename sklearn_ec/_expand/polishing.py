@@ -292,19 +292,19 @@ class Polisher:
         return self.suited(layers)
 
     def _exact(self, layers: Layers) -> LinearSolver:
-        """Nearly exact solves, dense ones where there is memory for them and they cost less."""
-        settings = self.settings.polish
-        iterative = MatrixFree(
+        """Nearly exact solves, dense ones where there is memory and time for them."""
+        settings, dense = self.settings.polish, Dense()
+        fits = dense.step_bytes(self.task, layers) <= self.solver_bytes
+        is_quick = dense.flops(self.task, layers) <= settings.final_dense_flops
+        if self.solver == "auto" and fits and is_quick:
+            return dense
+        return MatrixFree(
             replace(
                 self.settings.conjugate_gradients,
                 relative_residual=settings.final_residual,
                 max_iterations=settings.max_final_iterations,
-                typical_products=settings.max_final_iterations,
             )
         )
-        fits = Dense().step_bytes(self.task, layers) <= self.solver_bytes
-        is_cheaper = Dense().flops(self.task, layers) < iterative.flops(self.task, layers)
-        return Dense() if self.solver == "auto" and fits and is_cheaper else iterative
 
     def _has_stalled_near_zero(self, loss: float, before: float) -> bool:
         """Whether cheap steps crawl where exact ones may not, from the loss a window before."""

@@ -60,7 +60,6 @@ FINAL_SOLVES = replace(
     SOLVES,
     relative_residual=Polish().final_residual,
     max_iterations=Polish().max_final_iterations,
-    typical_products=Polish().max_final_iterations,
 )
 DENSE_FLOPS = Training().dense_flops
 
@@ -603,14 +602,14 @@ def test_large_networks_that_stall_near_zero_get_exact_steps(
     assert loss < 1e-26
 
 
-def test_exact_steps_are_dense_only_where_these_cost_less(monkeypatch):
-    polish = Polish(window=1, final_progress=0.0, max_final_iterations=10)
+def test_exact_steps_are_not_dense_where_these_take_long(monkeypatch):
+    polish = Polish(window=1, final_progress=0.0, final_dense_flops=0.0)
     settings = replace(ALL_MATRIX_FREE, polish=polish)
     network, trainer = spread_out(working_memory=10.0, settings=settings)
     kinds = levenberg_kinds(monkeypatch)
     _, loss = trainer.polish(network, 100)
-    assert Dense not in kinds
-    assert loss < Polish().final_loss
+    assert list(dict.fromkeys(kinds)) == [MatrixFree, "final"]
+    assert loss < 1e-26
 
 
 @pytest.mark.slow
