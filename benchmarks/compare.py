@@ -32,7 +32,8 @@ def kept_of(results):
     for path in sorted(results.glob("*.jsonl")):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         suites[path.stem] = {
-            row["name"]: {key: row[key] for key in ("seconds", *VERDICTS) if key in row}
+            row["name"]: {"seconds": round(row["seconds"], 2)}
+            | {key: row[key] for key in VERDICTS if key in row}
             for row in rows
             if "seconds" in row and "name" in row
         }
