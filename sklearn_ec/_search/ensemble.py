@@ -206,7 +206,9 @@ class Ensemble:
         they hold the lower layers alone, these take the place of the student's own. ``prunes`` says
         whether the student is pruned all the same where they do not hold all but the last.
         """
-        ranked, collapsed = self.students.by_loss(), self.seek_in_clusters(finisher)
+        ranked, collapsed = self.students.by_loss(), []
+        if len(ranked) >= finisher.settings.cluster.min_voters:
+            collapsed = self.seek_in_clusters(finisher)
         if not self.is_conclusive and self.show_network(finisher) and len(ranked):
             best = int(ranked[0])
             simpler = self._on_collapsed(best, finisher, collapsed, all_below=not prunes)
@@ -233,11 +235,8 @@ class Ensemble:
         """Make the network of the clusters of default thresholds, where they hold all layers.
 
         That takes a network that does about as well as the students, and better than those that
-        were refused. Returns the incoming vectors of the clusters, layer by layer: none of fewer
-        students than should vote, which share too little.
+        were refused. Returns the incoming vectors of the clusters, layer by layer.
         """
-        if len(self.students.by_loss()) < finisher.settings.cluster.min_voters:
-            return []
         layers = self.cluster(finisher)
         if len(layers.collapsed) == len(self.students.layers) - 1 and not self.denoised:
             limit = max(self.students.lowest_loss, finisher.settings.finish.first_polish_loss)
