@@ -1,7 +1,7 @@
 """Compare the results of two runs of the benchmarks, and keep results for later comparisons.
 
     python benchmarks/recovery.py --suite reference --activation g
-    python benchmarks/compare.py --keep 0.4            # into benchmarks/history/0.4.json
+    python benchmarks/compare.py --keep 0.4            # into benchmarks/history/0.4
     ... a change, benchmarks/results deleted, the same run ...
     python benchmarks/compare.py 0.4                   # that history against benchmarks/results
     python benchmarks/compare.py 0.3 0.4
@@ -26,44 +26,42 @@ VERDICTS = ("exact", "certified", "recovered", "same_sizes", "right_activation")
 LEAST_SECONDS = 1.0  # shorter ones say more about the machine
 
 
-def kept_of(results):
-    """Suite: task: its verdicts and seconds, from a folder of JSON lines."""
-    suites = {}
-    for path in sorted(results.glob("*.jsonl")):
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        suites[path.stem] = {
-            row["name"]: {"seconds": round(row["seconds"], 2)}
-            | {key: row[key] for key in VERDICTS if key in row}
-            for row in rows
-            if "seconds" in row and "name" in row
-        }
-    return {suite: tasks for suite, tasks in suites.items() if tasks}
-
-
 def load(name):
-    if name == RESULTS.name:
-        return kept_of(RESULTS)
-    path = HISTORY / f"{name}.json"
-    if not path.exists():
-        kept = ", ".join(sorted(p.stem for p in HISTORY.glob("*.json"))) or "nothing"
-        raise SystemExit(f"no history {name!r} in {HISTORY}; kept are: {kept}")
-    return json.loads(path.read_text())
+    """Suite: task: its row, of a history or of the present results."""
+    folder = RESULTS if name == RESULTS.name else HISTORY / name
+    suites = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        rows = map(json.loads, path.read_text().splitlines())
+        suites[path.stem] = {row["name"]: row for row in rows if {"name", "seconds"} <= row.keys()}
+    if not any(suites.values()):
+        kept = ", ".join(sorted(path.name for path in HISTORY.glob("*"))) or "nothing"
+        raise SystemExit(f"no results in {folder}: run benchmarks first. Kept are: {kept}")
+    return suites
 
 
 def keep(name):
-    """Write the present results into a history, in the place of older ones of the same tasks."""
-    path = HISTORY / f"{name}.json"
-    suites = json.loads(path.read_text()) if path.exists() else {}
-    for suite, tasks in kept_of(RESULTS).items():
-        suites[suite] = suites.get(suite, {}) | tasks
-    path.parent.mkdir(exist_ok=True)
-    tasks = {
-        suite: ",\n".join(f"  {json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items())
-        for suite, rows in suites.items()
-    }
-    lines = ",\n".join(f" {json.dumps(suite)}: {{\n{rows}\n }}" for suite, rows in tasks.items())
-    path.write_text(f"{{\n{lines}\n}}\n")
-    print(f"{path}: {sum(map(len, suites.values()))} tasks of {len(suites)} suites")
+    """Write verdicts and seconds of the present results into a history."""
+    folder = HISTORY / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for suite, tasks in load(RESULTS.name).items():
+        rows = [
+            {"name": row["name"], "seconds": round(row["seconds"], 2)}
+            | {verdict: row[verdict] for verdict in VERDICTS if verdict in row}
+            for row in tasks.values()
+        ]
+        if rows:
+            (folder / f"{suite}.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in rows))
+    print(f"kept in {folder}")
+
+
+def only_right_in(one, other, names):
+    """The tasks and verdicts that one run got right, and the other did not."""
+    return [
+        f"{name}: {verdict}"
+        for name in names
+        for verdict in VERDICTS
+        if one[name].get(verdict) and other[name].get(verdict) is False
+    ]
 
 
 def compare_suite(suite, before, after, tolerance):
@@ -74,23 +72,13 @@ def compare_suite(suite, before, after, tolerance):
     old, new = (np.array([rows[name]["seconds"] for name in names]) for rows in (before, after))
     ratios = new / old
     mean_ratio = float(np.exp(np.mean(np.log(ratios))))
-    lost = [
-        f"{name}: {verdict} no more"
-        for name in names
-        for verdict in VERDICTS
-        if before[name].get(verdict) and not after[name].get(verdict)
-    ]
-    found = sum(
-        not before[name].get(verdict, True) and after[name].get(verdict, False)
-        for name in names
-        for verdict in VERDICTS
-    )
+    lost, found = only_right_in(before, after, names), only_right_in(after, before, names)
     print(
         f"{suite:36s} {len(names):5d} {np.median(old):7.1f} {np.median(new):7.1f} {old.max():8.1f} "
-        f"{new.max():8.1f} {mean_ratio:6.2f} {len(lost):5d} {found:6d}"
+        f"{new.max():8.1f} {mean_ratio:6.2f} {len(lost):5d} {len(found):6d}"
     )
     for line in lost:
-        print(f"    {line}")
+        print(f"    {line} no more")
     for i in np.argsort(-ratios)[:5]:
         if ratios[i] > 2.0 and new[i] > LEAST_SECONDS:
             print(f"    {names[i]}: {old[i]:.1f} s, now {new[i]:.1f} s")
