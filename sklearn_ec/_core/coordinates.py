@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.linalg import solve_triangular
@@ -18,8 +18,11 @@ from .settings import DEFAULTS, Preparation
 MAX_OPEN_SHARE = 1e-12
 # Least singular value, relative to the largest, of columns whose Gram matrix is used.
 MIN_CONDITION = 1e-3
-# Leverages are computed for so many rows at a time.
+# Rows that are read at a time.
 BLOCK_ROWS = 4096
+# So many rows for each column tell whether all vary: of 470,000 rows of 784 columns, in a twentieth
+# of the time.
+TELLING_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ class Coordinates:
     x_precision: Precision = FULL
 
     def transform(self, X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        scaled = (X - self.x_mean) / self.x_scale
+        scaled = X - self.x_mean
+        scaled /= self.x_scale
         if self.basis is not None:
             scaled = scaled @ self.basis
         return scaled, (y - self.y_mean) / self.y_scale
@@ -228,20 +232,24 @@ def standardize(
 ) -> tuple[Samples, Coordinates]:
     """Rows in standardized coordinates, and these coordinates."""
     x_mean, x_scale, x_varies = _mean_scale_and_whether_it_varies(X, sample_weight)
-    x_scale = np.maximum(x_scale, _largest(X - x_mean) / settings.max_deviation)
+    deviation = np.maximum(X.max(axis=0) - x_mean, x_mean - X.min(axis=0))
+    x_scale = np.maximum(x_scale, deviation / settings.max_deviation)
     y_mean, y_scale, y_varies = _mean_scale_and_whether_it_varies(y, sample_weight)
     if precision.step and y_varies.any():  # outputs are known equally well, whatever their spread
         y_scale = np.full_like(y_scale, np.sqrt(np.mean(y_scale[y_varies] ** 2)))
     y_rounding = np.finfo(np.float64).eps * float(np.max(_largest(y) / y_scale))
-    basis = _row_space_basis((X - x_mean) * (x_varies / x_scale), _largest(X) / x_scale)
     rounding = precision.spacing(y) / (np.sqrt(12.0) * y_scale)
     rounding_loss = precision.slack**2 * float(np.mean(rounding**2))
     if precision.is_full or rounding_loss > settings.max_rounding_loss:
         precision, rounding_loss = FULL, 0.0
     coordinates = Coordinates(
-        x_mean, x_scale, basis, y_mean, y_scale, y_rounding, precision, x_precision
+        x_mean, x_scale, None, y_mean, y_scale, y_rounding, precision, x_precision
     )
     scaled_X, scaled_y = coordinates.transform(X, y)
+    varying = scaled_X if x_varies.all() else scaled_X * x_varies
+    basis = _row_space_basis(varying, _largest(X) / x_scale)
+    if basis is not None:
+        coordinates, scaled_X = replace(coordinates, basis=basis), scaled_X @ basis
     weight = sample_weight / sample_weight.mean()
     return Samples(scaled_X, scaled_y, weight, rounding_loss), coordinates
 
@@ -263,6 +271,9 @@ def split_rows(
 
 def have_high_leverage(X: np.ndarray, settings: Preparation) -> np.ndarray:
     """Which rows tell much about some direction that hardly another row tells about."""
+    norms = np.einsum("ij,ij->i", X, X) + 1.0
+    if norms.max() <= settings.high_leverage * _least_eigenvalue(X):
+        return np.zeros(len(X), dtype=bool)
     found = leverages(X)
     mean = found.mean()
     return found > mean + settings.high_leverage * (1.0 - mean)
@@ -270,14 +281,35 @@ def have_high_leverage(X: np.ndarray, settings: Preparation) -> np.ndarray:
 
 def leverages(X: np.ndarray) -> np.ndarray:
     """Diagonal of the hat matrix of an affine fit: 1 for rows that alone decide a direction."""
-    X = np.hstack([X, np.ones((len(X), 1))])
+    X = _with_ones(X)
     triangle = _gram_factor(X)
     if triangle is None:
         basis, _ = np.linalg.qr(X)
         return (basis**2).sum(axis=1)
     inverse = solve_triangular(triangle, np.eye(len(triangle)))
-    blocks = (X[i : i + BLOCK_ROWS] for i in range(0, len(X), BLOCK_ROWS))
-    return np.concatenate([((block @ inverse) ** 2).sum(axis=1) for block in blocks])
+    return np.concatenate([((X[rows] @ inverse) ** 2).sum(axis=1) for rows in _blocks(X)])
+
+
+def _blocks(X: np.ndarray) -> Iterator[slice]:
+    """Rows that are read at a time: temporary arrays of all of them cost more than sums."""
+    return (slice(i, i + BLOCK_ROWS) for i in range(0, len(X), BLOCK_ROWS))
+
+
+def _with_ones(X: np.ndarray) -> np.ndarray:
+    return np.hstack([X, np.ones((len(X), 1))])
+
+
+def _least_eigenvalue(X: np.ndarray) -> float:
+    """A lower bound of that of ``[X, 1]ᵀ[X, 1]``, and so of ``XᵀX``, from a share of many rows.
+
+    Zero where these tell nothing.
+    """
+    step = len(X) // (TELLING_ROWS * X.shape[1])
+    if step < 2:
+        return 0.0
+    share = _with_ones(X[::step])
+    values = np.linalg.eigvalsh(share.T @ share)
+    return float(values[0]) if values[0] > MIN_CONDITION**2 * values[-1] else 0.0
 
 
 def _gram_factor(X: np.ndarray) -> np.ndarray | None:
@@ -292,8 +324,9 @@ def _mean_scale_and_whether_it_varies(
     values: np.ndarray, weight: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of each column: the mean, the spread (one for a constant), and whether there is any."""
-    mean = np.average(values, axis=0, weights=weight)
-    scale = np.sqrt(weight @ (values - mean) ** 2 / weight.sum())
+    share = weight / weight.sum()
+    mean = share @ values
+    scale = np.sqrt(sum(share[rows] @ (values[rows] - mean) ** 2 for rows in _blocks(values)))
     varies = np.ptp(values, axis=0) > 100 * np.finfo(np.float64).eps * _largest(values)
     return mean, np.where(varies, scale, 1.0), varies
 
@@ -308,10 +341,13 @@ def _row_space_basis(X: np.ndarray, largest: np.ndarray) -> np.ndarray | None:
 
     ``largest`` holds the largest entry of each column before centering, which sets its rounding.
     """
+    rounding, eps = 10.0 * np.sqrt(len(X)) * np.linalg.norm(largest), np.finfo(np.float64).eps
+    most = np.linalg.norm(X)  # of the largest singular value
+    if np.sqrt(_least_eigenvalue(X)) > max(most * max(X.shape), rounding) * eps:
+        return None
     factor = _gram_factor(X)
     triangle = np.linalg.qr(X, mode="r") if factor is None else factor
     _, singular_values, rotation = np.linalg.svd(triangle, full_matrices=False)
-    rounding = 10.0 * np.sqrt(len(X)) * np.linalg.norm(largest)
-    threshold = max(singular_values[0] * max(X.shape), rounding) * np.finfo(np.float64).eps
+    threshold = max(singular_values[0] * max(X.shape), rounding) * eps
     rank = int(np.count_nonzero(singular_values > threshold))
     return None if rank == X.shape[1] else rotation[:rank].T.copy()
