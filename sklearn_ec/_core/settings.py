@@ -83,7 +83,11 @@ class ConjugateGradients:
     # How far correlations of neurons are drawn towards zero: what they say of whole blocks holds
     # about. Of 0.02, 0.1 and 0.3, the last took the fewest products on MNIST, with copies of
     # neurons, too, and as few as the others with Gaussian inputs.
-    correlation_shrinkage: float = 0.3
+    correlation_shrinkage: float = 0.1
+    # The coarse space is used where it has so many parameters at most: factors of more take longer
+    # than the products that they spare. So many rows for each of them tell its equations.
+    max_coarse: int = 2500
+    coarse_rows: int = 4
     # Products lose less than JᵀJ itself: less damping, and a lower relative loss, before rounding
     # counts.
     damping_floor: float = 1e-24

@@ -53,6 +53,11 @@ class DenseEquations:
         gradient = tuple(part[index] for part in self.gradient)
         return DenseEquations(gradient, self.gram[index], _taken(self.kept, index))
 
+    @property
+    def largest(self) -> Tensor:
+        """The largest diagonal element of each matrix, (batch,)."""
+        return self.gram.diagonal(dim1=1, dim2=2).amax(dim=1)
+
     def damped(self, damping: Tensor) -> DampedDenseSystem:
         """Factorize ``JᵀJ + λI``."""
         matrix = self.gram.clone()
@@ -75,6 +80,12 @@ class DampedDenseSystem:
             -torch.cholesky_solve(flat[..., None], self.factor)[..., 0], gradient
         )
 
+    def solve_hidden(self, right: Tensor) -> Tensor:
+        """The hidden layers' block of the inverse times columns, (batch, n_hidden, n_columns)."""
+        n_hidden = right.shape[1]
+        padded = torch.nn.functional.pad(right, (0, 0, 0, self.factor.shape[1] - n_hidden))
+        return torch.cholesky_solve(padded, self.factor)[:, :n_hidden]
+
 
 @dataclass(frozen=True)
 class ShallowEquations:
@@ -91,6 +102,15 @@ class ShallowEquations:
         gradient = tuple(part[index] for part in self.gradient)
         kept = _taken(self.kept, index)
         return ShallowEquations(gradient, self.gram[index], self.outgoing[index], kept)
+
+    @property
+    def largest(self) -> Tensor:
+        """The largest diagonal element of each matrix, (batch,)."""
+        batch, width, fan_in = self.gradient[0].shape
+        diagonal = self.gram.diagonal(dim1=1, dim2=2)
+        hidden = diagonal[:, : width * fan_in].view(batch, width, fan_in).amax(dim=2)
+        hidden = hidden * self.outgoing.square().sum(dim=1)
+        return torch.maximum(hidden.amax(dim=1), diagonal[:, width * fan_in :].amax(dim=1))
 
     def damped(self, damping: Tensor) -> DampedShallowSystem:
         """Factorize ``JᵀJ + λI`` by way of the readout's Schur complement."""
@@ -137,6 +157,10 @@ class DampedShallowSystem:
         carried = self.cross.mT @ spread.reshape(batch, n_hidden, n_outputs)
         readout_step = -torch.cholesky_solve(readout_gradient.mT + carried, self.readout_factor).mT
         return hidden_step, readout_step
+
+    def solve_hidden(self, right: Tensor) -> Tensor:
+        """The hidden layer's block of the inverse times columns, (batch, n_hidden, n_columns)."""
+        return torch.cholesky_solve(right, self.hidden_factor)
 
 
 class DampedSystem(Protocol):

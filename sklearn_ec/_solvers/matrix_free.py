@@ -251,7 +251,7 @@ class MatrixFree:
         if is_stale or not torch.isin(index, self._owners).all():
             if self.in_single and self._single is None:
                 self._single = task.float()
-            self._blocks = NeuronBlocks.of(task, layers, self.solves.block_rows)
+            self._blocks = NeuronBlocks.of(task, layers, self.solves.block_rows, self.solves)
             self._owners = index
         blocks = self._blocks.take(torch.searchsorted(self._owners, index))
         return MatrixFreeEquations.assemble(task, layers, blocks, self.solves, self._single)

@@ -29,7 +29,7 @@ from .derivatives import (
     jacobian,
     sensitivities,
 )
-from .equations import DenseEquations, NormalEquations, ShallowEquations, split_parameters
+from .equations import DenseEquations, ShallowEquations, split_parameters
 
 # Matrices as large as the normal equations that a step holds at a time, for each network.
 STEP_MATRICES = 3
@@ -91,7 +91,7 @@ class LeastSquaresTask:
         step = len(self.inputs) // n_rows
         return self if step < 2 else self.take(slice(None, None, step))
 
-    def normal_equations(self, layers: Layers) -> NormalEquations:
+    def normal_equations(self, layers: Layers) -> DenseEquations | ShallowEquations:
         """Assemble ``JᵀJ`` and ``Jᵀr`` of every network in chunks of rows."""
         if len(layers) == 2:
             return self._shallow_equations(layers)
