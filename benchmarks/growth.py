@@ -38,7 +38,10 @@ MEASURES = {
     "memory": {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"},
 }
 # Arrays of a step, with the normal equations and without: as large as these, or as the blocks of
-# the preconditioner; as the activations on all rows; as a temporary one of a block of rows.
+# the preconditioner; as the activations on all rows; as a temporary one of a block of rows. Of the
+# coarse space of a preconditioner, as large as its normal equations.
+COARSE_ARRAYS = 3.0
+MAX_COARSE = 2500  # parameters
 ARRAYS = {False: (2.65, 1.5, 1.1), True: (2.85, 1.25, 5.3)}
 MAX_ELEMENTS = 3_000_000  # of a temporary array
 LAST = 4  # points of a fitted line
@@ -105,6 +108,9 @@ def predicted(result):
     if result["matrix_free"]:
         n_kept = n_blocks
         n_of_block = students * n_activations * min(1.0, MAX_ELEMENTS / (rows * (inputs + 1)))
+        n_coarse = width * (min(width, inputs) + 1) + (depth - 1) * width * (width + 1)
+        if n_coarse <= MAX_COARSE:
+            n_kept += COARSE_ARRAYS / ARRAYS[True][0] * (n_coarse + width + 1) ** 2
     else:
         n_kept = n_parameters**2
         n_of_block = min(students * rows * n_parameters, MAX_ELEMENTS)

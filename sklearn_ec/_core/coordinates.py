@@ -304,7 +304,7 @@ def _least_eigenvalue(X: np.ndarray) -> float:
 
     Zero where these tell nothing.
     """
-    step = len(X) // (TELLING_ROWS * X.shape[1])
+    step = len(X) // (TELLING_ROWS * (X.shape[1] + 1))
     if step < 2:
         return 0.0
     share = _with_ones(X[::step])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -81,6 +82,14 @@ class Polisher:
             return self
         return Polisher(samples, *self._arguments[1:])
 
+    def with_targets(self, y: np.ndarray) -> Polisher:
+        """The same rows, of which there is no further copy, with other training targets."""
+        other = copy.copy(self)
+        other.samples = replace(self.samples, y=y)
+        other._arguments = (other.samples, *self._arguments[1:])
+        other.task = replace(self.task, targets=torch.from_numpy(y).to(self.device))
+        return other
+
     def identity(self) -> dict[str, Any]:
         """What results depend on; device and memory matter up to rounding only."""
         train, held_out, activation, _, has_skip, _, solver, _, settings = self._arguments
@@ -142,8 +151,9 @@ class Polisher:
                 single_share = loss / before
                 if is_single or not is_better:
                     is_single = not is_single
-                    linear, damping = self._cheap(layers, is_single), float(solver.damping[0])
-                    solver = self._levenberg(solver.layers, linear, enough, damping)
+                    linear, damping = self._cheap(layers, is_single), solver.damping
+                    solver = self._levenberg(solver.layers, linear, enough, float(damping[0]))
+                    solver.damping = damping
                     continue
             if is_cheap and self._has_stalled_near_zero(loss, before):
                 is_cheap = False

@@ -62,8 +62,7 @@ class WarmUpTrainer:
         samples = self.polisher.samples
         residual = samples.y - network_outputs(network, samples.X, self.polisher.activation)
         scale = np.sqrt(np.mean(residual**2))
-        rest = replace(samples, y=residual / scale)
-        learner = WarmUpTrainer(self.polisher.with_samples(rest))
+        learner = WarmUpTrainer(self.polisher.with_targets(residual / scale))
         module, completed = learner.train(seeds, (n_added,))
         joined = [added(network, new, scale) for new in _to_networks(module.weights)]
         return self._stack_networks(joined), completed

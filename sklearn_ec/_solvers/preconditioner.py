@@ -124,7 +124,7 @@ class Preconditioner:
             factor, info = torch.linalg.cholesky_ex(matrix)
             couplings.append(torch.cholesky_inverse(factor).to(dtype))
             succeeded = succeeded & is_positive & (info == 0).all(dim=1)
-        coarse = blocks.coarse.damped(damping, solves.block_rcond) if blocks.coarse else None
+        coarse = blocks.coarse.damped(damping, solves.coarse_rcond) if blocks.coarse else None
         return cls(tuple(inverses), tuple(couplings), succeeded, coarse)
 
     def times(self, residual: Tensor, layers: Layers) -> Tensor:

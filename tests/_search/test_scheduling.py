@@ -76,7 +76,7 @@ def assert_same_fit(model, other):
 
 
 def assert_same_network(model, other):
-    """Up to rounding, which decides the last digits of losses and parameters near zero."""
+    """Up to rounding, which decides last digits, and which of equal neurons a pruned one keeps."""
     assert_allclose(model.student_losses_, other.student_losses_, rtol=1e-6, atol=1e-18)
     assert model.recovered_
     assert other.recovered_
@@ -86,7 +86,9 @@ def assert_same_network(model, other):
 
 
 def parameters(model):
-    return [*model.weights_, *model.biases_]
+    """Those of the neurons, sorted by their biases, as columns, and the last bias."""
+    neurons = np.vstack([model.weights_[0], model.biases_[0], model.weights_[1].T])
+    return [neurons[:, np.argsort(model.biases_[0])], model.biases_[1]]
 
 
 # Each group is trained once

@@ -355,11 +355,12 @@ def test_losses_never_increase_and_belong_to_the_weights(widths):
     rng = np.random.default_rng(10)
     task = random_task(rng, "softplus", n_samples=60, n_outputs=2)
     solver = matrix_free_levenberg(task, random_batch(rng, 4, widths, n_outputs=2))
-    losses = solver.losses.clone()
+    start = losses = solver.losses.clone()
     for _ in range(2 * SOLVES.block_steps + 1):
         solver.step()
-        assert (solver.losses < losses).all()
+        assert (solver.losses <= losses).all()
         losses = solver.losses.clone()
+    assert (losses < 0.9 * start).all()
     torch.testing.assert_close(losses, task.losses(solver.layers))
 
 

@@ -49,7 +49,8 @@ def test_a_module_of_torch(dtype):
     assert module.training
     assert answers.dtype == (np.float32 if dtype == torch.float32 else np.float64)
     module.eval()
-    assert_allclose(answers, module(torch.from_numpy(X).to(dtype)).detach().numpy(), rtol=1e-6)
+    expected = module(torch.from_numpy(X).to(dtype)).detach().numpy()
+    assert_allclose(answers, expected, rtol=1e-6, atol=1e-6)
 
 
 def make_session(n_rows, given="FLOAT"):
