@@ -22,6 +22,8 @@ from pathlib import Path
 import numpy as np
 from _resumable import RESULTS
 
+from sklearn_ec._core.settings import ConjugateGradients
+
 BASE = {"inputs": 64, "width": 16, "rows": 8000, "students": 4, "depth": 1}
 GRIDS = {
     "width": [8, 16, 32, 64, 128],
@@ -41,7 +43,6 @@ MEASURES = {
 # the preconditioner; as the activations on all rows; as a temporary one of a block of rows. Of the
 # coarse space of a preconditioner, as large as its normal equations.
 COARSE_ARRAYS = 3.0
-MAX_COARSE = 2500  # parameters
 ARRAYS = {False: (2.65, 1.5, 1.1), True: (2.85, 1.25, 5.3)}
 MAX_ELEMENTS = 3_000_000  # of a temporary array
 LAST = 4  # points of a fitted line
@@ -109,7 +110,7 @@ def predicted(result):
         n_kept = n_blocks
         n_of_block = students * n_activations * min(1.0, MAX_ELEMENTS / (rows * (inputs + 1)))
         n_coarse = width * (min(width, inputs) + 1) + (depth - 1) * width * (width + 1)
-        if n_coarse <= MAX_COARSE:
+        if n_coarse <= ConjugateGradients.max_coarse:
             n_kept += COARSE_ARRAYS / ARRAYS[True][0] * (n_coarse + width + 1) ** 2
     else:
         n_kept = n_parameters**2

@@ -72,7 +72,8 @@ class ConjugateGradients:
     """Solves of matrix-free steps."""
 
     # A solve ends once the residual, as the preconditioner measures it, is below this share of the
-    # gradient, or after so many iterations.
+    # gradient, or after so many iterations. With 0.1, five steps of 36 ``g`` neurons on 784 inputs
+    # took 417 products instead of 212 to the same loss on all rows.
     relative_residual: float = 0.3
     max_iterations: int = 100
     # Steps that the blocks of the preconditioner serve; a divisor of the steps of an epoch, so that
@@ -81,11 +82,12 @@ class ConjugateGradients:
     block_rows: int = 16  # for each feature that a neuron reads
     block_rcond: float = 1e-15  # least damping of a block, relative to its largest diagonal element
     # How far correlations of neurons are drawn towards zero: what they say of whole blocks holds
-    # about. Of 0.02, 0.1 and 0.3, the last took the fewest products on MNIST, with copies of
-    # neurons, too, and as few as the others with Gaussian inputs.
+    # about. With the coarse space, 0.02 takes up to half as many products as 0.1 with Gaussian
+    # inputs, and more on MNIST with little damping; 0.3 takes half as many again with the former.
     correlation_shrinkage: float = 0.1
     # The coarse space is used where it has so many parameters at most: factors of more take longer
-    # than the products that they spare. So many rows for each of them tell its equations.
+    # than the products that they spare. So many rows for each of them tell its equations, whose
+    # damping is at least a share of the largest diagonal element: they lose what is below it.
     max_coarse: int = 2500
     coarse_rows: int = 4
     coarse_rcond: float = 1e-13

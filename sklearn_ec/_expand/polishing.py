@@ -152,8 +152,8 @@ class Polisher:
                 if is_single or not is_better:
                     is_single = not is_single
                     linear, damping = self._cheap(layers, is_single), solver.damping
-                    solver = self._levenberg(solver.layers, linear, enough, float(damping[0]))
-                    solver.damping = damping
+                    solver = self._levenberg(solver.layers, linear, enough, math.inf)
+                    solver.damping = damping  # a start would be rejected many times
                     continue
             if is_cheap and self._has_stalled_near_zero(loss, before):
                 is_cheap = False

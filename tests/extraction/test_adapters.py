@@ -50,7 +50,8 @@ def test_a_module_of_torch(dtype):
     assert answers.dtype == (np.float32 if dtype == torch.float32 else np.float64)
     module.eval()
     expected = module(torch.from_numpy(X).to(dtype)).detach().numpy()
-    assert_allclose(answers, expected, rtol=1e-6, atol=1e-6)
+    # Sums in another order round differently next to zero.
+    assert_allclose(answers, expected, rtol=1e-6, atol=4 * torch.finfo(dtype).eps)
 
 
 def make_session(n_rows, given="FLOAT"):
