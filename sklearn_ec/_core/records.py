@@ -88,6 +88,22 @@ class Network:
         """Whether layers read activations from further down than the layer below."""
         return self.layers[-1].shape[1] > self.widths[-1] + 1
 
+    def without_unread(self) -> Network:
+        """The same function without the neurons that no layer reads."""
+        layers = list(self.layers)
+        for level in range(len(layers) - 1, 0, -1):
+            network = Network(tuple(layers))
+            readers = range(level, len(layers) if self.has_skip else level + 1)
+            columns = {reader: network.columns(reader, level) for reader in readers}
+            read = [layers[reader][:, own].any(axis=0) for reader, own in columns.items()]
+            unread = np.flatnonzero(~np.any(read, axis=0))
+            if len(unread) == len(layers[level - 1]):
+                continue  # a layer keeps its neurons where the network is constant
+            layers[level - 1] = np.delete(layers[level - 1], unread, axis=0)
+            for reader, own in columns.items():
+                layers[reader] = np.delete(layers[reader], own.start + unread, axis=1)
+        return Network(tuple(layers))
+
     def columns(self, layer: int, level: int) -> slice:
         """Columns of a layer that read a level; level 0 is the inputs."""
         start = sum(self.levels[level + 1 : layer + 1])

@@ -20,8 +20,10 @@ from sklearn_ec._core.signs import linear_pairs, resolve_signs, with_skip
 from sklearn_ec._expand.polishing import Polisher
 from sklearn_ec._io.cache import CACHE_VERSION, Store, digest
 
+from .caps import Cap, ExactCap, NoiseCap
 from .noisy import left_out_loss, one_standard_error_bound, smallest_network, squared_errors
-from .pruning import Cap, ExactCap, NoiseCap, prune, pruning_path, reduced, unstick, without_spare
+from .pruning import prune, pruning_path, unstick
+from .removals import reduced, without_spare
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class Finisher:
 
         Large ones that pruning left in a local minimum are settled.
         """
-        return self._recall("finish", self._finish, network)
+        return self._recall("finish", self._finish, network.without_unread())
 
     def refit(self, network: Network) -> Candidate:
         """Polish and certify a network of other rows, without a change of its neurons."""
@@ -111,17 +113,19 @@ class Finisher:
         """Deep networks are finished without skip terms first, which cost parameters.
 
         Where the result is refused, skip terms follow; they show which neurons are there to undo
-        the linear part of others.
+        the linear part of others. Signs that cannot be resolved may cost more than that gains.
         """
         if not (self.prune and self.polisher.has_skip):
             return self._pruned(network)
-        if len(network.widths) > 1 and not network.has_skip:
-            candidate = self._pruned(network)
-            if candidate.certificate.is_conclusive:
-                return candidate
-            if candidate.certificate.error**2 < self._loss(network):
-                network = candidate.network
-        return self._pruned(with_skip(network))
+        if len(network.widths) == 1 or network.has_skip:
+            return self._pruned(with_skip(network))
+        plain = self._pruned(network)
+        if plain.certificate.is_conclusive:
+            return plain
+        is_better = plain.certificate.error**2 < self._loss(network)
+        resolved = self._pruned(with_skip(plain.network if is_better else network))
+        is_worse = resolved.certificate.error > plain.certificate.error
+        return plain if is_worse and not resolved.certificate.fits_exactly else resolved
 
     def _pruned(self, network: Network) -> Candidate:
         """A network polished, pruned, its signs resolved, and certified.
@@ -204,8 +208,13 @@ class Finisher:
         network, loss = self._without_skip(network, loss, cap)
         if rounding_loss:
             network, loss = self.polisher.polish(network, settings.prune.polish_steps)
-        if loss < max(settings.finish.refinement_loss, rounding_loss):
-            network, loss = self.polisher.refine(network, loss)
+        return self._refined(network, loss)
+
+    def _refined(self, network: Network, loss: float) -> Candidate:
+        """A network as it is certified: to the last digit where it is near zero."""
+        limit = max(self.settings.finish.refinement_loss, self.polisher.samples.rounding_loss)
+        if loss < limit:
+            network, _ = self.polisher.refine(network, loss)
         return self._judge(network)
 
     def _polished(
@@ -324,10 +333,10 @@ class Finisher:
         network, loss = smallest_network(network, loss, polisher, self.held_out)
         cap = NoiseCap(network, loss, polisher.samples.n_equations, settings.noise)
         network, loss = self._without_skip(network, loss, cap)
-        network, _ = polisher.polish(
+        network, loss = polisher.polish(
             network, settings.prune.polish_steps, progress=settings.noise.final_progress
         )
-        return self._judge(network)
+        return self._refined(network, loss)
 
     def _loss(self, network: Network) -> float:
         return float(self.polisher.losses([layer[None] for layer in network.layers])[0])

@@ -16,7 +16,9 @@ from sklearn_ec._core.records import Network, Samples, Students
 from sklearn_ec._core.settings import Noise
 from sklearn_ec._expand.polishing import Polisher
 
-from .pruning import FEATURE_RCOND, NoiseCap, cheapest_removal, pruning_path
+from .caps import NoiseCap
+from .pruning import cheapest_removal, pruning_path
+from .removals import FEATURE_RCOND
 
 
 def reached_noise_floor(students: Students, samples: Samples, settings: Noise) -> bool:

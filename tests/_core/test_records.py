@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 
+from sklearn_ec._core.activations import get_activation
+from sklearn_ec._core.forward import network_outputs
 from sklearn_ec._core.records import Network, Samples
 from sklearn_ec._expand.students import layer_shapes
 
@@ -59,6 +61,38 @@ def test_joined_rows_come_one_behind_the_other():
     assert_array_equal(joined.X, [[2, 2]] * 2 + [[3, 3]] * 3)
     assert_array_equal(joined.y.ravel(), [-2, -2, -3, -3, -3])
     assert_array_equal(joined.sample_weight, np.ones(5))
+
+
+@pytest.mark.parametrize("has_skip", [False, True])
+def test_neurons_that_nothing_reads_go(has_skip):
+    rng = np.random.default_rng(0)
+    shapes = layer_shapes(3, (4, 5), 2, has_skip)
+    layers = [rng.normal(size=shape) for shape in shapes]
+    network = Network(tuple(layers))
+    for level, neuron in [(1, 2), (2, 0), (2, 4)]:
+        for reader in range(level, len(layers) if has_skip else level + 1):
+            layers[reader][:, network.columns(reader, level)][:, neuron] = 0.0
+    X = rng.normal(size=(20, 3))
+    activation = get_activation("tanh")
+    smaller = network.without_unread()
+    assert smaller.widths == (3, 3)
+    assert smaller.has_skip == has_skip
+    outputs = network_outputs(network, X, activation)
+    assert_allclose(network_outputs(smaller, X, activation), outputs, rtol=1e-12)
+    assert smaller.without_unread().widths == (3, 3)
+
+
+def test_neurons_that_only_unread_ones_read_go_too():
+    rng = np.random.default_rng(0)
+    layers = [rng.normal(size=shape) for shape in layer_shapes(3, (4, 2), 1, False)]
+    layers[2][:, 1] = 0.0
+    layers[1][0, :2] = 0.0  # the second neuron above is the only one that reads these
+    assert Network(tuple(layers)).without_unread().widths == (2, 1)
+
+
+def test_a_constant_network_keeps_its_neurons():
+    network = Network((np.ones((2, 3)), np.zeros((1, 3))))
+    assert network.without_unread().widths == (2,)
 
 
 def test_networks_without_finite_weights_are_seen():

@@ -24,13 +24,10 @@ from sklearn_ec._core.records import Network, Samples
 from sklearn_ec._core.settings import DEFAULTS
 from sklearn_ec._core.signs import with_skip
 from sklearn_ec._expand.polishing import Polisher
-from sklearn_ec._finish import pruning
+from sklearn_ec._finish import finisher, pruning
+from sklearn_ec._finish.caps import ExactCap
 from sklearn_ec._finish.finisher import Candidate, Finisher
-from sklearn_ec._finish.pruning import (
-    ExactCap,
-    prune,
-    pruning_path,
-)
+from sklearn_ec._finish.pruning import prune, pruning_path
 from sklearn_ec._solvers.jacobian import stacked
 from sklearn_ec.metrics import max_cosine_distance
 
@@ -114,6 +111,20 @@ def test_denoise_finds_the_planted_network(activation):
     assert_allclose(candidate.certificate.error, 1e-3, rtol=0.1)
     distance = max_cosine_distance(as_layers(network), as_layers(candidate.network), activation)
     assert 1e-12 < distance < 1e-4
+
+
+def test_an_exact_network_is_refined_where_noise_was_looked_for(monkeypatch):
+    """Students that stopped are denoised; one of them came to 9e-25, and was refused."""
+    network, polisher, held_out = planted("tanh")
+    rng = np.random.default_rng(0)
+    nearby = Network(
+        tuple(layer + rng.normal(scale=1e-10, size=layer.shape) for layer in network.layers)
+    )
+    loss = polisher.losses([layer[None] for layer in nearby.layers])[0]
+    monkeypatch.setattr(Polisher, "polish", lambda self, network, *steps, **until: (network, loss))
+    monkeypatch.setattr(finisher, "smallest_network", lambda network, *others: (network, loss))
+    candidate = Finisher(polisher, held_out, plain(held_out), prune=True).denoise(nearby)
+    assert candidate.certificate.passed
 
 
 @pytest.mark.slow
