@@ -5,7 +5,8 @@
     python benchmarks/ablation.py --suite deep --moves growing retracing
 
 ``clusters``: networks of the clusters, layers that students share; ``growing``: students that
-start as a network in a corner; ``retracing``: pruning goes back to where there were neurons to
+start as a network in a corner, or on its lower layers; ``expanding``, the latter alone;
+``retracing``: pruning goes back to where there were neurons to
 spare; ``skip_terms``: a second pruning, with skip terms. Large networks only: ``pooling``, a
 student of the best neurons of all; ``merging``, one neuron for each that several imitate;
 ``settling``, less weight along directions that few rows tell about.
@@ -34,12 +35,17 @@ from sklearn_ec._expand.warm_up import WarmUpTrainer
 from sklearn_ec._finish import pruning
 from sklearn_ec._finish.finisher import Finisher
 from sklearn_ec._search.ensemble import Ensemble
-from sklearn_ec._search.shapes import Search
+from sklearn_ec._search.trial_trainer import TrialTrainer
 
 # Move: where it is, and what takes its place.
 MOVES = {
     "clusters": (Ensemble, "seek_in_clusters", lambda self, finisher: []),
-    "growing": (Search, "_grow", lambda self, trial, n_students: None),
+    "growing": (TrialTrainer, "grow", lambda self, trial, n_students: None),
+    "expanding": (
+        TrialTrainer,
+        "_growths",
+        lambda self, trial, corner, loss: [self.growth(trial, corner)],
+    ),
     "retracing": (pruning, "_retraced", lambda path, network, loss, polisher: None),
     "skip_terms": (Finisher, "_finish", Finisher._pruned),
     "pooling": (WarmUpTrainer, "can_pool", lambda self, layers: False),

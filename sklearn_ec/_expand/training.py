@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -30,7 +29,7 @@ from .skorch_nets import (
 )
 from .students import network_at
 from .training_state import BatchState, Checkpoint, IsRecovered, OnEpoch, TrainingState
-from .warm_up import WarmUpTrainer
+from .warm_up import USUAL, Start, WarmUpTrainer
 
 
 class StudentTrainer:
@@ -48,27 +47,20 @@ class StudentTrainer:
         *,
         max_iter: int,
         tol: float,
-        shared: Sequence[np.ndarray] = (),
-        rate: float = 1.0,
-        warm_up_steps: int | None = None,
-        start: Network | None = None,
+        start: Start = USUAL,
         is_recovered: IsRecovered | None = None,
         checkpoint: Checkpoint | None = None,
         on_epoch: OnEpoch | None = None,
     ) -> Students:
         """Train one student per seed: a short warm-up with Adam, then Levenberg.
 
-        Students begin with the ``shared`` neurons of the lowest layers, and random ones; Adam has
-        the share ``rate`` of its learning rate, and takes ``warm_up_steps`` or, by default, as many
-        as students of their size need. Or they begin as the network ``start`` with
-        other neurons next to its own, see :meth:`WarmUpTrainer.grow`. Where they are large,
-        Levenberg takes them in batches, best first, and stops after the first batch of which enough
-        converged, or which ``is_recovered`` accepts. Of large ones with ReLU neurons, the first
-        starts from the best neurons of all, see :mod:`sklearn_ec._expand.neuron_pool`, and
-        ``is_recovered`` sees those that matter before. Without steps of Levenberg, it sees the
-        students after their warm-up, or a pool where the rows tell little about some directions:
-        on MNIST one holds the 8 neurons of a network after 40 s, while students of 16 end in local
-        minima, each after three to nine minutes.
+        Where they are large, Levenberg takes them in batches, best first, and stops after the first
+        batch of which enough converged, or which ``is_recovered`` accepts. Of large ones with ReLU
+        neurons, the first starts from the best neurons of all, see
+        :mod:`sklearn_ec._expand.neuron_pool`, and ``is_recovered`` sees those that matter before.
+        Without steps of Levenberg, it sees the students after their warm-up, or a pool where the
+        rows tell little about some directions: on MNIST one holds the 8 neurons of a network after
+        40 s, while students of 16 end in local minima, each after three to nine minutes.
 
         A training that left a checkpoint goes on from there. One that is interrupted ends with the
         students as they are.
@@ -77,7 +69,7 @@ class StudentTrainer:
         is_new, indices = state is None, np.arange(len(seeds))
         if state is None:
             pools = max_iter > 0 or self.polisher.has_weak_inputs
-            state = self.warmed_up(seeds, widths, shared, rate, warm_up_steps, start, pools)
+            state = self.warmed_up(seeds, widths, start, pools)
         try:
             if is_recovered is not None and not state.interrupted:
                 if is_new and state.starts_from_pool:
@@ -96,21 +88,15 @@ class StudentTrainer:
         self,
         seeds: np.ndarray,
         widths: tuple[int, ...],
-        shared: Sequence[np.ndarray] = (),
-        rate: float = 1.0,
-        warm_up_steps: int | None = None,
-        start: Network | None = None,
+        start: Start = USUAL,
         pools: bool = True,
     ) -> TrainingState:
         """The students that Levenberg starts from; ``pools`` says whether one may be pooled."""
         polisher = self.polisher
-        if start is None:
-            module, completed = self.warm_up.train(seeds, widths, shared, rate, warm_up_steps)
-        else:
-            module, completed = self.warm_up.grow(seeds, widths, start)
+        module, completed = self.warm_up.begin(seeds, widths, start)
         order = self._best_first(module.weights)
-        is_warm = start is None and completed
-        starts_from_pool = pools and is_warm and self.warm_up.can_pool(module.weights)
+        can_pool = pools and start.is_random and completed
+        starts_from_pool = can_pool and self.warm_up.can_pool(module.weights)
         if starts_from_pool:
             completed = self.warm_up.pool(module, seeds, order[-1])
             order = order.roll(1)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from skorch.callbacks import Callback
 from torch import Tensor
 
-from sklearn_ec._core.forward import network_outputs
+from sklearn_ec._core.forward import network_outputs, solve_readout
 from sklearn_ec._core.records import Network
 from sklearn_ec._core.signs import with_skip
 from sklearn_ec._solvers.derivatives import Layers
@@ -29,6 +29,27 @@ from .students import (
 )
 
 
+@dataclass(frozen=True)
+class Start:
+    """What students begin as: random networks that Adam warms up, unless they are given more."""
+
+    n_steps: int | None = None  # of the warm-up; None for as many as students of their size take
+    rate: float = 1.0  # of the warm-up, as a share of the usual one
+    shared: Sequence[np.ndarray] = ()  # neurons of the lowest layers, of which all have some more
+    # Without a warm-up: the lowest layers as all of them have them, with random ones above, or a
+    # network, with a few random neurons besides its own.
+    collapsed: Sequence[np.ndarray] = ()
+    network: Network | None = None
+
+    @property
+    def is_random(self) -> bool:
+        """Whether they are warmed up."""
+        return self.network is None and not self.collapsed
+
+
+USUAL = Start()
+
+
 class WarmUpTrainer:
     """Makes students and trains them with Adam, in single precision."""
 
@@ -45,6 +66,16 @@ class WarmUpTrainer:
         has_skip = self.polisher.has_skip and len(widths) == 1
         layers = initial_weights(seeds, n_inputs, widths, n_outputs, has_skip)
         return self.stack(with_shared_neurons(layers, shared))
+
+    def begin(
+        self, seeds: np.ndarray, widths: tuple[int, ...], start: Start
+    ) -> tuple[StackedStudents, bool]:
+        """Students that Levenberg starts from, and whether that was completed."""
+        if start.network is not None:
+            return self.grow(seeds, widths, start.network)
+        if start.collapsed:
+            return self.expand(seeds, widths, start.collapsed), True
+        return self.train(seeds, widths, start)
 
     def grow(
         self, seeds: np.ndarray, widths: tuple[int, ...], network: Network
@@ -67,20 +98,30 @@ class WarmUpTrainer:
         joined = [added(network, new, scale) for new in _to_networks(module.weights)]
         return self._stack_networks(joined), completed
 
+    def expand(
+        self, seeds: np.ndarray, widths: tuple[int, ...], collapsed: Sequence[np.ndarray]
+    ) -> StackedStudents:
+        """Students on collapsed lower layers: those above are random, but the readout solved."""
+        samples, activation = self.polisher.samples, self.polisher.activation
+        layers = initial_weights(seeds, samples.X.shape[1], widths, samples.y.shape[1], False)
+        for layer, neurons in zip(layers, collapsed, strict=False):
+            layer[:] = neurons
+        students = zip(*layers[:-1], strict=True)
+        return self._stack_networks(
+            [solve_readout(s, samples, activation, False) for s in students]
+        )
+
     def train(
         self,
         seeds: np.ndarray,
         widths: tuple[int, ...],
-        shared: Sequence[np.ndarray] = (),
-        rate: float = 1.0,
-        n_steps: int | None = None,
+        start: Start = USUAL,
     ) -> tuple[StackedStudents, bool]:
         """Initial students after a short training, and whether that was completed."""
-        module = self.initial_students(seeds, widths, shared)
+        module = self.initial_students(seeds, widths, start.shared)
         is_large = self._are_large(module.weights)
-        if n_steps is None:
-            n_steps = self._n_steps(module.weights)
-        module, completed = self._train_briefly(module, n_steps, int(seeds[0]), rate)
+        n_steps = self._n_steps(module.weights) if start.n_steps is None else start.n_steps
+        module, completed = self._train_briefly(module, n_steps, int(seeds[0]), start.rate)
         if is_large:
             module = self._stack_networks(self._settled_networks(module))
         return module, completed

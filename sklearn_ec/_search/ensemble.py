@@ -283,6 +283,15 @@ class Ensemble:
             return clustered.candidate
         return finisher.finish(finisher.solve_readout(collapsed))
 
+    def finish_best(self, finisher: Finisher, most: int) -> None:
+        """Finish so many of the best students, up to the first that others cannot improve."""
+        best = self.students.by_loss()[:most]
+        for student in best[self.students.losses[best] < finisher.settings.finish.worthwhile_loss]:
+            if int(student) not in self.finished:
+                self._finish(int(student), finisher)
+            if self.is_conclusive:
+                break
+
     def _finish_best(self, finisher: Finisher) -> None:
         """Finish the clusters' network, then the best students, up to the first certified one."""
         settings = finisher.settings.finish
@@ -293,11 +302,7 @@ class Ensemble:
             self.seek_in_clusters(finisher)
             if self.is_conclusive:
                 return
-        for student in best[self.students.losses[best] < settings.worthwhile_loss]:
-            if int(student) not in self.finished:
-                self._finish(int(student), finisher)
-            if self.is_conclusive:
-                break
+        self.finish_best(finisher, settings.max_finished)
 
     def _on_collapsed(
         self, student: int, finisher: Finisher, collapsed: Sequence[np.ndarray], all_below: bool

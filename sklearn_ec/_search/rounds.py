@@ -6,19 +6,19 @@ Their training asks for the network between two epochs, in their clusters and in
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from sklearn_ec._core.records import Network, Samples, Students
+from sklearn_ec._core.records import Samples, Students
 from sklearn_ec._core.settings import Search as SearchSettings
 from sklearn_ec._core.settings import Training
 from sklearn_ec._expand.skorch_nets import n_levenberg_epochs
 from sklearn_ec._expand.students import grown_students, layer_shapes
 from sklearn_ec._expand.training import StudentTrainer
 from sklearn_ec._expand.training_state import Checkpoint, OnEpoch
+from sklearn_ec._expand.warm_up import USUAL, Start
 from sklearn_ec._finish.finisher import Finisher
 
 from .ensemble import Ensemble, best_of, is_overfitted
@@ -31,15 +31,12 @@ class Round:
     max_iter: int | None = None  # None for that of the estimator, 0 for the warm-up alone
     equations: float | None = None  # per parameter of a student; None for all rows
     asks_finisher: bool = True  # whether training ends once these students gave the network
-    shared: Sequence[np.ndarray] = ()  # neurons of the lowest layers that all of them start with
-    rate: float = 1.0  # of the warm-up, as a share of the usual one
-    warm_up_steps: int | None = None  # None for as many as students of their size take
-    start: Network | None = None  # that they start as, with a few random neurons besides its own
+    start: Start = USUAL
 
     @property
     def is_race(self) -> bool:
         """Whether a short training is to tell activations apart."""
-        return self.warm_up_steps is not None
+        return self.start.n_steps is not None
 
     def steps(self, max_iter: int) -> int:
         """Number of steps of an estimator that allows so many."""
@@ -63,7 +60,9 @@ class Recipe:
 
     def trained_widths(self, search: SearchSettings) -> tuple[int, ...]:
         """Widths in training: students that grow have a share more neurons than their start."""
-        start = self.round.start
+        start, collapsed = self.round.start.network, self.round.start.collapsed
+        if collapsed:
+            return (*map(len, collapsed), *self.widths[len(collapsed) :])
         if start is None:
             return self.widths
         added = [max(search.min_growth, math.ceil(search.growth * w)) for w in start.widths]
@@ -94,9 +93,6 @@ def train_group(
         widths,
         max_iter=max_iter,
         tol=recipe.tol,
-        shared=recipe.round.shared,
-        rate=recipe.round.rate,
-        warm_up_steps=recipe.round.warm_up_steps,
         start=recipe.round.start,
         is_recovered=question if finisher.prune and recipe.round.asks_finisher else None,
         checkpoint=checkpoint,

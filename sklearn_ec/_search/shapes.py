@@ -13,17 +13,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 
 import numpy as np
 
-from sklearn_ec._core.records import Network
+from sklearn_ec._expand.warm_up import Start
 from sklearn_ec._finish.finisher import Finisher
-from sklearn_ec._finish.noisy import reached_noise_floor
 
 from .ensemble import Ensemble
 from .rounds import Round
+from .trial_trainer import TrialTrainer
 from .trials import Shape, Trial
 
 # Activations of which two neurons make one of the other.
@@ -70,12 +69,11 @@ class Search:
     ):
         self.finishers = finishers
         self.settings = next(iter(finishers.values())).settings
-        self.train = train
-        self.n_parameters = n_parameters
-        self.are_large = are_large
         self.n_students = n_students
-        self.max_iter = max_iter
         self.trials: list[Trial] = [] if earlier is None else [earlier]
+        self.trainer = TrialTrainer(
+            finishers, train, n_parameters, are_large, n_students, max_iter, self.trials
+        )
 
     def run(self) -> Trial:
         """The certified trial, else the most parsimonious one that does about best."""
@@ -94,7 +92,7 @@ class Search:
         best = trial.ensemble.best_candidate
         is_deep = len(trial.widths) > 1
         if not (is_deep and best and trial.is_approximation(best.network)):
-            return self._train_to_the_end(trial)
+            return self.trainer.train_to_the_end(trial)
         trial.ensemble.is_complete = True
         return trial
 
@@ -107,23 +105,25 @@ class Search:
             self._probe(widths)
             self._probe_finalists(widths)
             self._finish_promising()
-            return self._ended() or self._train_to_the_end(self._most_parsimonious())
+            return self._ended() or self.trainer.train_to_the_end(self._most_parsimonious())
         (activation,) = self.finishers
-        rounds = self._rounds(activation, widths)
+        rounds = self.trainer.rounds(activation, widths)
         if self.trials:
-            return self._train_to_the_end(self.trials[0], rounds)
+            return self.trainer.train_to_the_end(self.trials[0], rounds)
         first, *others = rounds
-        trial = self._new_trial(
-            activation, widths, self._n_students(activation, widths, first), first
+        trial = self.trainer.new_trial(
+            activation, widths, self.trainer.n_students_of(activation, widths, first), first
         )
         self.trials.append(trial)
         lowest = math.inf if first.equations is None else trial.ensemble.lowest_loss
-        return self._train_to_the_end(trial, others, lowest)
+        return self.trainer.train_to_the_end(trial, others, lowest)
 
     def run_briefly(self, widths: Shape) -> Trial:
         """A few briefly trained students of given widths, where there is no network to be found."""
         n_students = min(self.settings.search.n_brief, self.n_students)
-        trial = self._new_trial(next(iter(self.finishers)), widths, n_students, self._probing)
+        trial = self.trainer.new_trial(
+            next(iter(self.finishers)), widths, n_students, self._probing
+        )
         trial.ensemble.is_complete = True
         self.trials.append(trial)
         return trial
@@ -132,7 +132,7 @@ class Search:
         """Students that make a small network together, where no network made the targets."""
         n_students = min(self.settings.search.n_probes, self.n_students)
         activation, shape = next(iter(self.finishers)), self._first_shape()
-        trial = self._new_trial(activation, shape, n_students, self._probing)
+        trial = self.trainer.new_trial(activation, shape, n_students, self._probing)
         trial.ensemble.approximate(trial.finisher)
         self.trials.append(trial)
         return trial
@@ -148,62 +148,8 @@ class Search:
             settings.race_steps,
             settings.brief_equations[0],
             asks_finisher=False,
-            warm_up_steps=settings.race_warm_up,
+            start=Start(n_steps=settings.race_warm_up),
         )
-
-    def _n_students(self, activation: str, widths: Shape, round: Round) -> int:
-        settings = self.settings.search
-        if round.max_iter != 0:
-            return self.n_students
-        limit = settings.group_size
-        if len(widths) == 1 and self.are_large(self.finishers[activation], widths):
-            limit = settings.n_large if round.start is None else settings.n_large_grown
-        return min(limit, self.n_students)
-
-    @property
-    def _warm_up(self) -> Round:
-        return Round(max_iter=0)
-
-    def _growth(self, trial: Trial, start: Network | None) -> Round:
-        """Of large shallow students, those that learned what is missing need no steps."""
-        if len(trial.widths) == 1 and self.are_large(trial.finisher, trial.widths):
-            return replace(self._warm_up, start=start)
-        settings = self.settings.search
-        return Round(settings.brief_steps, settings.brief_equations[0], start=start)
-
-    def _rounds(self, activation: str, widths: Shape) -> list[Round]:
-        """The rounds of training: brief ones on a share of the rows, the last one to the end.
-
-        There is one brief round on all rows at most. Of students whose steps take longer than their
-        warm-up, there are rounds of nothing else before.
-        """
-        finisher, settings = self.finishers[activation], self.settings.search
-        n_parameters = self.n_parameters(widths)
-        if not self._can_be_brief(activation):
-            return [Round()]
-        flops = 2.0 * settings.brief_equations[0] * n_parameters**3  # of a step of the first round
-        is_large = flops > self.settings.training.most_dense_flops(len(widths))
-        available = finisher.polisher.samples.n_equations / n_parameters
-        shares = [min(share, available) for share in settings.brief_equations]
-        brief = [] if is_large else list(dict.fromkeys(shares))
-        first = settings.warm_up_first[min(len(widths), 2) - 1]
-        return [
-            *([self._warm_up] if n_parameters > first else []),
-            *(Round(settings.brief_steps, share) for share in brief),
-            Round(),
-        ]
-
-    def _can_be_brief(self, activation: str) -> bool:
-        """Whether a few steps of students tell something."""
-        finisher, settings = self.finishers[activation], self.settings.search
-        is_adam = finisher.polisher.solver == "adam"
-        return finisher.prune and self.max_iter > settings.brief_steps and not is_adam
-
-    def _new_trial(self, activation: str, widths: Shape, n_students: int, round: Round) -> Trial:
-        start, finisher = time.perf_counter(), self.finishers[activation]
-        ensemble = self.train(finisher, widths, n_students, round)
-        seconds = time.perf_counter() - start
-        return Trial(activation, widths, finisher, ensemble, seconds, is_race=round.is_race)
 
     def _first_shape(self) -> Shape:
         width = self.settings.search.start_widths[0]
@@ -214,7 +160,7 @@ class Search:
     def _fits(self, shape: Shape) -> bool:
         n_equations = next(iter(self.finishers.values())).polisher.samples.n_equations
         largest = min(n_equations, self.settings.search.max_student_parameters)
-        return self.n_parameters(shape) <= largest
+        return self.trainer.n_parameters(shape) <= largest
 
     def _climb(self, shape: Shape) -> Shape | None:
         """Probe the neighbors of a shape; the best of them if it is better, None at the top.
@@ -301,7 +247,7 @@ class Search:
         n_students = min(settings.n_race if round.is_race else settings.n_probes, self.n_students)
         stage: list[Trial] = []
         for activation in activations:
-            stage.append(self._new_trial(activation, shape, n_students, round))
+            stage.append(self.trainer.new_trial(activation, shape, n_students, round))
             self._add(stage[-1])
             stage.sort(key=lambda trial: list(self.finishers).index(trial.activation))
             for trial in filter(self._looks_exact, stage):
@@ -351,10 +297,10 @@ class Search:
             trial.ensemble.seek(trial.finisher)
             self._try_limit(trial)
             if not self._is_over:
-                self._grow(trial, self.settings.search.n_probes)
+                self.trainer.grow(trial, self.settings.search.n_probes)
             trial.seconds += time.perf_counter() - start
             if trial.has_right_shape and not self._is_over:
-                self._train_to_the_end(trial)
+                self.trainer.train_to_the_end(trial)
             self._try_paired(trial)
 
     def _try_limit(self, trial: Trial) -> None:
@@ -364,8 +310,10 @@ class Search:
         """
         network, _ = trial.ensemble.corner(self.settings.search.exact_loss)
         if network is not None and trial.activation in SHARP and "relu" in self.finishers:
-            n_students, round = self.settings.search.n_probes, self._growth(trial, network)
-            limit = self._new_trial("relu", trial.widths, min(n_students, self.n_students), round)
+            n_students, round = self.settings.search.n_probes, self.trainer.growth(trial, network)
+            limit = self.trainer.new_trial(
+                "relu", trial.widths, min(n_students, self.n_students), round
+            )
             if limit.exact_size is not None:
                 self._add(limit)
 
@@ -383,12 +331,7 @@ class Search:
             if is_paired and not other.tried:
                 other.tried = True
                 other.ensemble.seek(other.finisher)
-                self._train_to_the_end(other)
-
-    def _is_beaten(self, trial: Trial) -> bool:
-        """Whether its exact network is larger than that of another trial."""
-        size, sizes = trial.exact_size, [other.exact_size for other in self.trials]
-        return size is not None and any(s is not None and s < size for s in sizes)
+                self.trainer.train_to_the_end(other)
 
     def _worth_finishing(self, trial: Trial) -> bool:
         """Whether a probe may hold the network: shallow ones that do come near to rounding."""
@@ -434,85 +377,6 @@ class Search:
         lowest = min(trial.score for trial in self.trials)
         highest = lowest / self.settings.search.improvement
         good = [trial for trial in self.trials if trial.score <= highest]
-        return min(good, key=lambda t: (len(t.widths), self.n_parameters(t.widths), t.score))
-
-    def _train_to_the_end(
-        self, trial: Trial, rounds: Sequence[Round] | None = None, lowest: float = math.inf
-    ) -> Trial:
-        """Train further students in rounds, up to a certificate or to where more would not help.
-
-        Each round starts from what those before found. Where pruning ended in a corner that no
-        student came close to, all students grow from there: one of them mostly finds what is
-        missing. Else they start with the neurons that the others share; after a warm-up alone, as
-        long as there are more of them each time, with a lower rate of Adam. Where a brief round of
-        shallow students, on more rows, does no better than the one before, whose ``lowest`` loss
-        was this, there is no network. Of deep ones it says little: ``g`` 6-5-4-3-1 stood at 1e-12
-        in two rounds.
-        """
-        start, finisher = time.perf_counter(), trial.finisher
-        if rounds is None:
-            rounds = self._rounds(trial.activation, trial.widths)
-        waiting, latest, n_shared, rate = list(rounds), trial.ensemble, 0, 1.0
-        while waiting and not self._is_settled(trial, latest):
-            shared = self._shared_layers(trial, latest)
-            if trial.has_ended or not trial.ensemble.show_network(finisher):
-                break
-            self._grow(trial, self.n_students)
-            if trial.has_ended:
-                break
-            if latest.is_warm_up and sum(map(len, shared)) > n_shared:
-                n_shared, rate = sum(map(len, shared)), self.settings.search.cooling * rate
-                round = replace(self._warm_up, shared=shared, rate=rate)
-            else:
-                round = replace(waiting.pop(0), shared=shared)
-            latest = self.train(
-                finisher,
-                trial.widths,
-                self._n_students(trial.activation, trial.widths, round),
-                round,
-            )
-            trial.ensemble = trial.ensemble.joined(latest)
-            if round.equations is not None and len(trial.widths) == 1:
-                before, lowest = lowest, trial.ensemble.lowest_loss
-                if not lowest < self.settings.search.stands_out * before:
-                    break
-        trial.seconds += time.perf_counter() - start
-        return trial
-
-    def _grow(self, trial: Trial, n_students: int) -> None:
-        """Let students grow from the corner in which pruning ended, as long as this helps.
-
-        Those that got no further are not kept: close to each other, they would look like students
-        at a noise floor, and their clusters are the corner once more.
-        """
-        settings, finish = self.settings.search, self.settings.finish
-        while self._can_be_brief(trial.activation) and not trial.has_ended:
-            network, loss = trial.ensemble.corner(finish.worthwhile_loss)
-            is_better = loss < settings.stands_out * trial.corner
-            if network is None or not is_better or trial.is_approximation(network):
-                break
-            trial.corner, round = loss, self._growth(trial, network)
-            n_students = min(n_students, self._n_students(trial.activation, trial.widths, round))
-            grown = self.train(trial.finisher, trial.widths, n_students, round)
-            if grown.recovered or grown.lowest_loss < settings.stands_out * loss:
-                trial.ensemble = trial.ensemble.joined(grown)
-            else:
-                trial.ensemble = trial.ensemble.with_attempt(grown.best_candidate)
-
-    def _shared_layers(self, trial: Trial, latest: Ensemble) -> tuple[np.ndarray, ...]:
-        """The neurons that students share, whose network is tried."""
-        if latest.is_warm_up:
-            layers = latest.seek_in_clusters(trial.finisher)
-            trial.ensemble.clustered = latest.clustered or trial.ensemble.clustered
-        else:
-            layers = trial.ensemble.seek_in_clusters(trial.finisher)
-        return trial.finisher.with_resolved_signs(layers)
-
-    def _is_settled(self, trial: Trial, latest: Ensemble) -> bool:
-        """Whether a trial has its network, or its latest students converged or stopped at noise."""
-        students, samples = latest.students, trial.finisher.polisher.samples
-        is_over = students.succeeded or students.n_failed == len(students)
-        is_over |= trial.ensemble.agree_exactly or self._is_beaten(trial)
-        if trial.has_ended or is_over or latest.is_warm_up:
-            return trial.has_ended or is_over
-        return reached_noise_floor(students, samples, self.settings.noise)
+        return min(
+            good, key=lambda t: (len(t.widths), self.trainer.n_parameters(t.widths), t.score)
+        )

@@ -6,11 +6,12 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from builders import ALL_LARGE, evaluate, planted, planted_deep, random_network, settings_with
 from sklearn_ec._core.activations import get_activation
-from sklearn_ec._core.forward import network_outputs
+from sklearn_ec._core.forward import network_outputs, solve_readout
 from sklearn_ec._core.records import Network
 from sklearn_ec._core.signs import with_skip
 from sklearn_ec._expand.students import added, grown, initial_weights, with_shared_neurons
 from sklearn_ec._expand.training import StudentTrainer
+from sklearn_ec._expand.warm_up import Start
 
 X = np.random.default_rng(0).normal(size=(50, 3))
 
@@ -51,10 +52,26 @@ def test_shared_neurons_come_first_and_a_fifth_of_a_layer_stays_random():
 def test_students_grow_without_a_warm_up():
     network, polisher, _ = planted_deep("tanh")
     students = StudentTrainer(polisher).train(
-        np.arange(3), (5, 4), max_iter=10, tol=0.0, start=network
+        np.arange(3), (5, 4), max_iter=10, tol=0.0, start=Start(network=network)
     )
     assert students.loss_curves[:, 0].max() < 1e-28  # that of the network
     assert [layer.shape[1] for layer in students.layers] == [5, 4, 1]
+
+
+def test_students_expand_above_collapsed_layers():
+    """Those above are random, one seed per student, but for the readout."""
+    network, polisher, _ = planted_deep("tanh")
+    lower = network.layers[:1]
+    state = StudentTrainer(polisher).warmed_up(
+        np.arange(3), (len(lower[0]), 8), start=Start(collapsed=lower)
+    )
+    hidden = [layer[0] for layer in state.layers[:-1]]
+    assert (state.layers[0] == lower[0]).all()
+    assert state.layers[1].shape[1] == 8
+    assert (state.layers[1][0] != state.layers[1][1]).all()
+    readout = solve_readout(hidden, polisher.samples, polisher.activation, False)
+    assert_allclose(state.layers[-1][0], readout.layers[-1], rtol=1e-12)
+    assert state.losses.max() < 0.1  # random neurons on the right ones explain most
 
 
 @pytest.mark.parametrize("activation", ["tanh", "softplus"])
@@ -62,7 +79,7 @@ def test_students_of_one_layer_grow_with_the_skip_terms_of_all(activation):
     network, polisher, _ = planted(activation, settings=settings_with(warm_up={"steps": 0}))
     trainer = StudentTrainer(polisher)
     shapes = [layer.shape for layer in trainer.warmed_up(np.arange(2), (6,)).layers]
-    state = trainer.warmed_up(np.arange(2), (6,), start=network)
+    state = trainer.warmed_up(np.arange(2), (6,), start=Start(network=network))
     assert [layer.shape for layer in state.layers] == shapes
     assert state.losses.max() < 1e-28
 
@@ -91,7 +108,7 @@ def test_large_students_grow_by_neurons_that_learned_the_residual():
     hidden, readout = network.layers
     lacking = Network((hidden[1:], np.delete(readout, 0, axis=1)))
     loss = polisher.losses([layer[None] for layer in lacking.layers])[0]
-    state = StudentTrainer(polisher).warmed_up(np.arange(3), (6,), start=lacking)
+    state = StudentTrainer(polisher).warmed_up(np.arange(3), (6,), start=Start(network=lacking))
     assert [layer.shape[1] for layer in state.layers] == [6, 1]
     assert_array_equal(state.layers[0][:, :3], np.repeat(hidden[None, 1:], 3, axis=0))
     assert state.losses.min() < 0.1 * loss

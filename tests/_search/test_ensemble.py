@@ -11,6 +11,7 @@ from sklearn_ec._cluster.layerwise import Thresholds
 from sklearn_ec._core.forward import network_outputs
 from sklearn_ec._core.records import Samples
 from sklearn_ec._expand.polishing import Polisher
+from sklearn_ec._expand.warm_up import Start
 from sklearn_ec._finish.finisher import Candidate, Finisher
 from sklearn_ec._search.ensemble import Clustered, Ensemble, carried_over
 from sklearn_ec._search.rounds import Recipe, Round, train_group
@@ -108,13 +109,21 @@ def test_joined_students_keep_the_certified_network_of_clusters(group):
 
 def test_students_grow_by_a_few_neurons_and_are_padded_to_the_widths_of_the_others(finisher, group):
     network = group.recovered.network
-    grown = replace(recipe((12,)), round=Round(10, start=network, asks_finisher=False))
+    grown = replace(
+        recipe((12,)), round=Round(10, start=Start(network=network), asks_finisher=False)
+    )
     assert grown.trained_widths(finisher.settings.search) == (5,)  # a quarter, at least two
     assert replace(grown, widths=(4,)).trained_widths(finisher.settings.search) == (4,)
     trained = train_group(finisher, grown, SEEDS)
     assert trained.students.layers[0].shape[1] == 12
     losses = finisher.polisher.losses(trained.students.layers)
     assert_allclose(losses, trained.students.losses, rtol=1e-6, atol=1e-28)
+
+
+def test_students_on_collapsed_layers_have_no_other_neurons_there(finisher):
+    lower = np.ones((3, 3))
+    expanded = replace(recipe((9, 8, 7)), round=Round(10, start=Start(collapsed=[lower])))
+    assert expanded.trained_widths(finisher.settings.search) == (3, 8, 7)
 
 
 @pytest.mark.parametrize("widths", [(6,), (6, 6)])

@@ -446,7 +446,7 @@ def test_each_round_starts_from_what_the_students_before_share(monkeypatch):
     monkeypatch.setattr(Ensemble, "cluster", lambda *arguments: ClusteredLayers(collapsed=shared))
     script = Script({(5, 5, 5): 1e-5})
     script.search.run_given((5, 5, 5))
-    first, *others = [event[4].shared for event in script.events if event[0] == "train"]
+    first, *others = [event[4].start.shared for event in script.events if event[0] == "train"]
     assert first == ()
     for given in others:
         assert all(map(operator.is_, given, shared))
@@ -456,7 +456,7 @@ def test_students_grow_from_the_corner_that_pruning_ended_in():
     """As long as that lowers the loss by a factor of ten."""
     script = Script({(5,): 1e-5})
     finisher = script.search.finishers["tanh"]
-    train = script.search.train
+    train = script.search.trainer.train
 
     def train_and_finish(*arguments):
         ensemble = train(*arguments)
@@ -464,10 +464,11 @@ def test_students_grow_from_the_corner_that_pruning_ended_in():
         ensemble.attempt = finisher._candidate(make_network((3,)), passed=False)
         return ensemble
 
-    script.search.train = train_and_finish
+    script.search.trainer.train = train_and_finish
     script.search.run_given((5,))
-    starts = [e[4].start.widths if e[4].start else None for e in script.events if e[0] == "train"]
-    assert starts == [None, (3,), (3,), *([None] * len(BRIEF))]
+    starts = [e[4].start.network for e in script.events if e[0] == "train"]
+    widths = [network and network.widths for network in starts]
+    assert widths == [None, (3,), (3,), *([None] * len(BRIEF))]
 
 
 @pytest.mark.parametrize(("error", "n_kept"), [(1e-4, 20), (1e-6, 40)])
@@ -475,10 +476,10 @@ def test_students_that_grow_in_vain_are_not_kept(error, n_kept):
     """Close to each other, they would look like students at a noise floor."""
     script = Script({(5,): 1e-7}, gain=1.0)
     finisher = script.search.finishers["tanh"]
-    trial = script.search._new_trial("tanh", (5,), 20, Round())
+    trial = script.search.trainer.new_trial("tanh", (5,), 20, Round())
     finisher.error = 1e-4
     trial.ensemble.attempt = finisher._candidate(make_network((3,)), passed=False)
-    train = script.search.train
+    train = script.search.trainer.train
 
     def train_and_finish(*arguments):
         ensemble = train(*arguments)
@@ -486,8 +487,8 @@ def test_students_that_grow_in_vain_are_not_kept(error, n_kept):
         ensemble.attempt = finisher._candidate(make_network((3,)), passed=False)
         return ensemble
 
-    script.search.train = train_and_finish
-    script.search._grow(trial, 20)
+    script.search.trainer.train = train_and_finish
+    script.search.trainer.grow(trial, 20)
     assert len(trial.ensemble.students) == n_kept
     assert trial.ensemble.best_candidate.certificate.error == error
 
@@ -510,9 +511,9 @@ def test_there_are_no_brief_rounds_where_they_cost_or_tell_too_little(reason):
     script = Script({(5,): 1e-5})
     finisher = script.search.finishers["tanh"]
     if reason == "large":
-        script.search.n_parameters = lambda widths: 10_000
+        script.search.trainer.n_parameters = lambda widths: 10_000
     elif reason == "few steps":
-        script.search.max_iter = BRIEF[0]
+        script.search.trainer.max_iter = BRIEF[0]
     elif reason == "adam":
         finisher.polisher.solver = "adam"
     else:
@@ -574,7 +575,7 @@ def test_paired_neurons_are_trained_where_an_exact_network_is_refused():
 
 def test_the_certificate_of_paired_neurons_ends_the_search():
     script = Script(PAIR_LOSSES, PAIR, refused={("relu", (8,)): (12,)})
-    train = script.search.train
+    train = script.search.trainer.train
 
     def train_and_certify(finisher, widths, n_students, round):
         ensemble = train(finisher, widths, n_students, round)
@@ -582,7 +583,7 @@ def test_the_certificate_of_paired_neurons_ends_the_search():
             ensemble.certified[0] = finisher._candidate(make_network((6,)), passed=True)
         return ensemble
 
-    script.search.train = train_and_certify
+    script.search.trainer.train = train_and_certify
     trial = script.search.run()
     assert (trial.activation, trial.certified) == ("leaky_relu", True)
     assert list(trial.ensemble.certified) == [N_PROBES]  # the first one behind the probes
@@ -802,7 +803,7 @@ def finish_probe(shape, error):
     """Finish a probe that pruning leaves at an error, and at its own widths."""
     script = Script({shape: 1e-7 if len(shape) > 1 else 1e-10}, n_students=20)
     script.search.finishers["tanh"].error = error
-    trial = script.search._new_trial("tanh", shape, N_PROBES, PROBE)
+    trial = script.search.trainer.new_trial("tanh", shape, N_PROBES, PROBE)
     script.search._finish(trial)
     return script, trial
 
@@ -819,23 +820,45 @@ def test_a_probe_that_nearly_fits_is_trained_to_the_end_at_once():
     script, _ = finish_probe((4, 4), 1e-6)
     kinds = [event[4] for event in script.events if event[0] == "train"]
     assert kinds[0] == PROBE
-    assert kinds[1].start is not None
-    assert [k.max_iter for k in kinds[2:]] == [*BRIEF, None]
+    assert [k.start.is_random for k in kinds[1:]] == [False, False, *([True] * len(BRIEF)), True]
+    assert [k.max_iter for k in kinds[3:]] == [*BRIEF, None]
+
+
+def test_deep_students_keep_as_many_layers_of_a_corner_as_possible_first():
+    script, trial = finish_probe((4, 4, 4), 1e-6)
+    corner = trial.ensemble.best_candidate.network
+    *expanded, grown = script.search.trainer._growths(trial, corner, 1e-7)
+    assert [len(round.start.collapsed) for round in expanded] == [2, 1]
+    for round in expanded:
+        for kept, layer in zip(round.start.collapsed, corner.layers, strict=False):
+            assert kept is layer
+    assert grown.start.network is corner
+    far = script.search.trainer._growths(trial, corner, 1e-3)
+    assert [round.start.network for round in far] == [corner]
+
+
+def test_several_students_on_the_layers_of_a_corner_are_finished():
+    script, trial = finish_probe((4, 4), 1e-6)
+    round = script.search.trainer._growths(trial, trial.ensemble.best_candidate.network, 1e-7)[0]
+    script.events.clear()
+    script.search.trainer._grow_once(trial, round, 20, enough=0.0)
+    finished = [event for event in script.events if event[0] == "finish"]
+    assert len(finished) == DEFAULTS.search.n_expanded_finished
 
 
 @pytest.mark.parametrize(("activation", "best"), [("gelu", "relu"), ("tanh", "tanh")])
 def test_relu_students_grow_from_sharp_neurons_that_nearly_fit(activation, best):
     script = Script({(activation, (4, 4)): 1e-7}, (activation, "relu"))
     script.search.finishers[activation].error = 1e-6  # of the network that pruning leaves
-    train = script.search.train
+    train = script.search.trainer.train
 
     def train_and_certify(finisher, widths, n_students, round):
         ensemble = train(finisher, widths, n_students, round)
-        if finisher.name == "relu" and round.start is not None:
+        if finisher.name == "relu" and round.start.network is not None:
             ensemble.certified[0] = finisher._candidate(make_network((4, 3)), passed=True)
         return ensemble
 
-    script.search.train = train_and_certify
+    script.search.trainer.train = train_and_certify
     trial = script.search.run_given((4, 4))
     assert (trial.activation, trial.certified) == (best, best == "relu")
     assert bool(script.trained_to_the_end) == (best == "tanh")
@@ -849,11 +872,11 @@ def test_warm_ups_go_on_as_long_as_students_share_more(monkeypatch):
         lambda *arguments: ClusteredLayers(collapsed=[np.ones((next(counts, 0), 2))]),
     )
     script = Script({(9, 9): 1e-5})
-    script.search.n_parameters = lambda widths: 1001
+    script.search.trainer.n_parameters = lambda widths: 1001
     script.search.run_given((9, 9))
     rounds = [event[4] for event in script.events if event[0] == "train"]
     assert [r.max_iter for r in rounds[:4]] == [0, 0, 0, BRIEF[0]]
-    assert [sum(map(len, r.shared)) for r in rounds[:4]] == [0, 3, 5, 5]
+    assert [sum(map(len, r.start.shared)) for r in rounds[:4]] == [0, 3, 5, 5]
 
 
 def test_large_shallow_students_are_few_and_grow_without_steps(monkeypatch):
@@ -863,16 +886,16 @@ def test_large_shallow_students_are_few_and_grow_without_steps(monkeypatch):
         Ensemble, "seek_in_clusters", lambda *arguments: [np.ones((next(counts, 0), 2))]
     )
     script = Script({(9,): 1e-5})
-    script.search.n_parameters = lambda widths: 10_000
-    script.search.are_large = lambda finisher, shape: True
+    script.search.trainer.n_parameters = lambda widths: 10_000
+    script.search.trainer.are_large = lambda finisher, shape: True
     trial = script.search.run_given((9,))
     settings = DEFAULTS.search
     rounds = [event[4] for event in script.events if event[0] == "train"]
     assert script.rounds == [*[(0, settings.n_large)] * 3, (None, 20)]
-    assert [r.rate for r in rounds] == [1.0, settings.cooling, settings.cooling**2, 1.0]
-    growth = script.search._growth(trial, make_network((4,)))
+    assert [r.start.rate for r in rounds] == [1.0, settings.cooling, settings.cooling**2, 1.0]
+    growth = script.search.trainer.growth(trial, make_network((4,)))
     assert growth == replace(Round(0), start=growth.start)
-    assert script.search._n_students("tanh", (9,), growth) == settings.n_large_grown
+    assert script.search.trainer.n_students_of("tanh", (9,), growth) == settings.n_large_grown
 
 
 @pytest.mark.parametrize(("second", "agree"), [((3,), True), ((4,), False)])
@@ -887,7 +910,7 @@ def test_two_exact_networks_of_the_same_widths_end_the_training(second, agree):
     assert ensemble.agree_exactly == agree
     trial = Trial("tanh", (5,), finisher, ensemble, 0.0)
     assert trial.exact_size
-    script.search._train_to_the_end(trial)
+    script.search.trainer.train_to_the_end(trial)
     assert bool(script.rounds) != agree
 
 
