@@ -145,9 +145,9 @@ class TrialTrainer:
         Those that got no further are not kept: close to each other, they would look like students
         at a noise floor, and their clusters are the corner once more.
         """
-        settings, finish = self.settings.search, self.settings.finish
+        settings = self.settings.search
         while self._can_be_brief(trial.activation) and not trial.has_ended:
-            network, loss = trial.ensemble.corner(finish.worthwhile_loss)
+            network, loss = trial.start_of_growth
             is_better = loss < settings.stands_out * trial.corner
             if network is None or not is_better or trial.is_approximation(network):
                 break
@@ -155,8 +155,7 @@ class TrialTrainer:
             enough = settings.stands_out * loss
             for round in self._growths(trial, network, loss):
                 self._grow_once(trial, round, n_students, enough)
-                _, loss = trial.ensemble.corner(finish.worthwhile_loss)
-                if trial.has_ended or loss < enough:
+                if trial.has_ended or trial.start_of_growth[1] < enough:
                     break
 
     def growth(self, trial: Trial, corner: Network | None) -> Round:
@@ -172,7 +171,7 @@ class TrialTrainer:
         grown = self.train(trial.finisher, trial.widths, n_students, round)
         if not round.asks_finisher:
             grown.finish_best(trial.finisher, self.settings.search.n_expanded_finished)
-        if grown.recovered or grown.lowest_loss < enough:
+        if grown.is_conclusive or grown.lowest_loss < enough:
             trial.ensemble = trial.ensemble.joined(grown)
         else:
             trial.ensemble = trial.ensemble.with_attempt(grown.best_candidate)
@@ -190,7 +189,8 @@ class TrialTrainer:
         is_near = loss < settings.expansion_loss
         lower = range(len(corner.widths) - 1, 0, -1) if is_near else ()
         starts = [Start(collapsed=corner.layers[:n]) for n in lower]
-        return [*(replace(expanded, start=s) for s in starts), self.growth(trial, corner)]
+        rounds = [replace(expanded, start=start) for start in starts]
+        return [*rounds, self.growth(trial, corner)] if loss > 0.0 else rounds
 
     def _can_be_brief(self, activation: str) -> bool:
         """Whether a few steps of students tell something."""

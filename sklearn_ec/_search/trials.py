@@ -82,6 +82,21 @@ class Trial:
         return is_wider and 2 * sum(network.widths) > n_neurons
 
     @property
+    def start_of_growth(self) -> tuple[Network | None, float]:
+        """The network that further students may begin with, and its loss.
+
+        That is the one in a corner, or a deep one that is exact and refused, at a loss of zero: if
+        it is wider than assumed, there may be a smaller one. Two ReLU neurons that are one, and a
+        linear function that this leaves, are in no corner.
+        """
+        best, finish = self.ensemble.best_candidate, self.finisher.settings.finish
+        if best is None or len(self.widths) == 1 or not best.certificate.fits_exactly:
+            return self.ensemble.corner(finish.worthwhile_loss)
+        is_refused = not best.certificate.is_conclusive
+        is_wider = not all(map(operator.le, best.network.widths, self.widths))
+        return (best.network, 0.0) if is_refused and is_wider else (None, math.inf)
+
+    @property
     def is_approximated(self) -> bool:
         """Whether it is deep and nearly fits, but not without most of the students' neurons."""
         network = self._near_fit

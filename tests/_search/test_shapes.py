@@ -837,6 +837,23 @@ def test_deep_students_keep_as_many_layers_of_a_corner_as_possible_first():
     assert [round.start.network for round in far] == [corner]
 
 
+@pytest.mark.parametrize(("widths", "grows"), [((4, 5), True), ((4, 4), False)])
+def test_students_expand_above_an_exact_network_that_is_refused_and_too_wide(widths, grows):
+    """The lower layers of it are right; the last may hold a neuron that is a linear function."""
+    script, trial = finish_probe((4, 4), 1e-6)
+    finisher = script.search.finishers["tanh"]
+    finisher.error = 1e-16
+    refused = finisher._candidate(make_network(widths), passed=False, fits_exactly=True)
+    trial.ensemble.attempt = refused
+    network, loss = trial.start_of_growth
+    if not grows:
+        assert (network, loss) == (None, np.inf)
+        return
+    assert (network, loss) == (refused.network, 0.0)
+    (expanded,) = script.search.trainer._growths(trial, network, loss)
+    assert [len(layer) for layer in expanded.start.collapsed] == [4]
+
+
 def test_several_students_on_the_layers_of_a_corner_are_finished():
     script, trial = finish_probe((4, 4), 1e-6)
     round = script.search.trainer._growths(trial, trial.ensemble.best_candidate.network, 1e-7)[0]
