@@ -94,9 +94,12 @@ class Ensemble:
         if best is None or best.certificate.fits_exactly:
             return None, np.inf
         loss = best.certificate.error**2
-        widths = tuple(layer.shape[1] for layer in self.students.layers[:-1])
-        is_narrower = all(map(operator.le, best.network.widths, widths))
-        return (best.network, loss) if is_narrower and loss < worthwhile_loss else (None, np.inf)
+        is_near = self.is_narrower(best.network) and loss < worthwhile_loss
+        return (best.network, loss) if is_near else (None, np.inf)
+
+    def is_narrower(self, network: Network) -> bool:
+        """Whether no layer of a network is wider than that of the students."""
+        return all(map(operator.le, network.widths, self.students.network(0).widths))
 
     def origin_of(self, candidate: Candidate) -> Origin:
         by_clusters = self.clustered is not None and candidate is self.clustered.candidate

@@ -92,9 +92,11 @@ class Trial:
         best, finish = self.ensemble.best_candidate, self.finisher.settings.finish
         if best is None or len(self.widths) == 1 or not best.certificate.fits_exactly:
             return self.ensemble.corner(finish.worthwhile_loss)
-        is_refused = not best.certificate.is_conclusive
         is_wider = not all(map(operator.le, best.network.widths, self.widths))
-        return (best.network, 0.0) if is_refused and is_wider else (None, math.inf)
+        is_start = is_wider and self.ensemble.is_narrower(best.network)
+        if best.certificate.is_conclusive or not is_start:
+            return None, math.inf
+        return best.network, 0.0
 
     @property
     def is_approximated(self) -> bool:

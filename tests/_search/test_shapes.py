@@ -837,12 +837,15 @@ def test_deep_students_keep_as_many_layers_of_a_corner_as_possible_first():
     assert [round.start.network for round in far] == [corner]
 
 
-@pytest.mark.parametrize(("widths", "grows"), [((4, 5), True), ((4, 4), False)])
+@pytest.mark.parametrize(("widths", "grows"), [((4, 4), True), ((4, 3), False), ((4, 5), False)])
 def test_students_expand_above_an_exact_network_that_is_refused_and_too_wide(widths, grows):
-    """The lower layers of it are right; the last may hold a neuron that is a linear function."""
+    """The lower layers of it are right; the last may hold a neuron that is a linear function.
+
+    It is no wider than the students, which have four neurons in each layer here.
+    """
     script, trial = finish_probe((4, 4), 1e-6)
     finisher = script.search.finishers["tanh"]
-    finisher.error = 1e-16
+    finisher.error, trial.widths = 1e-16, (4, 3)
     refused = finisher._candidate(make_network(widths), passed=False, fits_exactly=True)
     trial.ensemble.attempt = refused
     network, loss = trial.start_of_growth
