@@ -62,6 +62,11 @@ class Linearization:
         amounts = self.coefficients[kept, 0] / self.singular_values[kept]
         return split_parameters(-amounts[None] @ self.directions[kept], self.layers)
 
+    def unexplained_error(self, error: float) -> float:
+        """What no change of the weights takes away of the network's relative error."""
+        explained = float(self.coefficients[self.singular_values > 0.0, 0].square().sum())
+        return math.sqrt(max(error**2 - explained, 0.0))
+
     def curvatures(self, n_directions: int) -> Tensor:
         """Root mean square of the second derivative of the residuals along the last directions."""
         return curvatures(self.task, self.layers, self.directions[-n_directions:])

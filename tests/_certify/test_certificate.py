@@ -600,6 +600,30 @@ def without(network, neuron):
     return Network((np.delete(hidden, neuron, axis=0), np.delete(readout, neuron, axis=1)))
 
 
+@pytest.mark.parametrize("activation", ["tanh", "softplus"])
+def test_one_neuron_in_the_place_of_two_nearly_equal_ones_is_structure(activation):
+    """Its error is far below what counts as rounding, but no change of its weights explains it."""
+    teacher, rng = make_teacher(3, 4, 1, activation, random_state=0), np.random.default_rng(0)
+    hidden, biases = teacher.weights_[0], teacher.biases_[0]
+    hidden[:, 1] = hidden[:, 0] + 2e-6 * rng.normal(size=3)
+    biases[1] = biases[0] + 2e-6 * rng.normal()
+    teacher.weights_[1][:2] = 1.0
+    planted = Planted(teacher, uniform(600, 3))
+    merged = planted.polisher.polish(without(planted.network, 1), 300)
+    certificate = planted.certify(planted.polisher.refine(*merged)[0])
+    assert certificate.is_exact
+    assert certificate.obstacle == "structure"
+    assert not certificate.function_certified
+
+
+def test_an_error_that_a_change_of_the_weights_explains_is_no_structure():
+    planted = Planted(bent_teacher("tanh"), uniform())
+    layers = [layer * (1.0 + 1e-13) for layer in planted.network.layers]
+    certificate = planted.certify(Network(tuple(layers)))
+    assert certificate.error > 1e-14
+    assert certificate.passed
+
+
 def refused(obstacle):
     teacher, X = bent_teacher("tanh"), uniform()
     if obstacle == "error":
