@@ -191,7 +191,7 @@ class ExpandClusterRegressor(
     -----
     ``recovered_`` needs no teacher: the errors on training and held-out rows are rounding, there
     are at least twice as many equations as parameters, the data determine the weights, and no other
-    network nearby fits as well. :doc:`/user_guide/certificate` has the six conditions.
+    network nearby fits as well. :doc:`/user_guide/certificate` has the seven conditions.
 
     ``hidden_layer_sizes="auto"`` and ``activation="auto"`` probe shapes and activations with few
     students of few steps, cheapest first, up to the first certified network, see
