@@ -5,11 +5,11 @@
     python benchmarks/ablation.py --suite deep --moves growing retracing
 
 ``clusters``: networks of the clusters, layers that students share; ``growing``: students that
-start as a network in a corner, or on its lower layers; ``expanding``, the latter alone;
-``retracing``: pruning goes back to where there were neurons to
-spare; ``skip_terms``: a second pruning, with skip terms. Large networks only: ``pooling``, a
-student of the best neurons of all; ``merging``, one neuron for each that several imitate;
-``settling``, less weight along directions that few rows tell about.
+start as a network in a corner, or on its lower layers; ``expanding``: the latter alone;
+``retracing``: pruning goes back to where there were neurons to spare; ``skip_terms``: a second
+pruning, with skip terms. Large networks only: ``pooling``, a student of the best neurons of all;
+``merging``, one neuron for each that several imitate; ``settling``, less weight along directions
+that few rows tell about.
 
 Suites: ``shallow``, the reference teachers of three activations, first of each cell; ``deep``,
 first of each cell; ``mnist``, networks 784-8-10 on 10,000 images. Results go to
@@ -55,7 +55,7 @@ MOVES = {
 LARGE_ONLY = ("pooling", "merging", "settling")
 ACTIVATIONS = {
     "shallow": ("g", "relu", "softplus"),
-    "deep": ("tanh", "relu", "softplus"),
+    "deep": ("tanh", "relu", "softplus", "logistic", "g"),
     "mnist": ("tanh", "relu", "g", "logistic", "softplus"),
 }
 OPTIONS = {
