@@ -29,6 +29,7 @@ from ._search.ensemble import Ensemble, Origin, carried_over
 from ._search.rounds import Recipe, Round
 from ._search.scheduling import GroupTrainer, Interrupted
 from ._search.shapes import Search
+from ._search.trial_trainer import TrialTrainer
 from ._search.trials import Trial, with_verdict
 
 MAX_SEED = np.iinfo(np.int32).max
@@ -139,9 +140,10 @@ class Fit:
         finishers = {name: self.finisher(name) for name in names}
         n_students, max_iter = self.estimator.n_students, self.estimator.max_iter
         trial = None if targets in WITHOUT_NETWORK else self._carried_over(widths)
-        search = Search(
-            finishers, train, self._n_parameters, self._are_large, n_students, max_iter, trial
+        trainer = TrialTrainer(
+            finishers, train, self._n_parameters, self._are_large, n_students, max_iter
         )
+        search = Search(trainer, trial)
         try:
             if targets in WITHOUT_NEURONS:
                 trial = search.run_briefly(widths or (1,))

@@ -13,14 +13,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 
 import numpy as np
 
 from sklearn_ec._expand.warm_up import Start
-from sklearn_ec._finish.finisher import Finisher
 
-from .ensemble import Ensemble
 from .rounds import Round
 from .trial_trainer import TrialTrainer
 from .trials import Shape, Trial
@@ -41,39 +38,19 @@ class Search:
 
     Parameters
     ----------
-    finishers : dict
-        One finisher for each activation in question.
-    train : callable
-        Trains students: ``train(finisher, widths, n_students, round)``.
-    n_parameters : callable
-        Maps assumed widths to the number of parameters of one student.
-    are_large : callable
-        Maps a finisher and assumed widths to whether steps of Levenberg on students take long.
-    n_students : int
-        Number of students of a round of the final trial.
-    max_iter : int
-        Number of steps of the last round.
+    trainer : TrialTrainer
+        Trains the students of each trial; its finishers are those of the activations in question.
     earlier : Trial, default=None
         Students of a fit to other rows, which are asked first.
     """
 
-    def __init__(
-        self,
-        finishers: dict[str, Finisher],
-        train: Callable[..., Ensemble],
-        n_parameters: Callable[[Shape], int],
-        are_large: Callable[[Finisher, Shape], bool],
-        n_students: int,
-        max_iter: int,
-        earlier: Trial | None = None,
-    ):
-        self.finishers = finishers
-        self.settings = next(iter(finishers.values())).settings
-        self.n_students = n_students
-        self.trials: list[Trial] = [] if earlier is None else [earlier]
-        self.trainer = TrialTrainer(
-            finishers, train, n_parameters, are_large, n_students, max_iter, self.trials
-        )
+    def __init__(self, trainer: TrialTrainer, earlier: Trial | None = None):
+        self.trainer = trainer
+        self.finishers, self.settings = trainer.finishers, trainer.settings
+        self.n_students = trainer.n_students
+        self.trials = trainer.trials
+        if earlier is not None:
+            self.trials.append(earlier)
 
     def run(self) -> Trial:
         """The certified trial, else the most parsimonious one that does about best."""

@@ -36,6 +36,9 @@ class TrialTrainer:
         Number of students of a round.
     max_iter : int
         Number of steps of the last round.
+
+    Attributes
+    ----------
     trials : list
         All trials so far: a smaller exact network of another one ends the training.
     """
@@ -48,7 +51,6 @@ class TrialTrainer:
         are_large: Callable[[Finisher, Shape], bool],
         n_students: int,
         max_iter: int,
-        trials: list[Trial],
     ):
         self.finishers = finishers
         self.settings = next(iter(finishers.values())).settings
@@ -57,7 +59,7 @@ class TrialTrainer:
         self.are_large = are_large
         self.n_students = n_students
         self.max_iter = max_iter
-        self.trials = trials
+        self.trials: list[Trial] = []
 
     def new_trial(self, activation: str, widths: Shape, n_students: int, round: Round) -> Trial:
         start, finisher = time.perf_counter(), self.finishers[activation]

@@ -19,6 +19,7 @@ from sklearn_ec._finish.finisher import Candidate
 from sklearn_ec._search.ensemble import Clustered, Ensemble
 from sklearn_ec._search.rounds import Round
 from sklearn_ec._search.shapes import Search
+from sklearn_ec._search.trial_trainer import TrialTrainer
 from sklearn_ec._search.trials import Trial, with_verdict
 
 TOL = 1e-20
@@ -141,7 +142,7 @@ class Script:
             )
             for name in activations
         }
-        self.search = Search(
+        trainer = TrialTrainer(
             finishers,
             self._train,
             lambda shape: 10 * sum(shape),
@@ -149,6 +150,7 @@ class Script:
             n_students,
             300,
         )
+        self.search = Search(trainer)
 
     def _train(self, finisher, widths, n_students, round):
         self.events.append(("train", finisher.name, widths, n_students, round))
