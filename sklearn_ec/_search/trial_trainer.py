@@ -62,12 +62,14 @@ class TrialTrainer:
         self.trials: list[Trial] = []
 
     def new_trial(self, activation: str, widths: Shape, n_students: int, round: Round) -> Trial:
+        """The students of a round as a trial, which is not among the others yet."""
         start, finisher = time.perf_counter(), self.finishers[activation]
         ensemble = self.train(finisher, widths, n_students, round)
         seconds = time.perf_counter() - start
         return Trial(activation, widths, finisher, ensemble, seconds, is_race=round.is_race)
 
     def n_students_of(self, activation: str, widths: Shape, round: Round) -> int:
+        """How many students a round has: fewer where they only begin something."""
         settings = self.settings.search
         if round.max_iter != 0 and not round.start.collapsed:
             return self.n_students
@@ -160,8 +162,11 @@ class TrialTrainer:
                 if trial.has_ended or trial.start_of_growth[1] < enough:
                     break
 
-    def growth(self, trial: Trial, corner: Network | None) -> Round:
-        """Of large shallow students, those that learned what is missing need no steps."""
+    def growth(self, trial: Trial, corner: Network) -> Round:
+        """The round of students that start as a network, with a few random neurons besides.
+
+        Large shallow ones, which learned what is missing before, need no steps.
+        """
         start = Start(network=corner)
         if len(trial.widths) == 1 and self.are_large(trial.finisher, trial.widths):
             return replace(self._warm_up, start=start)
@@ -171,7 +176,7 @@ class TrialTrainer:
     def _grow_once(self, trial: Trial, round: Round, n_students: int, enough: float) -> None:
         n_students = min(n_students, self.n_students_of(trial.activation, trial.widths, round))
         grown = self.train(trial.finisher, trial.widths, n_students, round)
-        if not round.asks_finisher:
+        if round.start.collapsed:
             grown.finish_best(trial.finisher, self.settings.search.n_expanded_finished)
         if grown.is_conclusive or grown.lowest_loss < enough:
             trial.ensemble = trial.ensemble.joined(grown)
