@@ -23,7 +23,7 @@ from sklearn_ec._io.cache import CACHE_VERSION, Store, digest
 from .caps import Cap, ExactCap, NoiseCap
 from .noisy import left_out_loss, one_standard_error_bound, smallest_network, squared_errors
 from .pruning import prune, pruning_path, unstick
-from .removals import reduced, without_spare
+from .removals import narrowed, reduced, without_spare
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,11 @@ class Candidate:
 
 
 class Finisher:
-    """Finishes networks: polish, prune, resolve signs, certify. A store remembers the results."""
+    """Finishes networks: polish, prune, resolve signs, certify.
+
+    Results are remembered: students may be finished while others train, and once more at the end.
+    A store remembers them beyond the fit.
+    """
 
     def __init__(
         self,
@@ -50,10 +54,12 @@ class Finisher:
         self.coordinates = coordinates
         self.prune = prune
         self.store = store
+        self._results: dict[str, Candidate] = {}
 
     def identity(self) -> dict[str, Any]:
         """What results depend on."""
-        return {name: part for name, part in vars(self).items() if name not in ("store", "key")}
+        parts = ("polisher", "held_out", "coordinates", "prune")
+        return {name: getattr(self, name) for name in parts}
 
     @property
     def settings(self) -> Settings:
@@ -103,6 +109,10 @@ class Finisher:
         Large ones that pruning left in a local minimum are settled.
         """
         return self._recall("finish", self._finish, network.without_unread())
+
+    def narrowed(self, network: Network, widths: Sequence[int]) -> Network:
+        """A network without its cheapest neurons, so that no layer is wider than told."""
+        return narrowed(network, widths, self._on_few_rows(network))
 
     def refit(self, network: Network) -> Candidate:
         """Polish and certify a network of other rows, without a change of its neurons."""
@@ -283,11 +293,14 @@ class Finisher:
     def _recall(
         self, step: str, compute: Callable[[Network], Candidate], network: Network
     ) -> Candidate:
-        """The result of a step, remembered where there is a store."""
-        if self.store is None:
-            return compute(network)
-        key = digest([step, self.key, network])
-        return self.store.recall(key, partial(compute, network))[0]
+        key, compute_now = digest([step, network]), partial(compute, network)
+        if key not in self._results:
+            self._results[key] = (
+                compute_now()
+                if self.store is None
+                else self.store.recall(digest([key, self.key]), compute_now)[0]
+            )
+        return self._results[key]
 
     def pooled(self, students: Students) -> tuple[Network, float]:
         """The neurons of the best students as one network, after some steps together.

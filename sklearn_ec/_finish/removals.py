@@ -8,6 +8,7 @@ a neuron's contribution does not.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +46,16 @@ def without_spare(network: Network, loss: float, polisher: Polisher) -> Network:
         )
         if len(removal.neurons) > 1:
             network = without_neurons(network, polisher, removal)
+    return network
+
+
+def narrowed(network: Network, widths: Sequence[int], polisher: Polisher) -> Network:
+    """A network of so many neurons in each layer at most: the cheapest go, one by one, polished."""
+    n_steps = polisher.settings.prune.removal_steps
+    for layer, most in enumerate(widths):
+        while network.widths[layer] > most:
+            cheapest, *_ = removal_candidates(network, 0.0, polisher, layer, 1)
+            network, _ = polisher.polish(without_neurons(network, polisher, cheapest), n_steps)
     return network
 
 

@@ -287,12 +287,12 @@ class Ensemble:
         return finisher.finish(finisher.solve_readout(collapsed))
 
     def finish_best(self, finisher: Finisher, most: int) -> None:
-        """Finish so many of the best students, up to the first that others cannot improve."""
+        """Finish so many of the best students, unless one or two leave nothing to improve."""
         best = self.students.by_loss()[:most]
         for student in best[self.students.losses[best] < finisher.settings.finish.worthwhile_loss]:
             if int(student) not in self.finished:
                 self._finish(int(student), finisher)
-            if self.is_conclusive:
+            if self.is_conclusive or self.agree_exactly:
                 break
 
     def _finish_best(self, finisher: Finisher) -> None:

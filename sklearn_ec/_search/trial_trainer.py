@@ -71,7 +71,7 @@ class TrialTrainer:
     def n_students_of(self, activation: str, widths: Shape, round: Round) -> int:
         """How many students a round has: fewer where they only begin something."""
         settings = self.settings.search
-        if round.max_iter != 0 and not round.start.collapsed:
+        if round.max_iter != 0 and round.asks_finisher:
             return self.n_students
         limit = settings.group_size
         if len(widths) == 1 and self.are_large(self.finishers[activation], widths):
@@ -110,8 +110,8 @@ class TrialTrainer:
         missing. Else they start with the neurons that the others share; after a warm-up alone, as
         long as there are more of them each time, with a lower rate of Adam. Where a brief round of
         shallow students, on more rows, does no better than the one before, whose ``lowest`` loss
-        was this, there is no network. Of deep ones it says little: ``g`` 6-5-4-3-1 stood at 1e-12
-        in two rounds.
+        was this, and they are far from zero, there is no network. Of deep ones it says little:
+        ``g`` 6-5-4-3-1 stood at 1e-12 in two rounds.
         """
         start, finisher = time.perf_counter(), trial.finisher
         if rounds is None:
@@ -122,7 +122,7 @@ class TrialTrainer:
             if trial.has_ended or not trial.ensemble.show_network(finisher):
                 break
             self.grow(trial, self.n_students)
-            if trial.has_ended:
+            if trial.has_ended or trial.ensemble.agree_exactly:
                 break
             if latest.is_warm_up and sum(map(len, shared)) > n_shared:
                 n_shared, rate = sum(map(len, shared)), self.settings.search.cooling * rate
@@ -138,7 +138,8 @@ class TrialTrainer:
             trial.ensemble = trial.ensemble.joined(latest)
             if round.equations is not None and len(trial.widths) == 1:
                 before, lowest = lowest, trial.ensemble.lowest_loss
-                if not lowest < self.settings.search.stands_out * before:
+                enough = self.settings.search.stands_out * before
+                if not lowest < max(enough, self.settings.finish.network_loss):
                     break
         trial.seconds += time.perf_counter() - start
         return trial
@@ -176,7 +177,7 @@ class TrialTrainer:
     def _grow_once(self, trial: Trial, round: Round, n_students: int, enough: float) -> None:
         n_students = min(n_students, self.n_students_of(trial.activation, trial.widths, round))
         grown = self.train(trial.finisher, trial.widths, n_students, round)
-        if round.start.collapsed:
+        if not round.asks_finisher:
             grown.finish_best(trial.finisher, self.settings.search.n_expanded_finished)
         if grown.is_conclusive or grown.lowest_loss < enough:
             trial.ensemble = trial.ensemble.joined(grown)
@@ -186,18 +187,24 @@ class TrialTrainer:
     def _growths(self, trial: Trial, corner: Network, loss: float) -> list[Round]:
         """Rounds of students that grow from a corner.
 
-        Deep ones keep its lower layers, which are often right where the last is not, as many as
-        possible first, and have fresh neurons above. Far from zero they are not right either.
+        Near zero, deep ones keep its lower layers, which are often right where the last is not, as
+        many as possible first, and have fresh neurons above. Others start as the corner, which has
+        hardly more neurons than the sought network then: one with many more leads to others of
+        their kind.
         """
         settings = self.settings.search
+        is_large = len(trial.widths) == 1 and self.are_large(trial.finisher, trial.widths)
+        if is_large or not loss < settings.expansion_loss:
+            return [self.growth(trial, corner)]
         expanded = Round(
             settings.expansion_steps, settings.expansion_equations, asks_finisher=False
         )
-        is_near = loss < settings.expansion_loss
-        lower = range(len(corner.widths) - 1, 0, -1) if is_near else ()
+        lower = range(len(corner.widths) - 1, 0, -1)
         starts = [Start(collapsed=corner.layers[:n]) for n in lower]
-        rounds = [replace(expanded, start=start) for start in starts]
-        return [*rounds, self.growth(trial, corner)] if loss > 0.0 else rounds
+        if loss > 0.0:
+            most = [width + settings.n_spare for width in trial.widths]
+            starts.append(Start(network=trial.finisher.narrowed(corner, most)))
+        return [replace(expanded, start=start) for start in starts]
 
     def _can_be_brief(self, activation: str) -> bool:
         """Whether a few steps of students tell something."""

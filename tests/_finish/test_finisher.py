@@ -290,6 +290,15 @@ def test_large_networks_are_polished_to_the_end():
     assert pruned_loss < 1e-20 < loss
 
 
+def test_no_network_is_finished_twice(monkeypatch):
+    """Students that stopped while they trained are finished at the end, as they were before."""
+    network, polisher, held_out = planted("tanh", width=4)
+    finish = Finisher(polisher, held_out, plain(held_out), prune=True).finish
+    first = finish(with_spare_neurons(network, noise=1e-3))
+    monkeypatch.setattr(Finisher, "_finish", lambda *arguments: pytest.fail("finished again"))
+    assert finish(with_spare_neurons(network, noise=1e-3)) is first
+
+
 def test_finisher_without_pruning_keeps_the_width():
     network, polisher, held_out = planted("tanh")
     spare = with_spare_neurons(network)

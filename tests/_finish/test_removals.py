@@ -16,6 +16,7 @@ from sklearn_ec._core.signs import with_skip
 from sklearn_ec._expand.polishing import Polisher
 from sklearn_ec._finish.removals import (
     Removal,
+    narrowed,
     removal_candidates,
     without_neurons,
     without_spare,
@@ -44,6 +45,24 @@ def test_candidates_are_the_neurons_of_least_cost():
     assert not needed & set(found)
     assert max(costs[i] for i in found) < 1e-20 < min(costs[i] for i in needed)
     assert max(removal.cost for removal in first) < 1e-20
+
+
+@pytest.mark.parametrize("width", [4, 5])
+def test_narrowed_networks_lose_what_is_to_spare_first(width):
+    network, polisher, _ = planted("tanh", width=4)
+    spare = with_spare_neurons(network)
+    smaller = narrowed(spare, (width,), polisher)
+    assert smaller.widths == (width,)
+    assert polisher.losses([layer[None] for layer in smaller.layers])[0] < 1e-20
+
+
+def test_narrowed_networks_are_polished_whatever_that_costs():
+    network, polisher, _ = planted_deep("tanh", sizes=(3, 4, 3, 1))
+    narrow = narrowed(network, (4, 2), polisher)
+    assert narrow.widths == (4, 2)
+    loss = polisher.losses([layer[None] for layer in narrow.layers])[0]
+    polished = polisher.polish(narrow, polisher.settings.prune.removal_steps)[1]
+    assert 1e-8 < loss < 2.0 * polished
 
 
 def test_costs_are_the_rise_of_the_squared_error():

@@ -92,6 +92,10 @@ class FakeFinisher:
     def with_resolved_signs(hidden):
         return tuple(hidden)
 
+    @staticmethod
+    def narrowed(network, widths):
+        return make_network(tuple(map(min, network.widths, widths)))
+
     def denoise(self, network):
         self.events.append(("denoise", self.name, network.widths))
         return self._candidate(make_network(self.denoised.pop(0)), passed=False)
@@ -473,7 +477,7 @@ def test_students_grow_from_the_corner_that_pruning_ended_in():
     assert widths == [None, (3,), (3,), *([None] * len(BRIEF))]
 
 
-@pytest.mark.parametrize(("error", "n_kept"), [(1e-4, 20), (1e-6, 40)])
+@pytest.mark.parametrize(("error", "n_kept"), [(1e-4, 20), (1e-6, 20 + DEFAULTS.search.group_size)])
 def test_students_that_grow_in_vain_are_not_kept(error, n_kept):
     """Close to each other, they would look like students at a noise floor."""
     script = Script({(5,): 1e-7}, gain=1.0)
@@ -834,7 +838,7 @@ def test_deep_students_keep_as_many_layers_of_a_corner_as_possible_first():
     for round in expanded:
         for kept, layer in zip(round.start.collapsed, corner.layers, strict=False):
             assert kept is layer
-    assert grown.start.network is corner
+    assert grown.start.network.widths == corner.widths
     far = script.search.trainer._growths(trial, corner, 1e-3)
     assert [round.start.network for round in far] == [corner]
 
@@ -859,9 +863,27 @@ def test_students_expand_above_an_exact_network_that_is_refused_and_too_wide(wid
     assert [len(layer) for layer in expanded.start.collapsed] == [4]
 
 
-def test_several_students_on_the_layers_of_a_corner_are_finished():
+@pytest.mark.parametrize("widths", [(3,), (7,)])
+def test_students_grow_from_a_corner_with_one_neuron_to_spare(widths):
+    """Near zero; far from it, or where they are large, from the corner itself."""
+    script, trial = finish_probe((8,), 1e-6)
+    trial.widths, corner, trainer = (4,), make_network(widths), script.search.trainer
+    (near,) = trainer._growths(trial, corner, 1e-7)
+    assert near.start.network.widths == (min(*widths, 4 + DEFAULTS.search.n_spare),)
+    assert near.max_iter == DEFAULTS.search.expansion_steps
+    (far,) = trainer._growths(trial, corner, 1e-3)
+    trainer.are_large = lambda finisher, shape: True
+    (large,) = trainer._growths(trial, corner, 1e-7)
+    assert far.start.network is corner
+    assert large.start.network is corner
+    assert (far.max_iter, large.max_iter) == (BRIEF[0], 0)
+
+
+@pytest.mark.parametrize("first", [0, -1])
+def test_several_students_that_grow_from_a_corner_are_finished(first):
     script, trial = finish_probe((4, 4), 1e-6)
-    round = script.search.trainer._growths(trial, trial.ensemble.best_candidate.network, 1e-7)[0]
+    corner = trial.ensemble.best_candidate.network
+    round = script.search.trainer._growths(trial, corner, 1e-7)[first]
     script.events.clear()
     script.search.trainer._grow_once(trial, round, 20, enough=0.0)
     finished = [event for event in script.events if event[0] == "finish"]
