@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from sklearn_ec._certify.certificate import Certificate, certify
+from sklearn_ec._certify.certificate import Certificate
+from sklearn_ec._certify.examination import certify
 from sklearn_ec._cluster.common_basis import on_collapsed
 from sklearn_ec._core.coordinates import Coordinates
 from sklearn_ec._core.forward import solve_readout

@@ -12,7 +12,7 @@ from builders import (
     planted_deep,
     with_spare_neurons,
 )
-from sklearn_ec._certify.certificate import certify, relative_error
+from sklearn_ec._certify.examination import certify, relative_error
 from sklearn_ec._core.activations import get_activation
 from sklearn_ec._core.coordinates import standardize
 from sklearn_ec._core.forward import network_outputs

@@ -10,7 +10,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from builders import LOUD, SHORT_WARM_UP, with_settings
 from sklearn_ec import ExpandClusterRegressor
-from sklearn_ec._certify.certificate import certify
+from sklearn_ec._certify.examination import certify
 from sklearn_ec._core import watch as watch_module
 from sklearn_ec._core.settings import Settings
 from sklearn_ec._core.watch import OutOfTime, Watch

@@ -17,7 +17,7 @@ from builders import (
     with_noise,
     with_spare_neurons,
 )
-from sklearn_ec._certify.certificate import certify
+from sklearn_ec._certify.examination import certify
 from sklearn_ec._core.activations import get_activation
 from sklearn_ec._core.forward import network_outputs
 from sklearn_ec._core.records import Network, Samples

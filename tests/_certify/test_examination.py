@@ -11,7 +11,7 @@ import scipy.linalg
 import torch
 from numpy.testing import assert_allclose
 
-from sklearn_ec._certify.certificate import certify
+from sklearn_ec._certify.examination import certify
 from sklearn_ec._core.activations import get_activation
 from sklearn_ec._core.coordinates import prepare
 from sklearn_ec._core.precision import evaluate, find_input_precision, find_precision
