@@ -115,15 +115,10 @@ def pruning_path(
     resting: dict[int, int] = {}  # layer: number of neurons in the network when it came to rest
     while loss <= exact_loss or polisher.n_steps < last_step:
         watch.say(f"pruning, widths {network.widths}, loss {loss:.1e}")
-        n_neurons = sum(network.widths)
         sizes = [max(1, min(g, w // 4)) for g, w in zip(sizes, network.widths, strict=True)]
         is_careful = polished is None or _cannot_crawl(network, polisher)
         cheap = cheap_loss_of(network, loss, polisher, is_careful)
-        removals = [
-            removal_candidates(network, loss, polisher, layer, sizes[layer], cheap)
-            for layer, width in enumerate(network.widths)
-            if width > 1 and resting.get(layer, math.inf) > n_neurons
-        ]
+        removals = _removals(network, loss, polisher, sizes, resting, cheap)
         least = min((candidates[0].cost for candidates in removals), default=math.inf)
         is_cheap = least <= cheap * polisher.samples.n_equations
         if is_final and not is_cheap and network is not polished:
@@ -140,7 +135,7 @@ def pruning_path(
         is_corner = network is polished and not is_cheap and _cannot_crawl(network, polisher)
         if is_corner or not removals:
             return
-        for candidates in sorted(removals, key=lambda c: (len(c[0].neurons) == 1, c[0].cost)):
+        for candidates in removals:
             smaller = _try_removals(network, loss, polisher, candidates, cap)
             if smaller is not None:
                 network, loss = smaller
@@ -149,8 +144,26 @@ def pruning_path(
                 break
             layer, n_tried = candidates[0].layer, len(candidates[0].neurons)
             if n_tried == 1:
-                resting[layer] = n_neurons
+                resting[layer] = sum(network.widths)
             sizes[layer] = n_tried // 2
+
+
+def _removals(
+    network: Network,
+    loss: float,
+    polisher: Polisher,
+    sizes: list[int],
+    resting: dict[int, int],
+    cheap_loss: float,
+) -> list[list[Removal]]:
+    """What may go of each layer that does not rest: sets first, then the cheapest neurons."""
+    n_neurons = sum(network.widths)
+    removals = [
+        removal_candidates(network, loss, polisher, layer, sizes[layer], cheap_loss)
+        for layer, width in enumerate(network.widths)
+        if width > 1 and resting.get(layer, math.inf) > n_neurons
+    ]
+    return sorted(removals, key=lambda c: (len(c[0].neurons) == 1, c[0].cost))
 
 
 def _cannot_crawl(network: Network, polisher: Polisher) -> bool:
