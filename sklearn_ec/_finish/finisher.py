@@ -365,11 +365,18 @@ class Finisher:
         return self._judge(linear_pairs(network, self.polisher.activation))
 
     def most_parsimonious(self, candidates: Sequence[Candidate]) -> Candidate:
-        """The smallest network whose held-out error is within one standard error of the lowest."""
+        """The smallest network whose held-out error is within one standard error of the lowest.
+
+        Errors at rounding level are equally low.
+        """
         activation = self.polisher.activation
         errors = [squared_errors(c.network, self.held_out, activation) for c in candidates]
         bound = one_standard_error_bound(errors)
-        good = [c for c, e in zip(candidates, errors, strict=True) if e.mean() <= bound]
+        good = [
+            candidate
+            for candidate, error in zip(candidates, errors, strict=True)
+            if candidate.certificate.is_exact or error.mean() <= bound
+        ]
         return min(good, key=lambda c: (c.network.n_parameters, c.certificate.error))
 
     def _judge(self, network: Network) -> Candidate:

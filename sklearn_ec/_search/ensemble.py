@@ -76,7 +76,7 @@ class Ensemble:
 
     @property
     def best_candidate(self) -> Candidate | None:
-        """The network of the lowest error."""
+        """The network of the lowest error, the smallest of exact ones."""
         return best_of(*self.candidates)
 
     @property
@@ -464,6 +464,12 @@ def is_overfitted(students: Students, settings: Finish) -> bool:
 
 
 def best_of(*candidates: Candidate | None) -> Candidate | None:
-    """The one of the lowest error of those that there are."""
+    """The one of the lowest error of those that there are, the smallest of exact ones."""
     present = [candidate for candidate in candidates if candidate is not None]
-    return min(present, key=lambda candidate: candidate.certificate.error, default=None)
+    return min(present, key=_rank, default=None)
+
+
+def _rank(candidate: Candidate) -> tuple[float, int]:
+    certificate = candidate.certificate
+    error = 0.0 if certificate.fits_exactly else certificate.error
+    return error, candidate.network.n_parameters

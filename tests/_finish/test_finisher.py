@@ -179,6 +179,19 @@ def test_the_most_parsimonious_network_is_within_one_standard_error():
     assert finisher.most_parsimonious([good, closest, best]) is closest
 
 
+def test_the_smallest_exact_network_is_the_most_parsimonious():
+    """Rounding errors of one may be some times those of the other."""
+    network, polisher, held_out = planted("tanh")
+    wide = grown(network, (network.widths[0] + 1,), np.random.default_rng(0))
+    off = Network((network.layers[0], network.layers[1] * (1.0 + 5e-14)))
+    finisher = Finisher(polisher, held_out, plain(held_out), prune=True)
+    wide, off, bad = map(
+        finisher.judge_as_is, (wide, off, Network((network.layers[0], network.layers[1] * 1.1)))
+    )
+    assert wide.certificate.held_out_error < off.certificate.held_out_error
+    assert finisher.most_parsimonious([bad, wide, off]) is off
+
+
 @pytest.mark.parametrize("activation", ["relu", "softplus"])
 def test_a_linear_term_becomes_a_pair_of_neurons(activation):
     """A network plus a linear function that no flip of signs absorbs."""

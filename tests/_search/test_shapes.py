@@ -16,7 +16,7 @@ from sklearn_ec._cluster.layerwise import ClusteredLayers
 from sklearn_ec._core.records import Network, Students
 from sklearn_ec._core.settings import DEFAULTS
 from sklearn_ec._finish.finisher import Candidate
-from sklearn_ec._search.ensemble import Clustered, Ensemble
+from sklearn_ec._search.ensemble import Clustered, Ensemble, best_of
 from sklearn_ec._search.rounds import Round
 from sklearn_ec._search.shapes import Search
 from sklearn_ec._search.trial_trainer import TrialTrainer
@@ -497,6 +497,20 @@ def test_students_that_grow_in_vain_are_not_kept(error, n_kept):
     script.search.trainer.grow(trial, 20)
     assert len(trial.ensemble.students) == n_kept
     assert trial.ensemble.best_candidate.certificate.error == error
+
+
+def test_the_smallest_exact_network_is_the_best_candidate():
+    """Whatever rounding makes of their errors; others are told by their error."""
+    finisher = FakeFinisher()
+    candidates = []
+    for widths, error, fits_exactly in [((8,), 1e-16, True), ((5,), 2e-16, True), ((3,), 1, False)]:
+        finisher.error = error
+        candidates.append(finisher._candidate(make_network(widths), False, fits_exactly))
+    wide, small, far = candidates
+    assert best_of(wide, None, small, far) is small
+    finisher.error = 0.5
+    assert best_of(far, finisher._candidate(make_network((8,)), False)) is not far
+    assert best_of(None) is None
 
 
 @pytest.mark.parametrize(
