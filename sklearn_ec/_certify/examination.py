@@ -6,7 +6,8 @@ scaled Jacobian, ``recovered`` demands all of
 
 1. ``e`` and its twin on rows kept out of training are at rounding level;
 2. the ``n·k`` equations outnumber the network's parameters at least twofold;
-3. every neuron bends: over the rows, ``s(z)`` differs from any affine function of ``z``;
+3. every neuron bends: over the rows, ``s(z)`` differs from any affine function of ``z``; and no two
+   neurons with linear flips, ``s(z) = s(-z) + c z``, have opposite incoming vectors;
 4. the weights are determined: with an error of at most ``ε_i`` along each left singular vector, to
    first order no ``[w; b]`` is wrong by more than 10⁻³ of its length (3·10⁻² where targets are
    rounded), neither in standardized coordinates nor in the units of the user;
@@ -24,7 +25,10 @@ must not exceed it, nothing may be left in the residuals that depends smoothly o
 ``ε_i`` is four times what the imitated rounding amounts to along the i-th direction, or on average.
 
 The third catches layers that are there for nothing: over a single hidden layer of ReLU neurons, a
-second one can pass sums of their nonnegative activations on unchanged.
+second one can pass sums of their nonnegative activations on unchanged. Two opposite neurons are one
+and a linear function. Behind such pairs may be a neuron that is linear on these rows, and bends
+elsewhere: of four leaky ReLU neurons one was off in all of 31 rows, and three neurons with two
+opposite ones fitted these exactly, each weight determined.
 
 The fifth is the Newton-Kantorovich condition ``h = ‖J⁺‖² L e ≤ 1/2``, under which exactly one
 exact network lies nearby, with the curvature measured direction by direction instead of a bound
@@ -192,6 +196,14 @@ class _Examination:
             return "bend", "a neuron is a linear function on the data"
         return self._determinacy()
 
+    def _has_opposite_neurons(self) -> bool:
+        """Whether two neurons are one and a linear function, as exactly as weights are known."""
+        if not self.activation.has_linear_flip:
+            return False
+        known = self.weight_error if np.isfinite(self.weight_error) else 0.0
+        tolerance = max(self.verdict.min_angle, 2.0 * known)
+        return least_angle_to_opposite(self.network) <= tolerance
+
     def _output_above_rounding(self) -> int | None:
         """The first output whose error exceeds its own rounding: that of others may hide it."""
         verdict = self.verdict
@@ -283,6 +295,8 @@ class _Examination:
                     f"with a redundancy of {max(self.redundancy, 0.0):.1e}, below "
                     f"{least_redundancy:g}"
                 )
+        if self._has_opposite_neurons():
+            return "bend", "two opposite neurons may stand for one that is linear on the data"
         if self.open_columns.any():
             return "columns", "the rows leave incoming weights open"
         return "", ""
@@ -427,6 +441,15 @@ def least_bend(network: Network, samples: Samples, activation: Activation) -> fl
         spreads = np.maximum(np.linalg.norm(h, axis=0), TINY)
         bends.append(np.linalg.norm(h - slopes * z, axis=0) / spreads)
     return float(np.concatenate(bends).min())
+
+
+def least_angle_to_opposite(network: Network) -> float:
+    """The smallest angle between a neuron and the opposite of another one of its layer."""
+    least = np.inf
+    for layer in network.layers[:-1]:
+        vectors = layer / np.maximum(np.linalg.norm(layer, axis=1), TINY)[:, None]
+        least = min(least, 2.0 + 2.0 * float((vectors @ vectors.T).min()))
+    return float(np.sqrt(max(least, 0.0)))
 
 
 def relative_error(network: Network, samples: Samples, activation: Activation) -> float:

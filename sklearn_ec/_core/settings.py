@@ -444,6 +444,7 @@ class Verdict:
     min_redundancy: float = 1e-3
     min_rounded_redundancy: float = 0.1
     min_bend: float = 1e-9  # deviation of an activation from an affine function, per its spread
+    min_angle: float = 1e-6  # between a neuron and the opposite of another one, in radians
     # Networks of more parameters are judged by their single neurons before their whole Jacobian.
     max_dense_parameters: int = 1000
     # Above so many, the Jacobian is not factorized: its weakest directions are looked for, on so

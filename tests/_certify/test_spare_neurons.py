@@ -10,6 +10,7 @@ from builders import (
     plain,
     planted,
     planted_deep,
+    rows_of,
     with_spare_neurons,
 )
 from sklearn_ec._certify.examination import certify, relative_error
@@ -103,6 +104,23 @@ def test_certificate_refuses_spare_neurons():
     assert certificate.error < 1e-13
     assert not certificate.passed
     assert "leave the weights open" in certificate.reason
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "softplus"])
+@pytest.mark.parametrize(("angle", "passes"), [(0.0, False), (1e-9, False), (0.3, True)])
+def test_opposite_neurons_may_stand_for_a_linear_one(activation, angle, passes):
+    """A neuron that is linear on these rows, and bends elsewhere, gives the same targets.
+
+    With a single output, the bias of the readout would be open, too.
+    """
+    rng = np.random.default_rng(0)
+    hidden, readout = rng.normal(size=(3, 4)), rng.normal(size=(2, 5))
+    opposite = -hidden[:1] + angle * np.linalg.norm(hidden[0]) * np.eye(1, 4)
+    pair = Network((np.vstack([hidden, opposite]), readout))
+    polisher, held_out = rows_of(pair, activation, 400, rng)
+    certificate = certify(pair, polisher.task, polisher.samples, held_out, plain(held_out))
+    assert certificate.passed == certificate.function_certified == passes
+    assert ("opposite" in certificate.reason) == (certificate.obstacle == "bend") == (not passes)
 
 
 @pytest.mark.parametrize("activation", ["tanh", "relu", "softplus"])
