@@ -299,6 +299,7 @@ class Finisher:
     def _recall(
         self, step: str, compute: Callable[[Network], Candidate], network: Network
     ) -> Candidate:
+        """The result of a step, remembered."""
         key, compute_now = digest([step, network]), partial(compute, network)
         if key not in self._results:
             self._results[key] = (
