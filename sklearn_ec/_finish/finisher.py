@@ -124,21 +124,16 @@ class Finisher:
         """Deep networks are finished without skip terms first, which cost parameters.
 
         Where the result is refused, skip terms follow; they show which neurons are there to undo
-        the linear part of others. Signs that cannot be resolved may cost more than that gains. One
-        that nearly fits with more than half of the neurons is an approximation, whatever their
-        signs are.
+        the linear part of others. Signs that cannot be resolved may cost more than that gains.
         """
         if not (self.prune and self.polisher.has_skip):
             return self._pruned(network)
         if len(network.widths) == 1 or network.has_skip:
             return self._pruned(with_skip(network))
         plain = self._pruned(network)
-        loss, n_neurons = plain.certificate.error**2, sum(plain.network.widths)
-        is_near = not plain.certificate.fits_exactly and loss < self.settings.finish.hopeless_loss
-        is_approximation = is_near and 2 * n_neurons > sum(network.widths)
-        if plain.certificate.is_conclusive or is_approximation:
+        if plain.certificate.is_conclusive:
             return plain
-        is_better = loss < self._loss(network)
+        is_better = plain.certificate.error**2 < self._loss(network)
         resolved = self._pruned(with_skip(plain.network if is_better else network))
         is_worse = resolved.certificate.error > plain.certificate.error
         return plain if is_worse and not resolved.certificate.fits_exactly else resolved

@@ -24,7 +24,6 @@ from sklearn_ec._core.records import Network, Samples
 from sklearn_ec._core.settings import DEFAULTS
 from sklearn_ec._core.signs import with_skip
 from sklearn_ec._expand.polishing import Polisher
-from sklearn_ec._expand.students import grown
 from sklearn_ec._finish import finisher, pruning
 from sklearn_ec._finish.caps import ExactCap
 from sklearn_ec._finish.finisher import Candidate, Finisher
@@ -98,31 +97,6 @@ def test_finish_resolves_signs_of_deep_networks(activation):
     assert candidate.certificate.passed
     assert candidate.network.widths == network.widths
     assert max_cosine_distance(as_layers(network), as_layers(candidate.network), activation) < 1e-20
-
-
-@pytest.mark.parametrize(
-    ("widths", "error", "n_prunings"),
-    [((8, 6), 1e-6, 1), ((4, 3), 1e-6, 2), ((8, 6), 1e-4, 2), ((8, 6), 1e-16, 2)],
-)
-def test_approximations_of_most_neurons_are_not_pruned_again(
-    widths, error, n_prunings, monkeypatch
-):
-    """Those that nearly fit, without skip terms, where the students have eight and six neurons."""
-    network, polisher, held_out = planted_deep("softplus")
-    finisher = Finisher(polisher, held_out, plain(held_out), prune=True)
-    certificate = finisher.judge_as_is(network).certificate
-    refused = dataclasses.replace(
-        certificate, error=error, function_certified=False, is_conclusive=False
-    )
-    pruned = []
-
-    def prune_to(self, start):
-        pruned.append(start.has_skip)
-        return Candidate(grown(network, widths, np.random.default_rng(0)), refused)
-
-    monkeypatch.setattr(Finisher, "_pruned", prune_to)
-    finisher._finish(with_duplicates(network, noise=1e-3))
-    assert pruned == [False, True][:n_prunings]
 
 
 @pytest.mark.parametrize("activation", ["tanh", "relu", "softplus"])
