@@ -24,6 +24,7 @@ from sklearn_ec._core.records import Network, Samples
 from sklearn_ec._core.settings import DEFAULTS
 from sklearn_ec._core.signs import with_skip
 from sklearn_ec._expand.polishing import Polisher
+from sklearn_ec._expand.students import grown
 from sklearn_ec._finish import finisher, pruning
 from sklearn_ec._finish.caps import ExactCap
 from sklearn_ec._finish.finisher import Candidate, Finisher
