@@ -5,7 +5,8 @@
     python benchmarks/ablation.py --suite deep --moves growing retracing
 
 ``clusters``: networks of the clusters, layers that students share; ``growing``: students that
-start as a network in a corner, or on its lower layers; ``expanding``: the latter alone;
+start as a network in a corner, or on its lower layers; ``expanding``: what is done near zero
+instead of a brief round, more steps, from a narrowed corner or on its lower layers;
 ``retracing``: pruning goes back to where there were neurons to spare; ``skip_terms``: a second
 pruning, with skip terms. Large networks only: ``pooling``, a student of the best neurons of all;
 ``merging``, one neuron for each that several imitate; ``settling``, less weight along directions

@@ -496,11 +496,11 @@ class Search:
     # in each layer.
     growth: float = 0.25
     min_growth: int = 2
-    # Deep ones keep lower layers of it and have fresh ones above: steps of all of them, on so many
-    # equations per parameter, and how many of the best are pruned then. Of ten logistic students
-    # 6-5-4-3-1, the last layer fresh, one was the network after 30 steps, the seventh by its loss;
-    # after 200 the second was, in 3 s each. It was so on corners between 8e-12 and 2e-6; those of
-    # ReLU at 7e-3 had no layer right.
+    # Below the first loss they take more steps, on so many equations per parameter, and so many of
+    # the best are pruned then; deep ones keep lower layers of it first, with fresh ones above. Of
+    # ten logistic students 6-5-4-3-1, the last layer fresh, one was the network after 30 steps, the
+    # seventh by its loss; after 200 the second was, in 3 s each. It was so on corners between 8e-12
+    # and 2e-6; those of ReLU at 7e-3 had no layer right.
     expansion_loss: float = 1e-5
     expansion_steps: int = 200
     expansion_equations: float = 6.0

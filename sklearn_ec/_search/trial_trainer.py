@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -184,7 +184,7 @@ class TrialTrainer:
         else:
             trial.ensemble = trial.ensemble.with_attempt(grown.best_candidate)
 
-    def _growths(self, trial: Trial, corner: Network, loss: float) -> list[Round]:
+    def _growths(self, trial: Trial, corner: Network, loss: float) -> Iterator[Round]:
         """Rounds of students that grow from a corner.
 
         Near zero, deep ones keep its lower layers, which are often right where the last is not, as
@@ -195,16 +195,16 @@ class TrialTrainer:
         settings = self.settings.search
         is_large = len(trial.widths) == 1 and self.are_large(trial.finisher, trial.widths)
         if is_large or not loss < settings.expansion_loss:
-            return [self.growth(trial, corner)]
+            yield self.growth(trial, corner)
+            return
         expanded = Round(
             settings.expansion_steps, settings.expansion_equations, asks_finisher=False
         )
-        lower = range(len(corner.widths) - 1, 0, -1)
-        starts = [Start(collapsed=corner.layers[:n]) for n in lower]
+        for n_lower in range(len(corner.widths) - 1, 0, -1):
+            yield replace(expanded, start=Start(collapsed=corner.layers[:n_lower]))
         if loss > 0.0:
             most = [width + settings.n_spare for width in trial.widths]
-            starts.append(Start(network=trial.finisher.narrowed(corner, most)))
-        return [replace(expanded, start=start) for start in starts]
+            yield replace(expanded, start=Start(network=trial.finisher.narrowed(corner, most)))
 
     def _can_be_brief(self, activation: str) -> bool:
         """Whether a few steps of students tell something."""
