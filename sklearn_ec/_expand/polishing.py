@@ -133,7 +133,8 @@ class Polisher:
         settings, layers = self.settings.polish, stacked(network, self.device)
         progress = settings.progress if progress is None else progress
         is_single = is_cheap = self.suited(layers).is_matrix_free
-        linear = self._cheap(layers, is_single)
+        is_hasty = progress < settings.single_progress
+        linear = self._cheap(layers, is_single, is_hasty)
         solver = self._levenberg(layers, linear, enough, settings.start_damping)
         window = settings.large_window if is_cheap else settings.window
         single_share, was_compared = math.inf, not is_single
@@ -143,7 +144,7 @@ class Polisher:
             loss = float(solver.losses[0])
             if solver.finished.all():
                 break
-            if progress < settings.single_progress and loss > progress * before:
+            if is_hasty and loss > progress * before:
                 break
             if not was_compared and loss > settings.single_progress * before:
                 was_compared = not is_single
@@ -295,10 +296,15 @@ class Polisher:
             least_promise=self.settings.polish.least_promise if linear.is_matrix_free else 0.0,
         )
 
-    def _cheap(self, layers: Layers, in_single: bool) -> LinearSolver:
-        """Matrix-free steps with products in single precision, or else those that suit."""
+    def _cheap(self, layers: Layers, in_single: bool, is_hasty: bool = False) -> LinearSolver:
+        """Matrix-free steps with products in single precision, or else those that suit.
+
+        ``is_hasty`` says whether products are to be few, too.
+        """
         if in_single:
-            return MatrixFree(self.settings.conjugate_gradients, in_single=True)
+            solves = self.settings.conjugate_gradients
+            most = solves.hasty_iterations if is_hasty else solves.max_iterations
+            return MatrixFree(replace(solves, max_iterations=most), in_single=True)
         return self.suited(layers)
 
     def _exact(self, layers: Layers) -> LinearSolver:

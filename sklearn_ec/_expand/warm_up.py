@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -12,11 +13,13 @@ from torch import Tensor
 
 from sklearn_ec._core.forward import network_outputs, solve_readout
 from sklearn_ec._core.records import Network
+from sklearn_ec._core.settings import WarmUp
 from sklearn_ec._core.signs import with_skip
 from sklearn_ec._solvers.derivatives import Layers
 from sklearn_ec._solvers.task import LeastSquaresTask
 
-from .neuron_pool import pool_neurons
+from .directions import informative_directions, linear_residuals
+from .neuron_pool import compact_network, pool_neurons
 from .polishing import Polisher
 from .skorch_nets import AdamNet, AdamState, EpochReporter, fit_net
 from .students import (
@@ -91,10 +94,16 @@ class WarmUpTrainer:
         if not (is_shallow and n_added and self.polisher.are_large(widths)):
             return self.stack(grown_students([network] * len(seeds), widths, seeds)), True
         samples = self.polisher.samples
-        residual = samples.y - network_outputs(network, samples.X, self.polisher.activation)
-        scale = np.sqrt(np.mean(residual**2))
-        learner = WarmUpTrainer(self.polisher.with_targets(residual / scale))
-        module, completed = learner.train(seeds, (n_added,))
+        residuals = samples.y - network_outputs(network, samples.X, self.polisher.activation)
+        scale = np.sqrt(np.mean(residuals**2))
+        learner = WarmUpTrainer(self.polisher.with_targets(residuals / scale))
+        if self._can_aim:
+            stages = self.settings.stages
+            module = learner._aimed(learner.initial_students(seeds, (n_added,)), residuals)
+            seed = int(seeds[0])
+            module, completed = learner._train_briefly(module, stages.steps, seed, schedule=stages)
+        else:
+            module, completed = learner.train(seeds, (n_added,))
         joined = [added(network, new, scale) for new in _to_networks(module.weights)]
         return self._stack_networks(joined), completed
 
@@ -120,11 +129,55 @@ class WarmUpTrainer:
         """Initial students after a short training, and whether that was completed."""
         module = self.initial_students(seeds, widths, start.shared)
         is_large = self._are_large(module.weights)
+        if is_large and len(widths) == len(seeds) == 1 and self._can_aim:
+            return self._train_in_stages(module, seeds)
         n_steps = self._n_steps(module.weights) if start.n_steps is None else start.n_steps
         module, completed = self._train_briefly(module, n_steps, int(seeds[0]), start.rate)
         if is_large:
             module = self._stack_networks(self._settled_networks(module))
         return module, completed
+
+    @property
+    def _can_aim(self) -> bool:
+        """Whether inputs vary in all directions, so that second moments tell of neurons."""
+        return not self.polisher.has_weak_inputs
+
+    def _train_in_stages(
+        self, module: StackedStudents, seeds: np.ndarray
+    ) -> tuple[StackedStudents, bool]:
+        """A student of one hidden layer that grows by what its residual tells, while that helps.
+
+        It ends as the few neurons that do nearly as well: others would hold up Levenberg.
+        """
+        samples, stages = self.polisher.samples, self.settings.stages
+        fine, seed, loss = replace(stages, learning_rate=stages.fine_rate), int(seeds[0]), math.inf
+        module = self._aimed(module, linear_residuals(samples.X, samples.y))
+        module, completed = self._train_briefly(module, stages.steps, seed, schedule=stages)
+        while completed:
+            module, completed = self._train_briefly(module, stages.steps, seed, schedule=fine)
+            before, loss = loss, float(self.polisher.task.losses(module.weights))
+            if not completed or not stages.enough < loss < stages.progress * before:
+                break
+            network = network_at(module.weights, 0)
+            width = math.ceil((1.0 + stages.growth) * network.widths[0])
+            module, completed = self.grow(seeds, (width,), network)
+        network = network_at(module.weights, 0)
+        few = samples.thinned(stages.compact_rows * samples.y.shape[1] * network.widths[0], seeds)
+        compact = compact_network(network, few, self.polisher.activation, self.settings.pool)
+        return self._stack_networks([compact]), completed
+
+    def _aimed(self, module: StackedStudents, residuals: np.ndarray) -> StackedStudents:
+        """Students whose incoming vectors lie along the directions that a residual tells about."""
+        hidden, readout = module.weights
+        n_inputs = self.polisher.samples.X.shape[1]
+        n_directions = math.ceil(self.settings.stages.directions * hidden.shape[1])
+        inputs = self.polisher.task.inputs[:, :n_inputs]
+        axes = torch.from_numpy(informative_directions(inputs, residuals, n_directions)).to(hidden)
+        own = hidden[:, :, :n_inputs]
+        along = own @ axes @ axes.mT
+        along *= (own.norm(dim=2) / along.norm(dim=2))[:, :, None]
+        rest = torch.zeros_like(hidden[:, :, n_inputs:])
+        return self.stack([torch.cat([along, rest], dim=2).cpu().numpy(), readout.cpu().numpy()])
 
     def _n_steps(self, layers: Layers) -> int:
         """Steps of the warm-up; of many parameters they grow as Levenberg steps cost more."""
@@ -180,10 +233,11 @@ class WarmUpTrainer:
         start: AdamState | None = None,
         callbacks: list[Callback] | None = None,
         rate: float = 1.0,
+        schedule: WarmUp | None = None,
     ) -> bool:
         """Train a module in place with Adam; tell whether that was completed."""
         ticker = EpochReporter(on_epoch=self._tick)
-        schedule = self.settings.warm_up
+        schedule = self.settings.warm_up if schedule is None else schedule
         n_share = int(schedule.minibatch_share * len(task.inputs))
         net = AdamNet(
             module,
@@ -208,12 +262,17 @@ class WarmUpTrainer:
         return StackedStudents(tensors, self.polisher.activation)
 
     def _train_briefly(
-        self, module: StackedStudents, n_steps: int, seed: int, rate: float = 1.0
+        self,
+        module: StackedStudents,
+        n_steps: int,
+        seed: int,
+        rate: float = 1.0,
+        schedule: WarmUp | None = None,
     ) -> tuple[StackedStudents, bool]:
         """Train with Adam in single precision; also tells whether that was completed."""
-        module = module.float()
+        module, task = module.float(), self.polisher.task.float()
         n_epochs = n_steps // self.settings.warm_up.steps_per_epoch
-        completed = self.adam(module, self.polisher.task.float(), seed, n_epochs, rate=rate)
+        completed = self.adam(module, task, seed, n_epochs, rate=rate, schedule=schedule)
         return module.double(), completed
 
     def _are_large(self, layers: Layers) -> bool:

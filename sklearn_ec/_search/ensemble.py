@@ -85,7 +85,9 @@ class Ensemble:
         lowest, best = self.students.lowest_loss, self.best_candidate
         return lowest if best is None else min(lowest, best.certificate.error**2)
 
-    def corner(self, worthwhile_loss: float) -> tuple[Network | None, float]:
+    def corner(
+        self, worthwhile_loss: float, any_width: bool = False
+    ) -> tuple[Network | None, float]:
         """The best network that is narrower than the students, and its loss.
 
         Infinity where there is none, or where it misses the data by much or by rounding alone.
@@ -94,7 +96,7 @@ class Ensemble:
         if best is None or best.certificate.fits_exactly:
             return None, np.inf
         loss = best.certificate.error**2
-        is_near = self.is_narrower(best.network) and loss < worthwhile_loss
+        is_near = (any_width or self.is_narrower(best.network)) and loss < worthwhile_loss
         return (best.network, loss) if is_near else (None, np.inf)
 
     def is_narrower(self, network: Network) -> bool:

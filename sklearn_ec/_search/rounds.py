@@ -14,12 +14,14 @@ import numpy as np
 from sklearn_ec._core.records import Samples, Students
 from sklearn_ec._core.settings import Search as SearchSettings
 from sklearn_ec._core.settings import Training
+from sklearn_ec._expand.polishing import Polisher
 from sklearn_ec._expand.skorch_nets import n_levenberg_epochs
 from sklearn_ec._expand.students import grown_students, layer_shapes
 from sklearn_ec._expand.training import StudentTrainer
 from sklearn_ec._expand.training_state import Checkpoint, OnEpoch
 from sklearn_ec._expand.warm_up import USUAL, Start
 from sklearn_ec._finish.finisher import Finisher
+from sklearn_ec._finish.removals import reduced
 
 from .ensemble import Ensemble, best_of, is_overfitted
 
@@ -59,16 +61,19 @@ class Recipe:
         return self.max_iter if is_adam else n_levenberg_epochs(self.max_iter, training)
 
     def trained_widths(self, search: SearchSettings) -> tuple[int, ...]:
-        """Widths in training: students that grow have a share more neurons than their start."""
+        """Widths in training: students that grow have a share more neurons than their start.
+
+        Those that take no steps of Levenberg may be wider than others.
+        """
         start, collapsed = self.round.start.network, self.round.start.collapsed
         if collapsed:
             return (*map(len, collapsed), *self.widths[len(collapsed) :])
         if start is None:
             return self.widths
-        added = [max(search.min_growth, math.ceil(search.growth * w)) for w in start.widths]
-        return tuple(
-            min(width, w + n) for width, w, n in zip(self.widths, start.widths, added, strict=True)
-        )
+        is_large = self.max_iter == 0
+        share = search.large_growth if is_large else search.growth
+        grown = [w + max(search.min_growth, math.ceil(share * w)) for w in start.widths]
+        return tuple(grown if is_large else map(min, self.widths, grown))
 
 
 def train_group(
@@ -100,9 +105,8 @@ def train_group(
     )
     if rows is not polisher.samples:
         students = replace(students, losses=polisher.losses(students.layers))
-    if widths != recipe.widths:
-        networks = list(map(students.network, range(len(students))))
-        students = replace(students, layers=tuple(grown_students(networks, recipe.widths, seeds)))
+    if students.network(0).widths != recipe.widths:
+        students = replace(students, layers=_as_wide(students, recipe.widths, polisher, seeds))
     return Ensemble(students, recipe.tol, **question.found)
 
 
@@ -137,7 +141,7 @@ class _Question:
     def _prunes(self, students: Students) -> bool:
         """Whether it is time to prune the best student, or what a pool was reduced to."""
         settings, n_epochs = self.finisher.settings, students.loss_curves.shape[1] - 1
-        if students.network(0).widths != self.widths:
+        if sum(students.network(0).widths) < sum(self.widths):
             return True
         if self.finisher.polisher.is_matrix_free(students.network(0)):  # it takes minutes
             finish = settings.finish
@@ -146,6 +150,16 @@ class _Question:
         if n_epochs == 0:  # steps of one student take less time than those of all
             return len(self.widths) == 1
         return n_epochs >= settings.training.first_pruning_epoch
+
+
+def _as_wide(
+    students: Students, widths: tuple[int, ...], polisher: Polisher, seeds: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """Layers of students of other widths: random neurons that nothing reads, or the best ones."""
+    networks = list(map(students.network, range(len(students))))
+    if len(widths) == 1:
+        networks = [reduced(network, widths[0], polisher) for network in networks]
+    return tuple(grown_students(networks, widths, seeds))
 
 
 def _share_of_rows(

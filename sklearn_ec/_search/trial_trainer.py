@@ -76,6 +76,8 @@ class TrialTrainer:
         limit = settings.group_size
         if len(widths) == 1 and self.are_large(self.finishers[activation], widths):
             limit = settings.n_large if round.start.network is None else settings.n_large_grown
+            if not self.finishers[activation].polisher.has_weak_inputs:
+                limit = 1  # it grows where neurons are missing
         return min(limit, self.n_students)
 
     def rounds(self, activation: str, widths: Shape) -> list[Round]:
@@ -152,16 +154,27 @@ class TrialTrainer:
         """
         settings = self.settings.search
         while self._can_be_brief(trial.activation) and not trial.has_ended:
-            network, loss = trial.start_of_growth
-            is_better = loss < settings.stands_out * trial.corner
-            if network is None or not is_better or trial.is_approximation(network):
+            network, loss = self._start_of_growth(trial)
+            is_large = self._are_large(trial)
+            share = settings.improvement if is_large else settings.stands_out
+            is_better = loss < share * trial.corner
+            if network is None or not is_better:
+                break
+            if not is_large and trial.is_approximation(network):
                 break
             trial.corner = loss
-            enough = settings.stands_out * loss
+            enough = share * loss
             for round in self._growths(trial, network, loss):
                 self._grow_once(trial, round, n_students, enough)
-                if trial.has_ended or trial.start_of_growth[1] < enough:
+                if trial.has_ended or self._start_of_growth(trial)[1] < enough:
                     break
+
+    def _start_of_growth(self, trial: Trial) -> tuple[Network | None, float]:
+        """As the trial says; large students may be wider than others."""
+        if not self._are_large(trial):
+            return trial.start_of_growth
+        worthwhile_loss = self.settings.finish.worthwhile_loss
+        return trial.ensemble.corner(worthwhile_loss, any_width=True)
 
     def growth(self, trial: Trial, corner: Network) -> Round:
         """The round of students that start as a network, with a few random neurons besides.
@@ -169,7 +182,7 @@ class TrialTrainer:
         Large shallow ones, which learned what is missing before, need no steps.
         """
         start = Start(network=corner)
-        if len(trial.widths) == 1 and self.are_large(trial.finisher, trial.widths):
+        if self._are_large(trial):
             return replace(self._warm_up, start=start)
         settings = self.settings.search
         return Round(settings.brief_steps, settings.brief_equations[0], start=start)
@@ -193,8 +206,7 @@ class TrialTrainer:
         their kind.
         """
         settings = self.settings.search
-        is_large = len(trial.widths) == 1 and self.are_large(trial.finisher, trial.widths)
-        if is_large or not loss < settings.expansion_loss:
+        if self._are_large(trial) or not loss < settings.expansion_loss:
             yield self.growth(trial, corner)
             return
         expanded = Round(
@@ -205,6 +217,9 @@ class TrialTrainer:
         if loss > 0.0:
             most = [width + settings.n_spare for width in trial.widths]
             yield replace(expanded, start=Start(network=trial.finisher.narrowed(corner, most)))
+
+    def _are_large(self, trial: Trial) -> bool:
+        return len(trial.widths) == 1 and self.are_large(trial.finisher, trial.widths)
 
     def _can_be_brief(self, activation: str) -> bool:
         """Whether a few steps of students tell something."""
@@ -218,6 +233,8 @@ class TrialTrainer:
 
     def _shared_layers(self, trial: Trial, latest: Ensemble) -> tuple[np.ndarray, ...]:
         """The neurons that students share, whose network is tried."""
+        if latest.is_warm_up and len(latest.students) < self.settings.cluster.min_voters:
+            return ()
         if latest.is_warm_up:
             layers = latest.seek_in_clusters(trial.finisher)
             trial.ensemble.clustered = latest.clustered or trial.ensemble.clustered
