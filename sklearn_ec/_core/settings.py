@@ -136,7 +136,7 @@ class WarmUp:
 
 @dataclass(frozen=True)
 class Stages(WarmUp):
-    """The warm-up of a large student of one hidden layer, on inputs that vary in all directions.
+    """The warm-up of a large student whose neurons can be aimed.
 
     After a start along informative directions, it is trained at the fine rate; then further neurons
     learn the residual, and so on. Of 32 tanh neurons on 784 inputs, 48 hold none after 12,000 steps
@@ -526,7 +526,7 @@ class Search:
     # in each layer.
     growth: float = 0.25
     min_growth: int = 2
-    large_growth: float = 0.4  # that share, of large students of one hidden layer
+    aimed_growth: float = 0.4  # that share, of large students whose new neurons are aimed
     # Below the first loss they take more steps, on so many equations per parameter, and so many of
     # the best are pruned then; deep ones keep lower layers of it first, with fresh ones above. Of
     # ten logistic students 6-5-4-3-1, the last layer fresh, one was the network after 30 steps, the
@@ -558,8 +558,9 @@ class Search:
     # noise hides weak neurons. Three such students come from 2.5e-3 to 7e-4, 1.4e-4, 4.6e-5; at one
     # rate they stand at 4e-4.
     cooling: float = 0.5
-    # Large students of one hidden layer where inputs hardly vary in some directions: how many are
-    # warmed up, and how many grow from a corner. Elsewhere it is one, which grows in stages.
+    # Large students of one hidden layer: how many are warmed up, and how many grow from a corner.
+    # The best of three of 48 ReLU neurons, on 784 inputs, holds 31 of the 32 of the network; what
+    # it lacks, students of the residual find. Where neurons can be aimed, one grows in stages.
     n_large: int = 3
     n_large_grown: int = 2
 

@@ -134,7 +134,7 @@ class Polisher:
         progress = settings.progress if progress is None else progress
         is_single = is_cheap = self.suited(layers).is_matrix_free
         is_hasty = progress < settings.single_progress
-        linear = self._cheap(layers, is_single, is_hasty)
+        linear = self._cheap(layers, is_single, is_hasty and self.can_aim)
         solver = self._levenberg(layers, linear, enough, settings.start_damping)
         window = settings.large_window if is_cheap else settings.window
         single_share, was_compared = math.inf, not is_single
@@ -242,6 +242,15 @@ class Polisher:
     def has_weak_inputs(self) -> bool:
         """Whether few rows tell about some directions, so that descents may crawl along them."""
         return self.least_variance < self.settings.polish.shrinkage
+
+    @property
+    def can_aim(self) -> bool:
+        """Whether second moments tell large students of one hidden layer which neurons they lack.
+
+        Inputs vary in all directions then. Neurons with kinks find their way without: of 32 of ReLU
+        on 784 inputs, 48 hold 27 after 12,000 steps of Adam. In stages they came to 33, not to 32.
+        """
+        return not (self.has_weak_inputs or self.activation.homogeneous)
 
     @cached_property
     def _common_covariance(self) -> np.ndarray:

@@ -97,7 +97,7 @@ class WarmUpTrainer:
         residuals = samples.y - network_outputs(network, samples.X, self.polisher.activation)
         scale = np.sqrt(np.mean(residuals**2))
         learner = WarmUpTrainer(self.polisher.with_targets(residuals / scale))
-        if self._can_aim:
+        if self.polisher.can_aim:
             stages = self.settings.stages
             module = learner._aimed(learner.initial_students(seeds, (n_added,)), residuals)
             seed = int(seeds[0])
@@ -129,18 +129,13 @@ class WarmUpTrainer:
         """Initial students after a short training, and whether that was completed."""
         module = self.initial_students(seeds, widths, start.shared)
         is_large = self._are_large(module.weights)
-        if is_large and len(widths) == len(seeds) == 1 and self._can_aim:
+        if is_large and len(widths) == len(seeds) == 1 and self.polisher.can_aim:
             return self._train_in_stages(module, seeds)
         n_steps = self._n_steps(module.weights) if start.n_steps is None else start.n_steps
         module, completed = self._train_briefly(module, n_steps, int(seeds[0]), start.rate)
         if is_large:
             module = self._stack_networks(self._settled_networks(module))
         return module, completed
-
-    @property
-    def _can_aim(self) -> bool:
-        """Whether inputs vary in all directions, so that second moments tell of neurons."""
-        return not self.polisher.has_weak_inputs
 
     def _train_in_stages(
         self, module: StackedStudents, seeds: np.ndarray

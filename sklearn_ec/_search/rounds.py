@@ -60,20 +60,20 @@ class Recipe:
         is_adam = self.solver == "adam"
         return self.max_iter if is_adam else n_levenberg_epochs(self.max_iter, training)
 
-    def trained_widths(self, search: SearchSettings) -> tuple[int, ...]:
+    def trained_widths(self, search: SearchSettings, can_aim: bool = False) -> tuple[int, ...]:
         """Widths in training: students that grow have a share more neurons than their start.
 
-        Those that take no steps of Levenberg may be wider than others.
+        Large ones whose new neurons are aimed have more of them, and may be wider than others.
         """
         start, collapsed = self.round.start.network, self.round.start.collapsed
         if collapsed:
             return (*map(len, collapsed), *self.widths[len(collapsed) :])
         if start is None:
             return self.widths
-        is_large = self.max_iter == 0
-        share = search.large_growth if is_large else search.growth
+        is_aimed = self.max_iter == 0 and can_aim
+        share = search.aimed_growth if is_aimed else search.growth
         grown = [w + max(search.min_growth, math.ceil(share * w)) for w in start.widths]
-        return tuple(grown if is_large else map(min, self.widths, grown))
+        return tuple(grown if is_aimed else map(min, self.widths, grown))
 
 
 def train_group(
@@ -85,7 +85,7 @@ def train_group(
 ) -> Ensemble:
     """Train students until enough converged, or their clusters or the best one give the network."""
     polisher, max_iter = finisher.polisher, recipe.max_iter
-    widths = recipe.trained_widths(finisher.settings.search)
+    widths = recipe.trained_widths(finisher.settings.search, finisher.polisher.can_aim)
     if recipe.solver == "adam":
         students = StudentTrainer(polisher).train_with_adam(
             seeds, widths, max_iter=max_iter, checkpoint=checkpoint, on_epoch=on_epoch
@@ -116,7 +116,7 @@ class _Question:
     def __init__(self, finisher: Finisher, recipe: Recipe):
         self.finisher = finisher
         self.recipe = recipe
-        self.widths = recipe.trained_widths(finisher.settings.search)
+        self.widths = recipe.trained_widths(finisher.settings.search, finisher.polisher.can_aim)
         self.found: dict[str, Any] = {}  # fields of the ensemble
 
     def __call__(self, students: Students, indices: np.ndarray) -> bool:

@@ -76,7 +76,7 @@ class TrialTrainer:
         limit = settings.group_size
         if len(widths) == 1 and self.are_large(self.finishers[activation], widths):
             limit = settings.n_large if round.start.network is None else settings.n_large_grown
-            if not self.finishers[activation].polisher.has_weak_inputs:
+            if self.finishers[activation].polisher.can_aim:
                 limit = 1  # it grows where neurons are missing
         return min(limit, self.n_students)
 
@@ -155,12 +155,12 @@ class TrialTrainer:
         settings = self.settings.search
         while self._can_be_brief(trial.activation) and not trial.has_ended:
             network, loss = self._start_of_growth(trial)
-            is_large = self._are_large(trial)
-            share = settings.improvement if is_large else settings.stands_out
+            is_aimed = self._are_aimed(trial)
+            share = settings.improvement if is_aimed else settings.stands_out
             is_better = loss < share * trial.corner
             if network is None or not is_better:
                 break
-            if not is_large and trial.is_approximation(network):
+            if not is_aimed and trial.is_approximation(network):
                 break
             trial.corner = loss
             enough = share * loss
@@ -170,8 +170,8 @@ class TrialTrainer:
                     break
 
     def _start_of_growth(self, trial: Trial) -> tuple[Network | None, float]:
-        """As the trial says; large students may be wider than others."""
-        if not self._are_large(trial):
+        """As the trial says; where new neurons are aimed, of any width."""
+        if not self._are_aimed(trial):
             return trial.start_of_growth
         worthwhile_loss = self.settings.finish.worthwhile_loss
         return trial.ensemble.corner(worthwhile_loss, any_width=True)
@@ -220,6 +220,9 @@ class TrialTrainer:
 
     def _are_large(self, trial: Trial) -> bool:
         return len(trial.widths) == 1 and self.are_large(trial.finisher, trial.widths)
+
+    def _are_aimed(self, trial: Trial) -> bool:
+        return self._are_large(trial) and trial.finisher.polisher.can_aim
 
     def _can_be_brief(self, activation: str) -> bool:
         """Whether a few steps of students tell something."""

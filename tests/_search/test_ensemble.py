@@ -120,6 +120,16 @@ def test_students_grow_by_a_few_neurons_and_are_padded_to_the_widths_of_the_othe
     assert_allclose(losses, trained.students.losses, rtol=1e-6, atol=1e-28)
 
 
+def test_aimed_students_may_be_wider_and_give_their_best_neurons(finisher, group, monkeypatch):
+    monkeypatch.setattr(Polisher, "can_aim", True)
+    network = group.recovered.network
+    grown = replace(recipe((4,)), max_iter=0, round=Round(0, start=Start(network=network)))
+    assert grown.trained_widths(finisher.settings.search, can_aim=True) == (5,)
+    trained = train_group(finisher, replace(grown, widths=network.widths), SEEDS)
+    assert trained.students.network(0).widths == network.widths
+    assert trained.students.losses.max() < 1e-20
+
+
 def test_students_on_collapsed_layers_have_no_other_neurons_there(finisher):
     lower = np.ones((3, 3))
     expanded = replace(recipe((9, 8, 7)), round=Round(10, start=Start(collapsed=[lower])))
