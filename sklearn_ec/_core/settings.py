@@ -140,7 +140,7 @@ class Stages(WarmUp):
 
     After a start along informative directions, it is trained at the fine rate; then further neurons
     learn the residual, and so on. Of 32 tanh neurons on 784 inputs, 48 hold none after 12,000 steps
-    elsewhere (5e-2); in stages they come to 5e-3, 1.2e-3 and 4e-4 in 90 s, and hold 27.
+    elsewhere (5e-2); in stages they come to 4e-3, 8e-4 and 3e-4 in 85 s, and hold 27.
     """
 
     # After 12,000 steps of 1200 of 300,000 rows, those 48 stand at 2.8e-2 with the usual rate, at
