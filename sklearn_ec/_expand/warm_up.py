@@ -129,7 +129,8 @@ class WarmUpTrainer:
         """Initial students after a short training, and whether that was completed."""
         module = self.initial_students(seeds, widths, start.shared)
         is_large = self._are_large(module.weights)
-        if is_large and len(widths) == len(seeds) == 1 and self.polisher.can_aim:
+        is_single = len(widths) == len(seeds) == 1 and start.n_steps is None
+        if is_large and is_single and self.polisher.can_aim:
             return self._train_in_stages(module, seeds)
         n_steps = self._n_steps(module.weights) if start.n_steps is None else start.n_steps
         module, completed = self._train_briefly(module, n_steps, int(seeds[0]), start.rate)

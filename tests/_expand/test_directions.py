@@ -11,7 +11,7 @@ from sklearn_ec._core.records import Network, Samples
 from sklearn_ec._core.settings import Settings, Training
 from sklearn_ec._expand.directions import informative_directions, linear_residuals
 from sklearn_ec._expand.polishing import Polisher
-from sklearn_ec._expand.warm_up import WarmUpTrainer
+from sklearn_ec._expand.warm_up import USUAL, Start, WarmUpTrainer
 
 N_INPUTS, WIDTH = 30, 4
 # All students are taken for large.
@@ -71,8 +71,9 @@ def test_a_large_student_grows_in_stages(polisher, neurons):
     assert holds(network, neurons) == WIDTH
 
 
-def test_several_students_do_not_grow_while_they_are_warmed_up(polisher):
-    module, _ = WarmUpTrainer(polisher).train(np.arange(2), (6,))
+@pytest.mark.parametrize(("seeds", "start"), [([0, 1], USUAL), ([0], Start(n_steps=100))])
+def test_several_students_and_those_of_a_race_do_not_grow(polisher, seeds, start):
+    module, _ = WarmUpTrainer(polisher).train(np.array(seeds), (6,), start)
     assert [layer.shape[1] for layer in module.weights] == [6, 1]
 
 
