@@ -233,10 +233,18 @@ class Fit:
         return ensemble
 
     def _keep_better(self, trained: Trained) -> None:
-        """Remember the students to use should the fit be interrupted."""
+        """Remember what to use should the fit be interrupted: the best students and network."""
+        before, self.trained = self.trained, trained
+        if before is None:
+            return
         loss = trained.ensemble.students.best_held_out_loss
-        if self.trained is None or loss < self.trained.ensemble.students.best_held_out_loss:
-            self.trained = trained
+        better, worse = (trained, before)
+        if not loss < before.ensemble.students.best_held_out_loss:
+            better, worse = before, trained
+        if better.activation == worse.activation:
+            ensemble = better.ensemble.with_attempt(worse.ensemble.best_candidate)
+            better = replace(better, ensemble=ensemble)
+        self.trained = better
 
     # Cluster and finish
 

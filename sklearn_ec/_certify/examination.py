@@ -257,9 +257,11 @@ class _Examination:
         """Whether the data determine the weights, and whether no other network is nearby.
 
         Large networks are first judged by their single neurons, a lower bound: where that is too
-        large, nothing else matters, and the isolation stays nan.
+        large, nothing else matters, and the isolation stays nan. Then a share of the rows is asked,
+        which tells less than all; where it does not suffice, all are, unless they are too many for
+        a factorization.
         """
-        limit, least_isolation, least_redundancy = self._limits()
+        limit, *_ = self._limits()
         if self.is_large:
             longest = max(layer.shape[1] for layer in self.network.layers)
             few = self.task.spread(self.verdict.weak_directions.rows_per_feature * longest)
@@ -268,12 +270,35 @@ class _Examination:
                 self.weight_error = self._neuron_error(self.task)
             if self.weight_error > limit:
                 return "weights", _open_to(self.weight_error)
+        share = self._share()
+        obstacle = self._determinacy_on(share)
+        is_final = not obstacle[0] or obstacle[0] in CERTIFIED or not self._is_factorized
+        return obstacle if is_final or share is self.task else self._determinacy_on(self.task)
+
+    @property
+    def _is_factorized(self) -> bool:
+        return self.network.n_parameters <= self.verdict.max_factorized_parameters
+
+    def _share(self) -> LeastSquaresTask:
+        """A task of as many rows as tell about the weights of a large network, else of all."""
+        is_small = self._is_factorized and not self.is_large
+        if not (is_small or (self._is_factorized and self.imitated is not None)):
+            n_equations = self.verdict.equations * self.network.n_parameters
+            rows = self.samples.thinned(n_equations, seed=0)
+            if rows is not self.samples:
+                device, task = str(self.task.inputs.device), self.task
+                return task_of(rows, self.activation, device, task.watch, task.blocks)
+        return self.task
+
+    def _determinacy_on(self, task: LeastSquaresTask) -> tuple[Obstacle, str]:
+        """The same on the rows of a task, whatever single neurons say."""
+        limit, least_isolation, least_redundancy = self._limits()
         canonical = canonical_network(self.network, self.activation)
         linearization: _Linearization
-        if self.network.n_parameters > self.verdict.max_factorized_parameters:
-            linearization, standardized = self._weakest(canonical)
+        if not self._is_factorized:
+            linearization, standardized = self._weakest(task, canonical)
         else:
-            factorized, standardized = self._factorized(canonical, limit)
+            factorized, standardized = self._factorized(task, canonical, limit)
             if self.imitated is None and self._misses_another_network(factorized):
                 return "structure", (
                     f"no change of the weights explains the error of {self.error:.1e}, which is "
@@ -305,24 +330,23 @@ class _Examination:
         """The largest error of single neurons' weights that rows of a task leave open."""
         return self._typical_error() / max(least_neuron_singular_value(task, self.network), TINY)
 
-    def _factorized(self, network: Network, limit: float) -> tuple[Linearization, float]:
+    def _factorized(
+        self, task: LeastSquaresTask, network: Network, limit: float
+    ) -> tuple[Linearization, float]:
         """The linearization, and the largest weight error in standardized coordinates."""
-        linearization = Linearization(self.task, network, self._weighted_rounding())
+        linearization = Linearization(task, network, self._weighted_rounding())
         errors = self._errors(linearization.coefficients)
         standardized = _largest(linearization.relative_errors(errors))
         self._measure_in_original_units(linearization, errors, limit)
         self.isolation = _isolation(linearization, errors, self.verdict.n_weak_directions)
         return linearization, standardized
 
-    def _weakest(self, network: Network) -> tuple[_Linearization, float]:
-        """The same of a large network, from its weakest directions, on a share of the rows.
+    def _weakest(self, task: LeastSquaresTask, network: Network) -> tuple[_Linearization, float]:
+        """The same of a very large network, from its weakest directions.
 
         All of the error may lie along the weakest one, and reach each weight from there.
         """
         verdict, coordinates = self.verdict, self.coordinates
-        rows = self.samples.thinned(verdict.equations * network.n_parameters, seed=0)
-        device, watch = str(self.task.inputs.device), self.task.watch
-        task = task_of(rows, self.activation, device, watch, self.task.blocks)
         linearization = WeakLinearization(task, network, verdict.weak_directions)
         values = linearization.singular_values
         errors = torch.full_like(values, max(self.error, coordinates.y_rounding))

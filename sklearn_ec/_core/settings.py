@@ -76,11 +76,19 @@ class ConjugateGradients:
     # took 417 products instead of 212 to the same loss on all rows.
     relative_residual: float = 0.3
     max_iterations: int = 100
-    # Of polishes that end unless they go ahead fast: neurons are missing there, or to spare. Five
-    # steps of 48 tanh neurons, 27 of them of a 784-32-1 network, come from 2e-4 to 1.3e-5 in 122 s
-    # with 100, to 1.6e-5 in 43 s with 10; ten steps of 45 ``g`` neurons, 24 of them of a network on
-    # 256 inputs, to 8e-6 in 27 s with 30, to 3e-5 in 15 s with 10.
-    hasty_iterations: int = 30
+    # The same where inputs vary in all directions. From 6e-6, the 32 tanh
+    # neurons of a 784-32-1 network come to 3e-11 in six steps with 0.3, in 19 s; to 6e-18 in 24 s
+    # with 0.1, to 7e-24 in 29 s with 0.03.
+    well_posed_residual: float = 0.1
+    # There a solve goes on, too, until so many iterations added less than a share of what the step
+    # is to gain by its quadratic model: few products are cheap next to the rest of a step.
+    well_posed_tail: int = 5
+    tail: int = 0
+    tail_share: float = 0.01
+    # Iterations of polishes that end unless they go ahead fast: neurons are missing there, or to
+    # spare. Five steps of 48 tanh neurons, 27 of them of that network, come from 2e-4 to 1.3e-5 in
+    # 122 s with 100, to 1.6e-5 in 43 s with 10.
+    hasty_iterations: int = 60
     # Steps that the blocks of the preconditioner serve; a divisor of the steps of an epoch, so that
     # a training that is continued between two epochs goes on as if it had not been interrupted.
     block_steps: int = 10
@@ -97,9 +105,15 @@ class ConjugateGradients:
     coarse_rows: int = 4
     coarse_rcond: float = 1e-13
     # Products lose less than JᵀJ itself: less damping, and a lower relative loss, before rounding
-    # counts.
+    # counts. Those in single precision are no longer positive definite with too little damping, and
+    # solves break down after a product or two: 33 ReLU neurons, 32 of them of a 784-32-1 network,
+    # came from 5e-8 to 3e-14 in 41 s without a floor; to 4e-25 in 31 s with it.
     damping_floor: float = 1e-24
+    single_damping_floor: float = 2e-9
     rounding_loss: float = 1e-26
+    # A rejected step costs a solve. With a factor of 4, 33 ReLU neurons with skip terms, 32 of them
+    # of a 784-32-1 network, come from 4e-7 to 5e-12 in 70 s, and crawl; to 5e-26 in 110 s with 10.
+    damping_increase: float = 10.0
     # The damping of the first step is the loss squared, and at least this share of the loss. Eight
     # steps of 33 ReLU neurons, 32 of them of a 784-32-1 network, come from 1e-5 to 1e-7 with it, to
     # 1e-6 with the loss itself.
@@ -220,6 +234,11 @@ class Polish:
     start_damping: float = 1e-3
     window: int = 20  # steps after which progress is judged
     large_window: int = 5  # of large networks, whose steps take seconds
+    # With the right neurons, and inputs that vary in all directions, a window of so many steps
+    # leaves no more than this share of the loss: 784-32-1 ReLU comes from 5e-5 to 8e-8 in four
+    # steps, and without one of its neurons from 7e-5 to 2e-5 in five.
+    hasty_window: int = 2
+    hasty_progress: float = 0.4
     # Products in single precision, three times as fast, as long as a window leaves less than this
     # share of the loss.
     single_progress: float = 0.3
@@ -296,6 +315,10 @@ class Prune:
     # The same for large networks, whose windows are short. Of 33 ReLU neurons, 32 of a 784-32-1
     # network, one that looked cheap went after such a polish had left 0.23; it was none to spare.
     large_final_progress: float = 0.8
+    # Where inputs vary in all directions, they are asked for spare neurons again once this share of
+    # the loss is left. Of 33 ReLU neurons, one of them to spare, at 1e-7, its removal costs 4 times
+    # the loss at 2e-9, half of it at 1e-11, after 35 s; polished on, they took 200 s to 5e-30.
+    large_part: float = 1e-5
     # Out of a corner: the last network of the path with more than this many times the neurons is
     # polished, and pruned again if that leaves this share of the loss.
     retrace_width: float = 2.0
@@ -324,6 +347,12 @@ class Imitators:
     fit_steps: int = 60
     fit_progress: float = 0.5
     fit_loss: float = 1e-5
+    # Neurons are copies up to this angle between incoming vectors, in radians, where one for all of
+    # them does not raise the loss by more than the factor. Of 38 tanh neurons, 32 of them those of
+    # a 784-32-1 network, at 9e-8, the six others are copies (cosines of 0.998). Without them the
+    # loss is 64 times that; then ten steps come to 7e-24 in 30 s, before six to 5e-10 in a minute.
+    copy_angle: float = 0.25
+    copy_factor: float = 100.0
 
 
 @dataclass(frozen=True)
@@ -387,10 +416,6 @@ class Finish:
     # Large networks are pruned once their relative loss is below this, and not polished before:
     # steps cost less afterwards. While training goes on, large students above it are left alone.
     first_polish_loss: float = 1e-6
-    # With the right neurons, and inputs that vary in all directions, a window of five steps leaves
-    # no more than this share of the loss: 784-32-1 ReLU comes from 5e-5 to 8e-8 in four steps, and
-    # without one of its neurons from 7e-5 to 2e-5 in five.
-    large_progress: float = 0.1
     # A large network of clusters is polished if its loss is at most this many times that of the
     # best student: where neurons are missing, polishing does not help.
     large_factor: float = 10.0
@@ -398,6 +423,8 @@ class Finish:
     # of 48 on 784 inputs, they come from 5e-5 to 8e-8 in four steps; 16 ``g`` neurons on MNIST, 8
     # of them of a network, from 2e-4 to 8e-7 in seven, and the network is found.
     large_polish_loss: float = 2e-3
+    # Skip terms, in which neurons turn, go once this share of the loss is left: they slow steps.
+    turning_share: float = 1e-3
     # Deep networks above this relative loss end with the signs that fit best, whatever that costs.
     hopeless_loss: float = 1e-10
     worthwhile_loss: float = 1e-2  # students above this relative loss are not worth finishing

@@ -28,6 +28,14 @@ from sklearn_ec._solvers.task import LeastSquaresTask, resolve_device, task_of
 from .students import layer_shapes, network_at
 
 
+class Unfinished(KeyboardInterrupt):
+    """A polish was stopped from outside; ``network`` is as far as it got."""
+
+    def __init__(self, network: Network):
+        super().__init__(network)
+        self.network = network
+
+
 class Polisher:
     """Polishes networks on one set of rows, on one device.
 
@@ -121,30 +129,31 @@ class Polisher:
         target: float = math.inf,
         enough: float = 0.0,
         progress: float | None = None,
+        is_hasty: bool = False,
     ) -> tuple[Network, float]:
         """Levenberg on a single network, down to rounding or to a loss that is ``enough``.
 
         The descent is given up where a window of steps leaves more than the share ``progress`` of
-        the loss, or where twice the present rate would not reach the ``target`` loss. Large
-        networks get products in single precision; where these do not go ahead fast, double ones for
-        as long as they do better. Those that stall near zero get nearly exact steps, from dense
-        equations if there is memory for them.
+        the loss, or where twice the present rate would not reach the ``target`` loss; that of a
+        large network, where ``is_hasty``, unless it goes ahead fast. Large networks get products in
+        single precision; where these do not go ahead fast, double ones for as long as they do
+        better. Those that stall near zero get nearly exact steps, from dense equations if there is
+        memory for them.
         """
         settings, layers = self.settings.polish, stacked(network, self.device)
         progress = settings.progress if progress is None else progress
         is_single = is_cheap = self.suited(layers).is_matrix_free
-        is_hasty = progress < settings.single_progress
-        linear = self._cheap(layers, is_single, is_hasty and self.can_aim)
-        solver = self._levenberg(layers, linear, enough, settings.start_damping)
         window = settings.large_window if is_cheap else settings.window
-        single_share, was_compared = math.inf, not is_single
+        if is_hasty and is_cheap:
+            window, progress = settings.hasty_window, settings.hasty_progress
+        linear = self._cheap(layers, is_single, is_hasty)
+        solver = self._levenberg(layers, linear, enough, settings.start_damping)
+        single_share, was_compared = math.inf, is_hasty or not is_single
         for n_windows in range(math.ceil(max_iter / window) - 1, -1, -1):
             before = float(solver.losses[0])
-            self.n_steps += solver.run(window)
+            self.n_steps += _advance(solver, window)
             loss = float(solver.losses[0])
             if solver.finished.all():
-                break
-            if is_hasty and loss > progress * before:
                 break
             if not was_compared and loss > settings.single_progress * before:
                 was_compared = not is_single
@@ -244,11 +253,12 @@ class Polisher:
         return self.least_variance < self.settings.polish.shrinkage
 
     @property
-    def can_aim(self) -> bool:
-        """Whether second moments tell large students of one hidden layer which neurons they lack.
+    def trains_in_stages(self) -> bool:
+        """Whether a large student of one hidden layer does without random neurons.
 
-        Inputs vary in all directions then. Neurons with kinks find their way without: of 32 of ReLU
-        on 784 inputs, 48 hold 27 after 12,000 steps of Adam. In stages they came to 33, not to 32.
+        Second moments tell where neurons are missing if inputs vary in all directions. Those with
+        kinks find their way: of 32 of ReLU on 784 inputs, 48 hold 27 after 12,000 steps
+        of Adam. In stages they came to 33, not to 32.
         """
         return not (self.has_weak_inputs or self.activation.homogeneous)
 
@@ -312,8 +322,12 @@ class Polisher:
         """
         if in_single:
             solves = self.settings.conjugate_gradients
-            most = solves.hasty_iterations if is_hasty else solves.max_iterations
-            return MatrixFree(replace(solves, max_iterations=most), in_single=True)
+            if not self.has_weak_inputs:
+                residual, tail = solves.well_posed_residual, solves.well_posed_tail
+                solves = replace(solves, relative_residual=residual, tail=tail)
+                if is_hasty:
+                    solves = replace(solves, max_iterations=solves.hasty_iterations)
+            return MatrixFree(solves, in_single=True)
         return self.suited(layers)
 
     def _exact(self, layers: Layers) -> LinearSolver:
@@ -353,3 +367,11 @@ class Polisher:
             cached -= torch.cuda.memory_allocated(self.device)
             return self.settings.training.free_memory_share * (free + cached)
         return self.solver_bytes
+
+
+def _advance(solver: Levenberg, n_steps: int) -> int:
+    """Take up to so many steps with a single network, and return how many were taken."""
+    try:
+        return solver.run(n_steps)
+    except KeyboardInterrupt as stop:
+        raise Unfinished(network_at(solver.layers, 0)) from stop

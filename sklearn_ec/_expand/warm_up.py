@@ -97,7 +97,7 @@ class WarmUpTrainer:
         residuals = samples.y - network_outputs(network, samples.X, self.polisher.activation)
         scale = np.sqrt(np.mean(residuals**2))
         learner = WarmUpTrainer(self.polisher.with_targets(residuals / scale))
-        if self.polisher.can_aim:
+        if not self.polisher.has_weak_inputs:
             stages = self.settings.stages
             module = learner._aimed(learner.initial_students(seeds, (n_added,)), residuals)
             seed = int(seeds[0])
@@ -130,7 +130,7 @@ class WarmUpTrainer:
         module = self.initial_students(seeds, widths, start.shared)
         is_large = self._are_large(module.weights)
         is_single = len(widths) == len(seeds) == 1 and start.n_steps is None
-        if is_large and is_single and self.polisher.can_aim:
+        if is_large and is_single and self.polisher.trains_in_stages:
             return self._train_in_stages(module, seeds)
         n_steps = self._n_steps(module.weights) if start.n_steps is None else start.n_steps
         module, completed = self._train_briefly(module, n_steps, int(seeds[0]), start.rate)

@@ -22,6 +22,7 @@ from sklearn_ec._expand.polishing import Polisher
 from sklearn_ec._io.cache import CACHE_VERSION, Store, digest
 
 from .caps import Cap, ExactCap, NoiseCap
+from .imitators import without_copies
 from .noisy import left_out_loss, one_standard_error_bound, smallest_network, squared_errors
 from .pruning import prune, pruning_path, unstick
 from .removals import narrowed, reduced, without_spare
@@ -101,7 +102,8 @@ class Finisher:
         limit = self.settings.finish.large_factor * loss
         if self.polisher.is_matrix_free(network) and not self._loss(network) < limit:
             return None
-        polished, polished_loss = self._on_few_rows(network).polish(network, n_steps)
+        few = self._on_few_rows(network)
+        polished, polished_loss = few.polish(network, n_steps, is_hasty=not few.has_weak_inputs)
         return polished if polished_loss < loss else None
 
     def finish(self, network: Network) -> Candidate:
@@ -183,12 +185,12 @@ class Finisher:
         finish = settings.finish
         if self.prune and loss < (finish.first_polish_loss if is_large else finish.worthwhile_loss):
             if is_large and self._has_hasty_signs(network, polisher):
-                network = with_skip(network)
+                network, loss = self._turned(network, loss, polisher)
             network, loss = prune(network, loss, polisher, is_final)
             if final:
                 return final[0], loss
             if is_large and len(network.widths) == 1:
-                network, loss = self._unstuck(network, loss, polisher)
+                network, loss = unstick(network, loss, polisher)
         is_corner = is_large and loss > max(
             settings.prune.exact_loss, polisher.samples.rounding_loss
         )
@@ -237,18 +239,22 @@ class Finisher:
         if not is_large:
             return polisher.polish(network, n_steps)
         enough, is_well_posed = settings.first_polish_loss, not polisher.has_weak_inputs
-        progress = settings.large_progress if is_well_posed else None
-        network, loss = polisher.polish(network, n_steps, enough=enough, progress=progress)
+        if is_well_posed and len(network.widths) == 1:
+            network = without_copies(network, polisher)
+        network, loss = polisher.polish(network, n_steps, enough=enough, is_hasty=is_well_posed)
         if is_well_posed or loss <= enough:
             return network, loss
         return polisher.polish(polisher.settled(network), n_steps, enough=enough)
 
-    def _unstuck(self, network: Network, loss: float, polisher: Polisher) -> tuple[Network, float]:
-        """A large network that pruning left in a corner, led out, without the skip terms it got."""
-        if network.has_skip and not polisher.has_skip:
-            network = resolve_signs(network, polisher.activation)
-            network, loss = self._polished(polisher, network, is_large=True)
-        return unstick(network, loss, polisher)
+    def _turned(self, network: Network, loss: float, polisher: Polisher) -> tuple[Network, float]:
+        """A large network after a few steps with skip terms, in which its neurons may turn."""
+        settings = self.settings.finish
+        n_steps, enough = settings.first_polish_steps, settings.turning_share * loss
+        turned = without_copies(with_skip(network), polisher)
+        turned, _ = polisher.polish(turned, n_steps, enough=enough, is_hasty=True)
+        resolved = resolve_signs(turned, polisher.activation)
+        resolved, resolved_loss = polisher.polish(resolved, n_steps, enough=loss, is_hasty=True)
+        return (resolved, resolved_loss) if resolved_loss < loss else (network, loss)
 
     @staticmethod
     def _has_hasty_signs(network: Network, polisher: Polisher) -> bool:

@@ -25,6 +25,8 @@ from sklearn_ec._core.forward import read_features, solve_readout
 from sklearn_ec._core.records import Network
 from sklearn_ec._expand.polishing import Polisher
 
+from .removals import Removal, without_neurons
+
 
 def merged_network(network: Network, polisher: Polisher) -> Network | None:
     """The network with one neuron for all that have parallel outgoing weights.
@@ -44,6 +46,33 @@ def merged_network(network: Network, polisher: Polisher) -> Network | None:
         for members, part in zip(sets, parts, strict=True)
     ]
     return solve_readout([np.vstack(neurons)], samples, polisher.activation, network.has_skip)
+
+
+def without_copies(network: Network, polisher: Polisher) -> Network:
+    """One neuron of a network of one hidden layer for several that are nearly the same, unpolished.
+
+    Together such neurons do little more than one; they make steps of Levenberg nearly singular. Of
+    several, the one stays that contributes most. Returns the network itself where there are none,
+    or where they do more than a polish would make up for.
+    """
+    settings, (incoming, outgoing) = polisher.settings.imitators, network.layers
+    sizes = np.linalg.norm(incoming, axis=1) * np.linalg.norm(outgoing[:, : len(incoming)], axis=0)
+    cosines = unit_rows(incoming) @ unit_rows(incoming).T
+    activation = polisher.activation
+    if activation.symmetry == "odd" or (activation.has_linear_flip and network.has_skip):
+        cosines = np.abs(cosines)
+    kept: list[int] = []
+    for neuron in np.argsort(-sizes):
+        if (cosines[neuron, kept] < np.cos(settings.copy_angle)).all():
+            kept.append(int(neuron))
+    copies = np.setdiff1d(np.arange(len(incoming)), kept)
+    if not len(copies):
+        return network
+    fewer = without_neurons(network, polisher, Removal(0, copies, math.inf))
+    before, after = (
+        float(polisher.losses([a[None] for a in n.layers])[0]) for n in (network, fewer)
+    )
+    return fewer if after <= settings.copy_factor * before else network
 
 
 def parallel_sets(outgoing: np.ndarray, max_angle: float) -> list[np.ndarray]:

@@ -14,7 +14,7 @@ from sklearn_ec._core.records import Network
 from sklearn_ec._expand.polishing import Polisher
 
 from .caps import Cap, ExactCap, NoiseCap
-from .imitators import merged_network
+from .imitators import merged_network, without_copies
 from .removals import Removal, cheap_loss_of, removal_candidates, without_neurons
 
 IsFinal = Callable[[Network, float], bool]
@@ -79,7 +79,9 @@ def _try_merging(
 ) -> tuple[Network, float]:
     """One neuron for each that several imitate together, where the loss allows it."""
     merged = merged_network(network, polisher)
-    if merged is None:
+    if merged is None and not polisher.has_weak_inputs:
+        merged = without_copies(network, polisher)
+    if merged is None or merged is network:
         return network, loss
     settings, allowed = polisher.settings.prune, cap.allowed(merged)
     enough = cap.enough(merged, sum(network.widths) - sum(merged.widths))
@@ -123,10 +125,11 @@ def pruning_path(
         is_cheap = least <= cheap * polisher.samples.n_equations
         if is_final and not is_cheap and network is not polished:
             if loss > exact_loss:
-                network, loss = _polished_to_the_end(network, polisher, cap)
+                enough = _next_part(network, loss, polisher)
+                network, loss = _polished_to_the_end(network, polisher, cap, enough)
                 cap.update(network, loss)
                 yield network, loss
-                if loss <= exact_loss:
+                if loss <= max(enough, exact_loss):
                     continue  # what was not cheap before may be now
             elif is_final(network, loss):
                 return
@@ -219,11 +222,21 @@ def _polished(
     return polisher.polish(network, cap.n_steps, target, enough, progress)
 
 
-def _polished_to_the_end(network: Network, polisher: Polisher, cap: Cap) -> tuple[Network, float]:
-    """A network polished as far as it goes, unless it crawls."""
+def _polished_to_the_end(
+    network: Network, polisher: Polisher, cap: Cap, enough: float
+) -> tuple[Network, float]:
+    """A network polished as far as it goes, unless it crawls, or until a loss that is enough."""
     settings, is_large = polisher.settings.prune, polisher.is_matrix_free(network)
     progress = settings.large_final_progress if is_large else settings.final_progress
-    return _polished(network, polisher, cap, progress=progress)
+    return _polished(network, polisher, cap, enough=enough, progress=progress)
+
+
+def _next_part(network: Network, loss: float, polisher: Polisher) -> float:
+    """The loss at which a large network may have cheap neurons that it had not before."""
+    settings = polisher.settings.prune
+    part = settings.large_part * loss
+    is_well_posed = polisher.is_matrix_free(network) and not polisher.has_weak_inputs
+    return part if is_well_posed and part > settings.exact_loss else 0.0
 
 
 def cheapest_removal(

@@ -14,7 +14,7 @@ import numpy as np
 from sklearn_ec._core.records import Samples, Students
 from sklearn_ec._core.settings import Search as SearchSettings
 from sklearn_ec._core.settings import Training
-from sklearn_ec._expand.polishing import Polisher
+from sklearn_ec._expand.polishing import Polisher, Unfinished
 from sklearn_ec._expand.skorch_nets import n_levenberg_epochs
 from sklearn_ec._expand.students import grown_students, layer_shapes
 from sklearn_ec._expand.training import StudentTrainer
@@ -60,7 +60,7 @@ class Recipe:
         is_adam = self.solver == "adam"
         return self.max_iter if is_adam else n_levenberg_epochs(self.max_iter, training)
 
-    def trained_widths(self, search: SearchSettings, can_aim: bool = False) -> tuple[int, ...]:
+    def trained_widths(self, search: SearchSettings, is_aimed: bool = False) -> tuple[int, ...]:
         """Widths in training: students that grow have a share more neurons than their start.
 
         Large ones whose new neurons are aimed have more of them, and may be wider than others.
@@ -70,7 +70,7 @@ class Recipe:
             return (*map(len, collapsed), *self.widths[len(collapsed) :])
         if start is None:
             return self.widths
-        is_aimed = self.max_iter == 0 and can_aim
+        is_aimed = is_aimed and self.max_iter == 0
         share = search.aimed_growth if is_aimed else search.growth
         grown = [w + max(search.min_growth, math.ceil(share * w)) for w in start.widths]
         return tuple(grown if is_aimed else map(min, self.widths, grown))
@@ -85,7 +85,7 @@ def train_group(
 ) -> Ensemble:
     """Train students until enough converged, or their clusters or the best one give the network."""
     polisher, max_iter = finisher.polisher, recipe.max_iter
-    widths = recipe.trained_widths(finisher.settings.search, finisher.polisher.can_aim)
+    widths = recipe.trained_widths(finisher.settings.search, not polisher.has_weak_inputs)
     if recipe.solver == "adam":
         students = StudentTrainer(polisher).train_with_adam(
             seeds, widths, max_iter=max_iter, checkpoint=checkpoint, on_epoch=on_epoch
@@ -116,7 +116,8 @@ class _Question:
     def __init__(self, finisher: Finisher, recipe: Recipe):
         self.finisher = finisher
         self.recipe = recipe
-        self.widths = recipe.trained_widths(finisher.settings.search, finisher.polisher.can_aim)
+        is_aimed = not finisher.polisher.has_weak_inputs
+        self.widths = recipe.trained_widths(finisher.settings.search, is_aimed)
         self.found: dict[str, Any] = {}  # fields of the ensemble
 
     def __call__(self, students: Students, indices: np.ndarray) -> bool:
@@ -124,19 +125,28 @@ class _Question:
         is_far = not (students.losses < settings.worthwhile_loss).any()
         if is_far or is_overfitted(students, settings):
             return False
+        group = Ensemble(students, self.recipe.tol, attempt=self.found.get("attempt"))
+        try:
+            is_found = group.seek(self.finisher, self._prunes(students))
+        except Unfinished as stop:
+            group = group.with_attempt(self.finisher.judge_as_is(stop.network))
+            raise
+        finally:
+            self._keep(group, indices)
+        self.finisher.polisher.watch.say("training")
+        return is_found
+
+    def _keep(self, group: Ensemble, indices: np.ndarray) -> None:
+        """Keep what was made of students in training, of these ones."""
         found = self.found
-        group = Ensemble(students, self.recipe.tol, attempt=found.get("attempt"))
-        is_found = group.seek(self.finisher, self._prunes(students))
         for kept in ("certified", "finished"):
             for student, candidate in getattr(group, kept).items():
                 if candidate.certificate.fits_exactly or candidate.certificate.is_conclusive:
                     found.setdefault(kept, {})[int(indices[student])] = candidate
         clustered = group.clustered
-        if is_found or (clustered and clustered.candidate.certificate.fits_exactly):
+        if group.is_conclusive or (clustered and clustered.candidate.certificate.fits_exactly):
             found["clustered"] = clustered
         found["attempt"] = best_of(found.get("attempt"), group.best_candidate)
-        self.finisher.polisher.watch.say("training")
-        return is_found
 
     def _prunes(self, students: Students) -> bool:
         """Whether it is time to prune the best student, or what a pool was reduced to."""

@@ -75,9 +75,10 @@ class TrialTrainer:
             return self.n_students
         limit = settings.group_size
         if len(widths) == 1 and self.are_large(self.finishers[activation], widths):
-            limit = settings.n_large if round.start.network is None else settings.n_large_grown
-            if self.finishers[activation].polisher.can_aim:
-                limit = 1  # it grows where neurons are missing
+            polisher, grows = self.finishers[activation].polisher, round.start.network is not None
+            limit = settings.n_large_grown if grows else settings.n_large
+            if polisher.trains_in_stages or (grows and not polisher.has_weak_inputs):
+                limit = 1  # its new neurons are where some are missing
         return min(limit, self.n_students)
 
     def rounds(self, activation: str, widths: Shape) -> list[Round]:
@@ -222,7 +223,7 @@ class TrialTrainer:
         return len(trial.widths) == 1 and self.are_large(trial.finisher, trial.widths)
 
     def _are_aimed(self, trial: Trial) -> bool:
-        return self._are_large(trial) and trial.finisher.polisher.can_aim
+        return self._are_large(trial) and not trial.finisher.polisher.has_weak_inputs
 
     def _can_be_brief(self, activation: str) -> bool:
         """Whether a few steps of students tell something."""

@@ -168,6 +168,7 @@ class DampedMatrixFreeSystem:
         solves = self.equations.solves
         goal = solves.relative_residual**2 * size
         active = self.succeeded & (size > 0)
+        gains: list[Tensor] = []  # of the quadratic model, by iteration
         for _ in range(solves.max_iterations):
             if not active.any():
                 break
@@ -181,7 +182,10 @@ class DampedMatrixFreeSystem:
             next_size = (residual * preconditioned).sum(dim=1)
             ratio = torch.where(active, next_size / size, 0.0)[:, None]
             direction = preconditioned + ratio * direction
-            active, size = active & (next_size > goal), next_size
+            gains.append(length[:, 0] * size)
+            is_tail = sum(gains[-solves.tail :]) < solves.tail_share * sum(gains)
+            is_over = (next_size <= goal) & (is_tail if solves.tail else True)
+            active, size = active & ~is_over, next_size
         return step
 
     def _product(self, direction: Tensor) -> Tensor:
@@ -222,12 +226,19 @@ class MatrixFree:
         return MatrixFree(self.solves, self.in_single)
 
     def rule(self, damping: Damping) -> Damping:
-        floor, rounding_loss = self.solves.damping_floor, self.solves.rounding_loss
-        return replace(damping, floor=floor, rounding_loss=rounding_loss)
+        solves = self.solves
+        floor = solves.single_damping_floor if self.in_single else solves.damping_floor
+        return replace(
+            damping,
+            floor=floor,
+            rounding_loss=solves.rounding_loss,
+            rounding_damping=max(damping.rounding_damping, 10.0 * floor),
+            increase=solves.damping_increase,
+        )
 
     def start_damping(self, losses: Tensor, damping: float) -> Tensor:
-        share = losses.clamp(self.solves.least_share, 1.0)
-        return (share * losses).clamp(max=damping)
+        share, floor = losses.clamp(self.solves.least_share, 1.0), self.rule(Damping()).floor
+        return (share * losses).clamp(max=damping).clamp(min=floor)
 
     def step_bytes(self, task: LeastSquaresTask, layers: Layers) -> int:
         n_parameters = sum(layer[0].numel() for layer in layers)

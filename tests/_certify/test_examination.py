@@ -3,6 +3,7 @@
 What the certificate says of spare neurons, layers and rows is in ``test_spare_neurons.py``.
 """
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ import scipy.linalg
 import torch
 from numpy.testing import assert_allclose
 
+from sklearn_ec._certify import examination
 from sklearn_ec._certify.examination import certify
 from sklearn_ec._core.activations import get_activation
 from sklearn_ec._core.coordinates import prepare
@@ -590,6 +592,30 @@ def test_kinks_that_other_rows_check_pass(activation, verdict):
     certificate = with_rows_between_kinks(40, activation, verdict=verdict).certify()
     assert certificate.passed
     assert certificate.redundancy > (0.1 if verdict.max_factorized_parameters else 0.02)
+
+
+def test_large_networks_are_judged_on_a_share_of_the_rows(monkeypatch):
+    """On all of them where the share leaves weights open."""
+    teacher = make_teacher(3, (4,), activation="tanh", random_state=0)
+    X = np.random.default_rng(0).normal(size=(1000, 3))
+    planted, sizes = Planted(teacher, X, verdict=Verdict(max_dense_parameters=0)), []
+
+    class Recorded(examination.Linearization):
+        def __init__(self, task, *arguments):
+            sizes.append(len(task.inputs))
+            super().__init__(task, *arguments)
+
+    monkeypatch.setattr(examination, "Linearization", Recorded)
+    on_share = planted.certify()
+    few = math.ceil(planted.verdict.equations * planted.network.n_parameters)
+    assert sizes == [few]
+    assert on_share.passed
+    limit = 0.99 * on_share.weight_error
+    planted.verdict = replace(planted.verdict, max_weight_error=limit)
+    on_all = planted.certify()
+    assert sizes == [few, few, len(planted.problem.train.X)]
+    assert on_all.passed
+    assert on_all.weight_error < limit
 
 
 # Every obstacle

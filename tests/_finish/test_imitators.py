@@ -12,7 +12,12 @@ from sklearn_ec._core.settings import DEFAULTS
 from sklearn_ec._core.signs import with_skip
 from sklearn_ec._expand.polishing import Polisher
 from sklearn_ec._finish import pruning
-from sklearn_ec._finish.imitators import merged_network, parallel_sets, unexplained_share
+from sklearn_ec._finish.imitators import (
+    merged_network,
+    parallel_sets,
+    unexplained_share,
+    without_copies,
+)
 from sklearn_ec._finish.pruning import prune
 from sklearn_ec._solvers.jacobian import stacked
 
@@ -163,3 +168,45 @@ def test_different_neurons_with_parallel_outgoing_weights_survive():
     assert pruned.widths == (3,)
     assert loss < 1e-20
     assert_allclose(pruned.layers[0], network.layers[0], atol=1e-9)
+
+
+# Copies
+
+
+def with_copies(network, angle, seed=3):
+    """The last neuron twice, at an angle, each with half of its outgoing weights."""
+    rng = np.random.default_rng(seed)
+    hidden, readout = network.layers
+    side = rng.normal(size=hidden.shape[1])
+    side -= hidden[-1] * (side @ hidden[-1]) / (hidden[-1] @ hidden[-1])
+    turned = hidden[-1] + np.tan(angle) * np.linalg.norm(hidden[-1]) * side / np.linalg.norm(side)
+    outgoing, bias = readout[:, :-1].copy(), readout[:, -1:]
+    outgoing[:, -1] *= 0.5
+    return Network((np.vstack([hidden, turned]), np.hstack([outgoing, outgoing[:, -1:], bias])))
+
+
+def test_of_near_copies_one_stays():
+    teacher = random_network(width=3, n_outputs=1)
+    polisher = polisher_of(teacher, "tanh")
+    network = with_copies(teacher, 0.1)
+    fewer = without_copies(network, polisher)
+    assert fewer.widths == (3,)
+    assert_array_equal(fewer.layers[0][:2], teacher.layers[0][:2])
+    assert loss_of(fewer, polisher) < 100 * loss_of(network, polisher)
+
+
+def test_opposite_neurons_are_copies_where_the_activation_is_odd():
+    teacher = random_network(width=3, n_outputs=1)
+    for name, n_left in (("tanh", 3), ("g", 4)):
+        network = with_copies(teacher, 0.1)
+        network.layers[0][-1] *= -1
+        network.layers[1][:, -2] *= -1
+        assert without_copies(network, polisher_of(teacher, name)).widths == (n_left,)
+
+
+def test_neurons_that_do_more_than_copies_stay():
+    network = with_copies(random_network(width=3, n_outputs=1), 0.2)
+    polisher = polisher_of(network, "tanh")  # it is exact with both
+    assert without_copies(network, polisher) is network
+    different = random_network(width=3, n_outputs=1)
+    assert without_copies(different, polisher) is different

@@ -20,7 +20,7 @@ from sklearn_ec._core.settings import DEFAULTS
 from sklearn_ec._core.signs import with_skip
 from sklearn_ec._expand.polishing import Polisher
 from sklearn_ec._finish.caps import ExactCap, NoiseCap
-from sklearn_ec._finish.pruning import cheapest_removal, prune, pruning_path
+from sklearn_ec._finish.pruning import _next_part, cheapest_removal, prune, pruning_path
 from sklearn_ec._finish.removals import (
     Removal,
     removal_candidates,
@@ -161,3 +161,12 @@ def test_a_large_exact_network_loses_its_spare_neurons_before_it_is_judged():
     *_, (smallest, _) = pruning_path(start, loss, polisher, cap, is_final)
     assert smallest.widths == network.widths
     assert judged == [network.widths]
+
+
+def test_large_networks_are_asked_for_spare_neurons_on_their_way_to_zero():
+    """Small ones go there in one polish, and large ones below the loss of exact networks."""
+    for settings, expected in ((ALL_LARGE, [1e-12, 0.0]), (DEFAULTS, [0.0, 0.0])):
+        network, polisher, _ = planted("tanh", settings=settings)
+        assert not polisher.has_weak_inputs
+        enough = [_next_part(network, loss, polisher) for loss in (1e-7, 1e-16)]
+        assert_allclose(enough, expected)

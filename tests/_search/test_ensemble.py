@@ -15,6 +15,7 @@ from sklearn_ec._expand.warm_up import Start
 from sklearn_ec._finish.finisher import Candidate, Finisher
 from sklearn_ec._search.ensemble import Clustered, Ensemble, carried_over
 from sklearn_ec._search.rounds import Recipe, Round, train_group
+from sklearn_ec._solvers.levenberg import Levenberg
 
 SEEDS = np.arange(6)
 
@@ -64,6 +65,26 @@ def test_the_network_of_the_same_clusters_is_not_finished_twice(finisher, group,
     small = group.cluster(finisher, Thresholds(beta=0.0))
     assert not small.collapsed
     assert group.network_of(small, finisher) is None
+
+
+def test_a_polish_that_is_stopped_leaves_what_it_came_to(monkeypatch):
+    """Ctrl-C or ``max_time`` in the middle of pruning takes nothing away."""
+    _, polisher, held_out = planted("tanh")
+    finisher = Finisher(polisher, held_out, plain(held_out), prune=True)
+    run, polished = Levenberg.run, []
+
+    def run_and_stop(solver, n_steps):
+        run(solver, n_steps)
+        if len(solver.losses) == 1:  # not the students
+            polished.append(float(solver.losses[0]))
+            raise KeyboardInterrupt
+        return n_steps
+
+    monkeypatch.setattr(Levenberg, "run", run_and_stop)
+    group = train_group(finisher, replace(recipe(), tol=0.0), SEEDS[:2])
+    assert group.students.interrupted
+    assert len(polished) == 1
+    assert_allclose(group.attempt.certificate.error**2, polished[0], rtol=0.1)
 
 
 def test_losses_are_those_on_all_rows(finisher):
@@ -121,10 +142,10 @@ def test_students_grow_by_a_few_neurons_and_are_padded_to_the_widths_of_the_othe
 
 
 def test_aimed_students_may_be_wider_and_give_their_best_neurons(finisher, group, monkeypatch):
-    monkeypatch.setattr(Polisher, "can_aim", True)
+    monkeypatch.setattr(Polisher, "has_weak_inputs", False)
     network = group.recovered.network
     grown = replace(recipe((4,)), max_iter=0, round=Round(0, start=Start(network=network)))
-    assert grown.trained_widths(finisher.settings.search, can_aim=True) == (5,)
+    assert grown.trained_widths(finisher.settings.search, is_aimed=True) == (5,)
     trained = train_group(finisher, replace(grown, widths=network.widths), SEEDS)
     assert trained.students.network(0).widths == network.widths
     assert trained.students.losses.max() < 1e-20

@@ -669,6 +669,22 @@ def test_a_network_is_recovered_without_normal_equations(monkeypatch):
     assert max_cosine_distance(teacher, model, "tanh") < 1e-12
 
 
+def test_solves_go_on_until_iterations_add_little():
+    """To what the quadratic model has to give, where the relative residual ends them far before."""
+    rng = np.random.default_rng(5)
+    task, layers = random_task(rng, "tanh", n_samples=60), random_batch(rng, 3, (6,))
+    damping = torch.full((3,), 1e-9, dtype=torch.float64)
+    hasty = replace(SOLVES, relative_residual=0.9)
+    missing = []
+    for solves in (hasty, replace(hasty, tail=5), EXACT_SOLVES):
+        equations = equations_of(task, layers, solves)
+        steps = equations.damped(damping).step(equations.gradient)
+        missing.append(predicted_decrease(equations, steps, damping))
+    short, long = ((missing[2] - part) / missing[2] for part in missing[:2])
+    assert (short > 0.05).any()
+    assert (long < 0.05).all()
+
+
 # Products in single precision
 
 
@@ -705,3 +721,15 @@ def test_levenberg_with_single_products_comes_to_rounding():
     solver = Levenberg(polisher.task, start, MatrixFree(in_single=True))
     solver.run(100)
     assert float(solver.losses[0]) < 1e-24
+
+
+def test_single_products_take_damping_above_their_rounding():
+    """With less, conjugate gradients meet negative curvature, and end after a product or two."""
+    network, polisher, _ = planted("tanh")
+    linear, losses = MatrixFree(in_single=True), torch.tensor([1e-12], dtype=torch.float64)
+    floor = SOLVES.single_damping_floor
+    assert float(linear.start_damping(losses, 1e-3)) == floor
+    assert float(MatrixFree().start_damping(losses, 1e-3)) < floor
+    solver = Levenberg(polisher.task, stacked(network, "cpu"), linear, damping=0.0)
+    solver.run(3)
+    assert float(solver.damping[0]) >= floor
