@@ -281,14 +281,13 @@ class _Examination:
 
     def _share(self) -> LeastSquaresTask:
         """A task of as many rows as tell about the weights of a large network, else of all."""
-        is_small = self._is_factorized and not self.is_large
-        if not (is_small or (self._is_factorized and self.imitated is not None)):
-            n_equations = self.verdict.equations * self.network.n_parameters
-            rows = self.samples.thinned(n_equations, seed=0)
-            if rows is not self.samples:
-                device, task = str(self.task.inputs.device), self.task
-                return task_of(rows, self.activation, device, task.watch, task.blocks)
-        return self.task
+        if self._is_factorized and (self.imitated is not None or not self.is_large):
+            return self.task
+        n_equations, task = self.verdict.equations * self.network.n_parameters, self.task
+        rows = self.samples.thinned(n_equations, seed=0)
+        if rows is self.samples:
+            return task
+        return task_of(rows, self.activation, str(task.inputs.device), task.watch, task.blocks)
 
     def _determinacy_on(self, task: LeastSquaresTask) -> tuple[Obstacle, str]:
         """The same on the rows of a task, whatever single neurons say."""

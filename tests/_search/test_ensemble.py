@@ -7,12 +7,14 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from builders import plain, planted, settings_with
+from sklearn_ec import ExpandClusterRegressor
 from sklearn_ec._cluster.layerwise import Thresholds
 from sklearn_ec._core.forward import network_outputs
 from sklearn_ec._core.records import Samples
 from sklearn_ec._expand.polishing import Polisher
 from sklearn_ec._expand.warm_up import Start
 from sklearn_ec._finish.finisher import Candidate, Finisher
+from sklearn_ec._fit import Fit, Trained
 from sklearn_ec._search.ensemble import Clustered, Ensemble, carried_over
 from sklearn_ec._search.rounds import Recipe, Round, train_group
 from sklearn_ec._solvers.levenberg import Levenberg
@@ -85,6 +87,21 @@ def test_a_polish_that_is_stopped_leaves_what_it_came_to(monkeypatch):
     assert group.students.interrupted
     assert len(polished) == 1
     assert_allclose(group.attempt.certificate.error**2, polished[0], rtol=0.1)
+
+
+@pytest.mark.parametrize("losses", [(1e-3, 1e-6), (1e-6, 1e-3)])
+@pytest.mark.parametrize("activation", ["tanh", "g"])
+def test_an_interrupt_finds_the_best_students_and_the_best_network(group, losses, activation):
+    """The network may be of other students, but not of another activation."""
+    fit, made = Fit(ExpandClusterRegressor()), group.clustered.candidate
+    for loss, attempt in zip(losses, (made, None), strict=True):
+        students = replace(group.students, best_held_out_loss=loss)
+        name = "tanh" if attempt else activation
+        fit._keep_better(Trained(Ensemble(students, 0.0, attempt=attempt), (3,), name))
+    kept = fit.trained.ensemble
+    assert kept.students.best_held_out_loss == min(losses)
+    has_made = activation == "tanh" or losses[0] < losses[1]
+    assert kept.best_candidate is (made if has_made else None)
 
 
 def test_losses_are_those_on_all_rows(finisher):
