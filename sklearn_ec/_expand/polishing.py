@@ -320,13 +320,13 @@ class Polisher:
 
         ``is_hasty`` says whether products are to be few, too.
         """
+        settings, solves = self.settings, self.settings.conjugate_gradients
+        if in_single and not self.has_weak_inputs:
+            solves = settings.well_posed_solves
+            if is_hasty:
+                most = settings.well_posed_solves.hasty_iterations
+                solves = replace(solves, max_iterations=most)
         if in_single:
-            solves = self.settings.conjugate_gradients
-            if not self.has_weak_inputs:
-                residual, tail = solves.well_posed_residual, solves.well_posed_tail
-                solves = replace(solves, relative_residual=residual, tail=tail)
-                if is_hasty:
-                    solves = replace(solves, max_iterations=solves.hasty_iterations)
             return MatrixFree(solves, in_single=True)
         return self.suited(layers)
 

@@ -32,6 +32,7 @@ from sklearn_ec._core.settings import (
     Polish,
     Settings,
     Training,
+    WellPosedSolves,
 )
 from sklearn_ec._expand.polishing import Polisher
 from sklearn_ec._expand.training import StudentTrainer
@@ -662,7 +663,7 @@ def test_a_network_is_recovered_without_normal_equations(monkeypatch):
         n_students=2,
         random_state=0,
     )
-    solves = {"conjugate_gradients": {"max_coarse": 0}}
+    solves = dict.fromkeys(("conjugate_gradients", "well_posed_solves"), {"max_coarse": 0})
     with_settings(model, **SHORT_WARM_UP, **SHORT_POLISH, **solves).fit(X, teacher.predict(X))
     assert model.recovered_
     assert model.layer_sizes_ == (3,)
@@ -726,8 +727,8 @@ def test_levenberg_with_single_products_comes_to_rounding():
 def test_single_products_take_damping_above_their_rounding():
     """With less, conjugate gradients meet negative curvature, and end after a product or two."""
     network, polisher, _ = planted("tanh")
-    linear, losses = MatrixFree(in_single=True), torch.tensor([1e-12], dtype=torch.float64)
-    floor = SOLVES.single_damping_floor
+    linear = MatrixFree(WellPosedSolves(), in_single=True)
+    losses, floor = torch.tensor([1e-12], dtype=torch.float64), linear.solves.single_damping_floor
     assert float(linear.start_damping(losses, 1e-3)) == floor
     assert float(MatrixFree().start_damping(losses, 1e-3)) < floor
     solver = Levenberg(polisher.task, stacked(network, "cpu"), linear, damping=0.0)
