@@ -238,9 +238,8 @@ class Fit:
         if before is None:
             return
         loss = trained.ensemble.students.best_held_out_loss
-        better, worse = (trained, before)
-        if not loss < before.ensemble.students.best_held_out_loss:
-            better, worse = before, trained
+        is_better = loss < before.ensemble.students.best_held_out_loss
+        better, worse = (trained, before) if is_better else (before, trained)
         if better.activation == worse.activation:
             ensemble = better.ensemble.with_attempt(worse.ensemble.best_candidate)
             better = replace(better, ensemble=ensemble)

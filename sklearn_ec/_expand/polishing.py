@@ -257,8 +257,8 @@ class Polisher:
         """Whether a large student of one hidden layer does without random neurons.
 
         Second moments tell where neurons are missing if inputs vary in all directions. Those with
-        kinks find their way: of 32 of ReLU on 784 inputs, 48 hold 27 after 12,000 steps
-        of Adam. In stages they came to 33, not to 32.
+        kinks find their way: of 32 of ReLU on 784 inputs, 48 hold 27 after 12,000 steps of Adam. In
+        stages they came to 33, not to 32.
         """
         return not (self.has_weak_inputs or self.activation.homogeneous)
 

@@ -102,8 +102,9 @@ class Finisher:
         limit = self.settings.finish.large_factor * loss
         if self.polisher.is_matrix_free(network) and not self._loss(network) < limit:
             return None
-        few = self._on_few_rows(network)
-        polished, polished_loss = few.polish(network, n_steps, is_hasty=not few.has_weak_inputs)
+        polished, polished_loss = self._on_few_rows(network).polish(
+            network, n_steps, is_hasty=not self.polisher.has_weak_inputs
+        )
         return polished if polished_loss < loss else None
 
     def finish(self, network: Network) -> Candidate:

@@ -57,7 +57,8 @@ def without_copies(network: Network, polisher: Polisher) -> Network:
     """
     settings, (incoming, outgoing) = polisher.settings.imitators, network.layers
     sizes = np.linalg.norm(incoming, axis=1) * np.linalg.norm(outgoing[:, : len(incoming)], axis=0)
-    cosines = unit_rows(incoming) @ unit_rows(incoming).T
+    directions = unit_rows(incoming)
+    cosines = directions @ directions.T
     activation = polisher.activation
     if activation.symmetry == "odd" or (activation.has_linear_flip and network.has_skip):
         cosines = np.abs(cosines)

@@ -70,7 +70,6 @@ class Recipe:
             return (*map(len, collapsed), *self.widths[len(collapsed) :])
         if start is None:
             return self.widths
-        is_aimed = is_aimed and self.max_iter == 0
         share = search.aimed_growth if is_aimed else search.growth
         grown = [w + max(search.min_growth, math.ceil(share * w)) for w in start.widths]
         return tuple(grown if is_aimed else map(min, self.widths, grown))
@@ -85,13 +84,14 @@ def train_group(
 ) -> Ensemble:
     """Train students until enough converged, or their clusters or the best one give the network."""
     polisher, max_iter = finisher.polisher, recipe.max_iter
-    widths = recipe.trained_widths(finisher.settings.search, not polisher.has_weak_inputs)
+    is_aimed = max_iter == 0 and not polisher.has_weak_inputs
+    widths = recipe.trained_widths(finisher.settings.search, is_aimed)
     if recipe.solver == "adam":
         students = StudentTrainer(polisher).train_with_adam(
             seeds, widths, max_iter=max_iter, checkpoint=checkpoint, on_epoch=on_epoch
         )
         return Ensemble(students, recipe.tol)
-    question = _Question(finisher, recipe)
+    question = _Question(finisher, recipe, widths)
     rows = _share_of_rows(polisher.samples, recipe, widths, seeds)
     students = StudentTrainer(polisher, rows).train(
         seeds,
@@ -113,11 +113,10 @@ def train_group(
 class _Question:
     """Asks whether students in training give the network, and keeps what was made of them."""
 
-    def __init__(self, finisher: Finisher, recipe: Recipe):
+    def __init__(self, finisher: Finisher, recipe: Recipe, widths: tuple[int, ...]):
         self.finisher = finisher
         self.recipe = recipe
-        is_aimed = not finisher.polisher.has_weak_inputs
-        self.widths = recipe.trained_widths(finisher.settings.search, is_aimed)
+        self.widths = widths  # in training
         self.found: dict[str, Any] = {}  # fields of the ensemble
 
     def __call__(self, students: Students, indices: np.ndarray) -> bool:

@@ -169,6 +169,7 @@ class DampedMatrixFreeSystem:
         goal = solves.relative_residual**2 * size
         active = self.succeeded & (size > 0)
         gains: list[Tensor] = []  # of the quadratic model, by iteration
+        total = torch.zeros_like(size)
         for _ in range(solves.max_iterations):
             if not active.any():
                 break
@@ -182,9 +183,11 @@ class DampedMatrixFreeSystem:
             next_size = (residual * preconditioned).sum(dim=1)
             ratio = torch.where(active, next_size / size, 0.0)[:, None]
             direction = preconditioned + ratio * direction
-            gains.append(length[:, 0] * size)
-            is_tail = sum(gains[-solves.tail :]) < solves.tail_share * sum(gains)
-            is_over = (next_size <= goal) & (is_tail if solves.tail else True)
+            is_over = next_size <= goal
+            if solves.tail:
+                gains.append(length[:, 0] * size)
+                total += gains[-1]
+                is_over &= torch.stack(gains[-solves.tail :]).sum(dim=0) < solves.tail_share * total
             active, size = active & ~is_over, next_size
         return step
 
