@@ -98,6 +98,11 @@ class Polisher:
         other.task = replace(self.task, targets=torch.from_numpy(y).to(self.device))
         return other
 
+    def along(self, axes: np.ndarray) -> Polisher:
+        """The same rows, with what their inputs are along orthonormal directions."""
+        train, held_out = (replace(rows, X=rows.X @ axes) for rows in self._arguments[:2])
+        return Polisher(train, held_out, *self._arguments[2:])
+
     def identity(self) -> dict[str, Any]:
         """What results depend on; device and memory matter up to rounding only."""
         train, held_out, activation, _, has_skip, _, solver, _, settings = self._arguments
@@ -251,16 +256,6 @@ class Polisher:
     def has_weak_inputs(self) -> bool:
         """Whether few rows tell about some directions, so that descents may crawl along them."""
         return self.least_variance < self.settings.polish.shrinkage
-
-    @property
-    def trains_in_stages(self) -> bool:
-        """Whether a large student of one hidden layer does without random neurons.
-
-        Second moments tell where neurons are missing if inputs vary in all directions. Those with
-        kinks find their way: of 32 of ReLU on 784 inputs, 48 hold 27 after 12,000 steps of Adam. In
-        stages they came to 33, not to 32.
-        """
-        return not (self.has_weak_inputs or self.activation.homogeneous)
 
     @cached_property
     def _common_covariance(self) -> np.ndarray:

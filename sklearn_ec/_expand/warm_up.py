@@ -18,7 +18,7 @@ from sklearn_ec._core.signs import with_skip
 from sklearn_ec._solvers.derivatives import Layers
 from sklearn_ec._solvers.task import LeastSquaresTask
 
-from .directions import informative_directions, linear_residuals
+from .directions import active_directions, bending_directions
 from .neuron_pool import compact_network, pool_neurons
 from .polishing import Polisher
 from .skorch_nets import AdamNet, AdamState, EpochReporter, fit_net
@@ -97,13 +97,10 @@ class WarmUpTrainer:
         residuals = samples.y - network_outputs(network, samples.X, self.polisher.activation)
         scale = np.sqrt(np.mean(residuals**2))
         learner = WarmUpTrainer(self.polisher.with_targets(residuals / scale))
-        if not self.polisher.has_weak_inputs:
-            stages = self.settings.stages
-            module = learner._aimed(learner.initial_students(seeds, (n_added,)), residuals)
-            seed = int(seeds[0])
-            module, completed = learner._train_briefly(module, stages.steps, seed, schedule=stages)
-        else:
+        if self.polisher.has_weak_inputs:
             module, completed = learner.train(seeds, (n_added,))
+        else:
+            module, completed = learner._train_along(learner._axes(n_added), seeds, n_added)
         joined = [added(network, new, scale) for new in _to_networks(module.weights)]
         return self._stack_networks(joined), completed
 
@@ -130,50 +127,88 @@ class WarmUpTrainer:
         module = self.initial_students(seeds, widths, start.shared)
         is_large = self._are_large(module.weights)
         is_single = len(widths) == len(seeds) == 1 and start.n_steps is None
-        if is_large and is_single and self.polisher.trains_in_stages:
-            return self._train_in_stages(module, seeds)
+        if is_large and is_single and not self.polisher.has_weak_inputs:
+            return self._train_in_stages(seeds, widths[0])
         n_steps = self._n_steps(module.weights) if start.n_steps is None else start.n_steps
         module, completed = self._train_briefly(module, n_steps, int(seeds[0]), start.rate)
         if is_large:
             module = self._stack_networks(self._settled_networks(module))
         return module, completed
 
-    def _train_in_stages(
-        self, module: StackedStudents, seeds: np.ndarray
-    ) -> tuple[StackedStudents, bool]:
-        """A student of one hidden layer that grows by what its residual tells, while that helps.
+    def _train_in_stages(self, seeds: np.ndarray, width: int) -> tuple[StackedStudents, bool]:
+        """A student of one hidden layer, from one after the other, as long as this helps.
 
-        It ends as the few neurons that do nearly as well: others would hold up Levenberg.
+        Each is trained in the directions that the best one before reads: it mixes neurons that the
+        next one tells apart. It ends as the few neurons that do nearly as well: others would hold
+        up Levenberg.
         """
-        samples, stages = self.polisher.samples, self.settings.stages
-        fine, seed, loss = replace(stages, learning_rate=stages.fine_rate), int(seeds[0]), math.inf
-        module = self._aimed(module, linear_residuals(samples.X, samples.y))
-        module, completed = self._train_briefly(module, stages.steps, seed, schedule=stages)
-        while completed:
-            module, completed = self._train_briefly(module, stages.steps, seed, schedule=fine)
-            before, loss = loss, float(self.polisher.task.losses(module.weights))
-            if not completed or not stages.enough < loss < stages.progress * before:
-                break
-            network = network_at(module.weights, 0)
-            width = math.ceil((1.0 + stages.growth) * network.widths[0])
-            module, completed = self.grow(seeds, (width,), network)
-        network = network_at(module.weights, 0)
-        few = samples.thinned(stages.compact_rows * samples.y.shape[1] * network.widths[0], seeds)
-        compact = compact_network(network, few, self.polisher.activation, self.settings.pool)
-        return self._stack_networks([compact]), completed
+        stages, task = self.settings.stages, self.polisher.task
+        module, completed = self._train_along(self._axes(width), seeds, width)
+        best, lowest = network_at(module.weights, 0), float(task.losses(module.weights))
+        for stage in (self._train_anew, self._train_further):
+            helps = True
+            while completed and helps and lowest > stages.enough:
+                module, completed = stage(best, seeds, width)
+                loss = float(task.losses(module.weights))
+                helps = loss < stages.progress * lowest
+                if loss < lowest:
+                    best, lowest = network_at(module.weights, 0), loss
+        return self._stack_networks([self._compact(best, seeds)]), completed
 
-    def _aimed(self, module: StackedStudents, residuals: np.ndarray) -> StackedStudents:
-        """Students whose incoming vectors lie along the directions that a residual tells about."""
-        hidden, readout = module.weights
-        n_inputs = self.polisher.samples.X.shape[1]
-        n_directions = math.ceil(self.settings.stages.directions * hidden.shape[1])
-        inputs = self.polisher.task.inputs[:, :n_inputs]
-        axes = torch.from_numpy(informative_directions(inputs, residuals, n_directions)).to(hidden)
-        own = hidden[:, :, :n_inputs]
-        along = own @ axes @ axes.mT
-        along *= (own.norm(dim=2) / along.norm(dim=2))[:, :, None]
-        rest = torch.zeros_like(hidden[:, :, n_inputs:])
-        return self.stack([torch.cat([along, rest], dim=2).cpu().numpy(), readout.cpu().numpy()])
+    def _train_anew(
+        self, before: Network, seeds: np.ndarray, width: int
+    ) -> tuple[StackedStudents, bool]:
+        """A student in the directions that the one before reads."""
+        return self._train_along(self._axes(width, before), seeds, width)
+
+    def _train_further(
+        self, before: Network, seeds: np.ndarray, width: int
+    ) -> tuple[StackedStudents, bool]:
+        """The student before, with further neurons that learned its residual."""
+        stages, network = self.settings.stages, self._compact(before, seeds)
+        n_added = math.ceil(stages.growth * width)
+        module, completed = self.grow(seeds, (network.widths[0] + n_added,), network)
+        if not completed:
+            return module, completed
+        rate, seed = stages.further_rate, int(seeds[0])
+        return self._train_briefly(module, stages.steps, seed, rate, schedule=stages)
+
+    def _compact(self, network: Network, seeds: np.ndarray) -> Network:
+        """The few neurons of a student that do nearly as well."""
+        samples, (width,) = self.polisher.samples, network.widths
+        n_rows = self.settings.stages.compact_rows * width
+        few = samples.thinned(n_rows * samples.y.shape[1], seeds)
+        return compact_network(network, few, self.polisher.activation, self.settings.pool)
+
+    def _axes(self, width: int, before: Network | None = None) -> np.ndarray:
+        """Directions for a student: those of the one before, and those that its residual shows."""
+        samples, task = self.polisher.samples, self.polisher.task
+        n_axes, inputs = math.ceil(self.settings.stages.directions * width), task.inputs[:, :-1]
+        if before is None:
+            return bending_directions(inputs, samples.y, n_axes)
+        residuals = samples.y - network_outputs(before, samples.X, self.polisher.activation)
+        active = active_directions(before, task, n_axes)
+        bending = bending_directions(inputs, residuals, n_axes // 2, beyond_chance=True)
+        return np.linalg.qr(np.column_stack([active, bending]))[0]
+
+    def _train_along(
+        self, axes: np.ndarray, seeds: np.ndarray, width: int
+    ) -> tuple[StackedStudents, bool]:
+        """A student trained along orthonormal directions of the inputs, then in all of them."""
+        stages, seed = self.settings.stages, int(seeds[0])
+        within = WarmUpTrainer(self.polisher.along(axes))
+        module = within.initial_students(seeds, (width,))
+        n_steps = max(stages.steps_along, stages.steps_per_neuron * width)
+        module, completed = within._train_briefly(module, n_steps, seed)
+        hidden, readout = (layer.cpu().numpy() for layer in module.weights)
+        layers = [np.concatenate([hidden[..., :-1] @ axes.T, hidden[..., -1:]], axis=2), readout]
+        if within.polisher.has_skip:
+            own, skip = np.split(readout, [width + 1], axis=2)
+            layers[1] = np.concatenate([own, skip @ axes.T], axis=2)
+        module = self.stack(layers)
+        if completed:
+            module, completed = self._train_briefly(module, stages.steps, seed, schedule=stages)
+        return module, completed
 
     def _n_steps(self, layers: Layers) -> int:
         """Steps of the warm-up; of many parameters they grow as Levenberg steps cost more."""

@@ -228,6 +228,8 @@ def _polished_to_the_end(
     """A network polished as far as it goes, unless it crawls, or until a loss that is enough."""
     settings, is_large = polisher.settings.prune, polisher.is_matrix_free(network)
     progress = settings.large_final_progress if is_large else settings.final_progress
+    if _cannot_crawl(network, polisher):
+        progress = polisher.settings.polish.hasty_progress
     return _polished(network, polisher, cap, enough=enough, progress=progress)
 
 

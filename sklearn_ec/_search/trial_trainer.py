@@ -77,8 +77,8 @@ class TrialTrainer:
         if len(widths) == 1 and self.are_large(self.finishers[activation], widths):
             polisher, grows = self.finishers[activation].polisher, round.start.network is not None
             limit = settings.n_large_grown if grows else settings.n_large
-            if polisher.trains_in_stages or (grows and not polisher.has_weak_inputs):
-                limit = 1  # its new neurons are where some are missing
+            if not polisher.has_weak_inputs:
+                limit = 1  # what it reads tells where further neurons are
         return min(limit, self.n_students)
 
     def rounds(self, activation: str, widths: Shape) -> list[Round]:

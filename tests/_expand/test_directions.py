@@ -1,4 +1,4 @@
-"""Directions along which neurons are missing, and large students that grow along them."""
+"""Directions in which neurons lie, and large students that are trained along them."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose
 
 from sklearn_ec._core.records import Network, Samples
 from sklearn_ec._core.settings import Settings, Training
-from sklearn_ec._expand.directions import informative_directions, linear_residuals
+from sklearn_ec._expand.directions import active_directions, bending_directions
 from sklearn_ec._expand.polishing import Polisher
 from sklearn_ec._expand.warm_up import USUAL, Start, WarmUpTrainer
 
@@ -36,23 +36,44 @@ def polisher_of(X, y, settings=LARGE):
 
 @pytest.mark.parametrize("function", [np.tanh, np.abs, lambda z: np.tanh(2.0 * z) + z**2])
 @pytest.mark.parametrize("n_outputs", [1, 3])
-def test_directions_span_the_neurons_behind_a_residual(inputs, neurons, function, n_outputs):
+def test_directions_span_the_neurons_behind_targets(inputs, neurons, function, n_outputs):
     readout = np.random.default_rng(2).uniform(0.5, 1.0, size=(WIDTH, n_outputs))
-    residuals = linear_residuals(inputs, function(2.0 * inputs @ neurons.T) @ readout)
-    axes = informative_directions(torch.from_numpy(inputs), residuals, 2 * WIDTH)
-    assert_allclose(axes.T @ axes, np.eye(2 * WIDTH), atol=1e-6)
+    y = function(2.0 * inputs @ neurons.T) @ readout
+    axes = bending_directions(torch.from_numpy(inputs), y, 2 * WIDTH + n_outputs)
+    assert_allclose(axes.T @ axes, np.eye(2 * WIDTH + n_outputs), atol=1e-6)
     assert np.linalg.norm(neurons @ axes, axis=1).min() > 0.9
 
 
-def test_a_linear_function_leaves_no_residual(inputs):
-    y = inputs @ np.random.default_rng(3).normal(size=(N_INPUTS, 2))
-    assert np.abs(linear_residuals(inputs, y)).max() < 1e-10
+@pytest.mark.parametrize("n_outputs", [1, 2])
+def test_a_linear_function_has_hardly_any_direction_but_its_own(inputs, n_outputs):
+    coefficients = np.random.default_rng(3).normal(size=(N_INPUTS, n_outputs))
+    noise = np.random.default_rng(4).normal(size=(len(inputs), n_outputs))
+    y = inputs @ coefficients + noise
+    axes = bending_directions(torch.from_numpy(inputs), y, N_INPUTS, beyond_chance=True)
+    assert n_outputs <= axes.shape[1] <= 2 * n_outputs
+    across = coefficients - axes @ (axes.T @ coefficients)
+    assert np.linalg.norm(across) < 0.05 * np.linalg.norm(coefficients)
+
+
+@pytest.mark.parametrize("n_outputs", [1, 2])
+def test_active_directions_are_those_of_the_gradients(inputs, neurons, n_outputs):
+    rng = np.random.default_rng(5)
+    hidden = np.column_stack([neurons, rng.normal(size=WIDTH)])
+    network = Network((hidden, rng.normal(size=(n_outputs, WIDTH + 1))))
+    task = polisher_of(inputs[:1000], np.zeros((1000, n_outputs))).task
+    slopes = 1.0 - np.tanh(inputs[:1000] @ neurons.T + hidden[:, -1]) ** 2
+    outgoing = network.layers[1][:, :WIDTH]
+    gradients = np.vstack([(slopes * row) @ neurons for row in outgoing])
+    for n_directions in (1, WIDTH):
+        axes = active_directions(network, task, n_directions)
+        expected = np.linalg.svd(gradients)[2][:n_directions]
+        assert_allclose(np.abs(np.linalg.det(expected @ axes)), 1.0, atol=1e-9)
 
 
 @pytest.fixture
 def polisher(inputs, neurons):
     y = np.tanh(2.0 * inputs @ neurons.T).sum(axis=1, keepdims=True)
-    stages = replace(LARGE.stages, steps=600, minibatch_share=1e-2)
+    stages = replace(LARGE.stages, steps=600, steps_along=2000, minibatch_share=1e-2)
     return polisher_of(inputs, y / y.std(), replace(LARGE, stages=stages))
 
 
@@ -63,7 +84,7 @@ def holds(network, neurons):
     return int((np.abs(cosines).max(axis=1) > 0.9).sum())
 
 
-def test_a_large_student_grows_in_stages(polisher, neurons):
+def test_a_large_student_is_trained_in_stages(polisher, neurons):
     trainer = WarmUpTrainer(polisher)
     module, completed = trainer.train(np.array([0]), (6,))
     network = Network(tuple(layer[0].numpy() for layer in module.weights))
@@ -72,7 +93,7 @@ def test_a_large_student_grows_in_stages(polisher, neurons):
 
 
 @pytest.mark.parametrize(("seeds", "start"), [([0, 1], USUAL), ([0], Start(n_steps=100))])
-def test_several_students_and_those_of_a_race_do_not_grow(polisher, seeds, start):
+def test_several_students_and_those_of_a_race_are_not(polisher, seeds, start):
     module, _ = WarmUpTrainer(polisher).train(np.array(seeds), (6,), start)
     assert [layer.shape[1] for layer in module.weights] == [6, 1]
 

@@ -948,7 +948,7 @@ def test_large_shallow_students_are_few_and_grow_without_steps(monkeypatch):
     script.search.trainer.n_parameters = lambda widths: 10_000
     script.search.trainer.are_large = lambda finisher, shape: True
     polisher = script.search.finishers["tanh"].polisher
-    polisher.has_weak_inputs, polisher.trains_in_stages = True, False
+    polisher.has_weak_inputs = True
     trial = script.search.run_given((9,))
     settings = DEFAULTS.search
     rounds = [event[4] for event in script.events if event[0] == "train"]
