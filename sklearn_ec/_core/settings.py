@@ -185,7 +185,7 @@ class Stages(WarmUp):
     growth: float = 0.33
     further_rate: float = 0.3
     progress: float = 0.6  # they end where a stage leaves more than this share of the loss ...
-    enough: float = 1e-7  # ... or less than this relative loss: then steps of Levenberg do better
+    enough: float = 3e-7  # ... or less than this relative loss: then steps of Levenberg do better
     # Rows for each neuron that tell which ones make a compact network at the end.
     compact_rows: int = 100
 

@@ -248,10 +248,14 @@ class Finisher:
         return polisher.polish(polisher.settled(network), n_steps, enough=enough)
 
     def _turned(self, network: Network, loss: float, polisher: Polisher) -> tuple[Network, float]:
-        """A large network after a few steps with skip terms, in which its neurons may turn."""
+        """A large network after a few steps with skip terms, in which its neurons may turn.
+
+        Those that are on in nearly all rows are to spare then.
+        """
         settings = self.settings.finish
         n_steps, enough = settings.first_polish_steps, settings.turning_share * loss
-        turned = without_copies(with_skip(network), polisher)
+        turned = without_spare(with_skip(network), loss, polisher)
+        turned = without_copies(turned, polisher)
         turned, _ = polisher.polish(turned, n_steps, enough=enough, is_hasty=True)
         resolved = resolve_signs(turned, polisher.activation)
         resolved, resolved_loss = polisher.polish(resolved, n_steps, enough=loss, is_hasty=True)

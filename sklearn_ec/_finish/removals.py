@@ -40,11 +40,10 @@ def without_spare(network: Network, loss: float, polisher: Polisher) -> Network:
 
     Spare neurons make the equations of a step nearly singular: 200 products instead of 20.
     """
+    spare_loss = polisher.settings.prune.spare_share * loss
     for layer, width in enumerate(network.widths):
-        removal, *_ = removal_candidates(
-            network, loss, polisher, layer, width - 1, polisher.settings.prune.spare_share * loss
-        )
-        if len(removal.neurons) > 1:
+        removal, *_ = removal_candidates(network, loss, polisher, layer, width - 1, spare_loss)
+        if width > 1 and removal.cost <= spare_loss * polisher.samples.n_equations:
             network = without_neurons(network, polisher, removal)
     return network
 
