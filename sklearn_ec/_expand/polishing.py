@@ -257,6 +257,11 @@ class Polisher:
         """Whether few rows tell about some directions, so that descents may crawl along them."""
         return self.least_variance < self.settings.polish.shrinkage
 
+    def trains_along_few(self, width: int) -> bool:
+        """Whether a large student of one hidden layer is trained along few directions first."""
+        n_inputs, share = self.samples.X.shape[1], self.settings.stages.directions
+        return not self.has_weak_inputs and share * width < n_inputs
+
     @cached_property
     def _common_covariance(self) -> np.ndarray:
         """Second moments of the inputs over rows of low leverage; of many rows, over a share."""

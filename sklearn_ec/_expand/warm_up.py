@@ -97,10 +97,10 @@ class WarmUpTrainer:
         residuals = samples.y - network_outputs(network, samples.X, self.polisher.activation)
         scale = np.sqrt(np.mean(residuals**2))
         learner = WarmUpTrainer(self.polisher.with_targets(residuals / scale))
-        if self.polisher.has_weak_inputs:
-            module, completed = learner.train(seeds, (n_added,))
-        else:
+        if self.polisher.trains_along_few(n_added):
             module, completed = learner._train_along(learner._axes(n_added), seeds, n_added)
+        else:
+            module, completed = learner.train(seeds, (n_added,))
         joined = [added(network, new, scale) for new in _to_networks(module.weights)]
         return self._stack_networks(joined), completed
 
@@ -127,7 +127,7 @@ class WarmUpTrainer:
         module = self.initial_students(seeds, widths, start.shared)
         is_large = self._are_large(module.weights)
         is_single = len(widths) == len(seeds) == 1 and start.n_steps is None
-        if is_large and is_single and not self.polisher.has_weak_inputs:
+        if is_large and is_single and self.polisher.trains_along_few(widths[0]):
             return self._train_in_stages(seeds, widths[0])
         n_steps = self._n_steps(module.weights) if start.n_steps is None else start.n_steps
         module, completed = self._train_briefly(module, n_steps, int(seeds[0]), start.rate)

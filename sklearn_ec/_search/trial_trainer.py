@@ -77,7 +77,7 @@ class TrialTrainer:
         if len(widths) == 1 and self.are_large(self.finishers[activation], widths):
             polisher, grows = self.finishers[activation].polisher, round.start.network is not None
             limit = settings.n_large_grown if grows else settings.n_large
-            if not polisher.has_weak_inputs:
+            if polisher.trains_along_few(widths[0]):
                 limit = 1  # what it reads tells where further neurons are
         return min(limit, self.n_students)
 

@@ -98,6 +98,17 @@ def test_several_students_and_those_of_a_race_are_not(polisher, seeds, start):
     assert [layer.shape[1] for layer in module.weights] == [6, 1]
 
 
+def test_few_directions_are_fewer_than_the_inputs(inputs):
+    y = np.ones((1000, 1))
+    polisher = polisher_of(inputs[:1000], y)
+    widest = int(N_INPUTS / LARGE.stages.directions)
+    assert polisher.trains_along_few(widest)
+    assert not polisher.trains_along_few(widest + 1)
+    dependent = inputs[:1000].copy()
+    dependent[:, 1] = dependent[:, 0]
+    assert not polisher_of(dependent, y).trains_along_few(1)
+
+
 def test_new_neurons_are_those_that_are_missing(polisher, neurons):
     found, missing = neurons[:3], neurons[3:]
     hidden = np.column_stack([2.0 * found, np.zeros(3)])

@@ -948,7 +948,7 @@ def test_large_shallow_students_are_few_and_grow_without_steps(monkeypatch):
     script.search.trainer.n_parameters = lambda widths: 10_000
     script.search.trainer.are_large = lambda finisher, shape: True
     polisher = script.search.finishers["tanh"].polisher
-    polisher.has_weak_inputs = True
+    polisher.has_weak_inputs, polisher.trains_along_few = True, lambda width: False
     trial = script.search.run_given((9,))
     settings = DEFAULTS.search
     rounds = [event[4] for event in script.events if event[0] == "train"]
@@ -957,7 +957,7 @@ def test_large_shallow_students_are_few_and_grow_without_steps(monkeypatch):
     growth = script.search.trainer.growth(trial, make_network((4,)))
     assert growth == replace(Round(0), start=growth.start)
     assert script.search.trainer.n_students_of("tanh", (9,), growth) == settings.n_large_grown
-    polisher.has_weak_inputs = False
+    polisher.trains_along_few = lambda width: True
     assert script.search.trainer.n_students_of("tanh", (9,), growth) == 1
 
 
