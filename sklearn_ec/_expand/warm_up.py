@@ -198,8 +198,7 @@ class WarmUpTrainer:
         stages, seed = self.settings.stages, int(seeds[0])
         within = WarmUpTrainer(self.polisher.along(axes))
         module = within.initial_students(seeds, (width,))
-        n_steps = max(stages.steps_along, stages.steps_per_neuron * width)
-        module, completed = within._train_briefly(module, n_steps, seed)
+        module, completed = within._train_briefly(module, stages.steps_along, seed)
         hidden, readout = (layer.cpu().numpy() for layer in module.weights)
         layers = [np.concatenate([hidden[..., :-1] @ axes.T, hidden[..., -1:]], axis=2), readout]
         if within.polisher.has_skip:
