@@ -226,10 +226,13 @@ def _polished_to_the_end(
     network: Network, polisher: Polisher, cap: Cap, enough: float
 ) -> tuple[Network, float]:
     """A network polished as far as it goes, unless it crawls, or until a loss that is enough."""
-    settings, is_large = polisher.settings.prune, polisher.is_matrix_free(network)
-    progress = settings.large_final_progress if is_large else settings.final_progress
+    settings = polisher.settings
     if _cannot_crawl(network, polisher):
-        progress = polisher.settings.polish.hasty_progress
+        progress = settings.polish.hasty_progress
+    elif polisher.is_matrix_free(network):
+        progress = settings.prune.large_final_progress
+    else:
+        progress = settings.prune.final_progress
     return _polished(network, polisher, cap, enough=enough, progress=progress)
 
 

@@ -75,9 +75,8 @@ class TrialTrainer:
             return self.n_students
         limit = settings.group_size
         if len(widths) == 1 and self.are_large(self.finishers[activation], widths):
-            polisher, grows = self.finishers[activation].polisher, round.start.network is not None
-            limit = settings.n_large_grown if grows else settings.n_large
-            if polisher.trains_along_few(widths[0]):
+            limit = settings.n_large if round.start.network is None else settings.n_large_grown
+            if self.finishers[activation].polisher.trains_along_few(widths[0]):
                 limit = 1  # what it reads tells where further neurons are
         return min(limit, self.n_students)
 

@@ -138,6 +138,7 @@ def test_neurons_without_a_kink_in_the_data_are_removed_first(sign):
     spare = Network((np.vstack([hidden, kinkless]), np.insert(readout, 3, 2.0, axis=1)))
     candidates = removal_candidates(with_skip(spare), 1e-12, polisher, 0, 1)
     assert candidates[0].neurons.tolist() == [3]
+    assert without_spare(with_skip(spare), 1e-12, polisher).widths == network.widths
     crowd = with_spare_neurons(with_skip(spare), 0.0)  # with a duplicate and a pair that cancels
     (group,) = removal_candidates(crowd, 1e-12, polisher, 0, 4)
     assert 3 in group.neurons
