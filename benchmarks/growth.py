@@ -62,7 +62,7 @@ def solver_of(point):
     rng = np.random.default_rng(0)
     X = rng.normal(size=(point["rows"], point["inputs"]))
     y = np.tanh(X @ rng.normal(size=(point["inputs"], 4)) / 8.0).sum(axis=1, keepdims=True)
-    samples = Samples(X, y / y.std(), np.ones(len(X)))
+    samples = Samples.of(X, y / y.std(), np.ones(len(X)))
     few = samples.take(np.arange(100))
     trainer = WarmUpTrainer(Polisher(few, few, "tanh", "cpu", has_skip=False))
     polisher = Polisher(samples, few, "tanh", "cpu", has_skip=False)

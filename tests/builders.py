@@ -84,7 +84,7 @@ def rows_of(network, name, n_rows, rng, settings=DEFAULTS):
     activation, parts = get_activation(name), []
     for n in (n_rows, 50):
         X = rng.normal(size=(n, network.levels[0]))
-        parts.append(Samples(X, network_outputs(network, X, activation), np.ones(n)))
+        parts.append(Samples.of(X, network_outputs(network, X, activation), np.ones(n)))
     polisher = Polisher(*parts, name, "cpu", activation.has_linear_flip, settings=settings)
     return polisher, parts[1]
 
@@ -120,7 +120,7 @@ def with_noise(polisher, held_out, noise, name):
     """A polisher and held-out rows with noise in their targets."""
     rng = np.random.default_rng(0)
     parts = [
-        Samples(part.X, part.y + noise * rng.normal(size=part.y.shape), part.sample_weight)
+        Samples.of(part.X, part.y + noise * rng.normal(size=part.y.shape), part.sample_weight)
         for part in (polisher.samples, held_out)
     ]
     return Polisher(*parts, name, "cpu", polisher.has_skip), parts[1]
@@ -196,7 +196,7 @@ def assert_same_layers(network, expected, atol=1e-13):
 def samples_of(network, activation, rng, n_samples=60):
     X = rng.normal(size=(n_samples, network.levels[0]))
     weight = rng.uniform(0.2, 3.0, size=n_samples)
-    return Samples(X, evaluate(network, activation, X), weight / weight.mean())
+    return Samples.of(X, evaluate(network, activation, X), weight / weight.mean())
 
 
 def open_in_one_neuron():
@@ -208,5 +208,5 @@ def open_in_one_neuron():
         X = samples.X.copy()
         X[X[:, 0] < 0.0, 2] = 0.0
         y = network_outputs(network, X, polisher.activation)
-        parts.append(Samples(X, y, samples.sample_weight))
+        parts.append(Samples.of(X, y, samples.sample_weight))
     return network, Polisher(*parts, "relu", "cpu", has_skip=True), parts[1]

@@ -251,7 +251,7 @@ def standardize(
     if basis is not None:
         coordinates, scaled_X = replace(coordinates, basis=basis), scaled_X @ basis
     weight = sample_weight / sample_weight.mean()
-    return Samples(scaled_X, scaled_y, weight, rounding_loss), coordinates
+    return Samples.of(scaled_X, scaled_y, weight, rounding_loss), coordinates
 
 
 def split_rows(

@@ -27,10 +27,23 @@ class Samples:
     explains; 0 where these are as precise as the arithmetic.
     """
 
-    X: np.ndarray  # (n_samples, n_inputs)
+    inputs: np.ndarray  # (n_samples, n_inputs + 1), last column one, which biases read
     y: np.ndarray  # (n_samples, n_outputs)
     sample_weight: np.ndarray  # (n_samples,)
     rounding_loss: float = 0.0
+
+    @classmethod
+    def of(
+        cls, X: np.ndarray, y: np.ndarray, sample_weight: np.ndarray, rounding_loss: float = 0.0
+    ) -> Samples:
+        inputs = np.empty((len(X), X.shape[1] + 1))
+        inputs[:, :-1], inputs[:, -1] = X, 1.0
+        return cls(inputs, y, sample_weight, rounding_loss)
+
+    @property
+    def X(self) -> np.ndarray:  # noqa: N802
+        """The inputs alone, (n_samples, n_inputs): a view."""
+        return self.inputs[:, :-1]
 
     @property
     def n_equations(self) -> int:
@@ -38,7 +51,12 @@ class Samples:
 
     def take(self, rows: np.ndarray) -> Samples:
         weight = self.sample_weight[rows]
-        return replace(self, X=self.X[rows], y=self.y[rows], sample_weight=weight / weight.mean())
+        return replace(
+            self,
+            inputs=self.inputs[rows],
+            y=self.y[rows],
+            sample_weight=weight / weight.mean(),
+        )
 
     def thinned(self, n_equations: float, seed: int | np.ndarray) -> Samples:
         """So many rows, drawn at random, as give this many equations; all where these are fewer."""
@@ -53,7 +71,7 @@ class Samples:
         """These rows and further ones behind them."""
         return replace(
             self,
-            X=np.vstack([self.X, others.X]),
+            inputs=np.vstack([self.inputs, others.inputs]),
             y=np.vstack([self.y, others.y]),
             sample_weight=np.concatenate([self.sample_weight, others.sample_weight]),
         )

@@ -100,7 +100,10 @@ class Polisher:
 
     def along(self, axes: np.ndarray) -> Polisher:
         """The same rows, with what their inputs are along orthonormal directions."""
-        train, held_out = (replace(rows, X=rows.X @ axes) for rows in self._arguments[:2])
+        train, held_out = (
+            Samples.of(rows.X @ axes, rows.y, rows.sample_weight, rows.rounding_loss)
+            for rows in self._arguments[:2]
+        )
         return Polisher(train, held_out, *self._arguments[2:])
 
     def identity(self) -> dict[str, Any]:

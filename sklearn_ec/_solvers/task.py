@@ -265,10 +265,12 @@ def task_of(
     watch: Watch | None = None,
     blocks: Blocks | None = None,
 ) -> LeastSquaresTask:
-    """The rows as tensors on a device."""
-    ones = np.ones((len(samples.X), 1))
+    """The rows as tensors on a device; on the CPU they share the memory of the inputs.
+
+    Unless that is read-only, as in worker processes: tensors cannot be.
+    """
     return LeastSquaresTask(
-        inputs=torch.from_numpy(np.hstack([samples.X, ones])).to(device),
+        inputs=torch.from_numpy(np.require(samples.inputs, requirements="W")).to(device),
         targets=torch.tensor(samples.y, device=device),
         sqrt_weight=torch.from_numpy(np.sqrt(samples.sample_weight)[:, None]).to(device),
         activation=activation,

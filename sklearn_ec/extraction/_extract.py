@@ -422,7 +422,7 @@ def leverages(estimator: ExpandClusterRegressor, X: np.ndarray) -> np.ndarray:
     task = task_of(problem.train, activation, "cpu", Watch(), blocks)
     linearization = Linearization(task, canonical_network(network, activation))
     inputs, _ = coordinates.transform(X, np.zeros((len(X), 1)))
-    rows = Samples(inputs, np.zeros((len(X), problem.train.y.shape[1])), np.ones(len(X)))
+    rows = Samples.of(inputs, np.zeros((len(X), problem.train.y.shape[1])), np.ones(len(X)))
     return linearization.leverages(task_of(rows, activation, "cpu", Watch(), blocks))
 
 

@@ -214,7 +214,7 @@ def test_weight_error_bounds_what_noise_does(activation, sizes, units):
     found = []
     for draw in [*draws, worst]:
         noise = level * draw / np.sqrt(np.mean(draw**2))
-        noisy = Samples(samples.X, samples.y + noise[:, None], samples.sample_weight)
+        noisy = Samples.of(samples.X, samples.y + noise[:, None], samples.sample_weight)
         network, _ = planted.polisher_on(noisy).polish(planted.network, 50)
         found.append(planted.relative(planted.changes(network)))
     planted.polisher = planted.polisher_on(noisy)

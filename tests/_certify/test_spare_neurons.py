@@ -174,7 +174,7 @@ def test_certificate_measures_curvature_where_neurons_are_nearly_polynomial():
 
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 def test_certificate_refuses_an_idle_neuron_on_constant_targets(activation):
-    rows = Samples(np.random.default_rng(0).normal(size=(50, 2)), np.zeros((50, 1)), np.ones(50))
+    rows = Samples.of(np.random.default_rng(0).normal(size=(50, 2)), np.zeros((50, 1)), np.ones(50))
     polisher = Polisher(rows, rows, activation, "cpu", has_skip=False)
     idle = Network((np.ones((1, 3)), np.zeros((1, 2))))
     assert not certify(idle, polisher.task, polisher.samples, rows, plain(rows)).passed
@@ -182,7 +182,7 @@ def test_certificate_refuses_an_idle_neuron_on_constant_targets(activation):
 
 def test_certificate_refuses_errors_on_held_out_rows():
     network, polisher, held_out = planted("tanh")
-    wrong = Samples(held_out.X, held_out.y + 1e-9, held_out.sample_weight)
+    wrong = Samples.of(held_out.X, held_out.y + 1e-9, held_out.sample_weight)
     certificate = certify(network, polisher.task, polisher.samples, wrong, plain(wrong))
     assert not certificate.passed
     assert_allclose(certificate.held_out_error, 1e-9, rtol=1e-3)
@@ -202,9 +202,9 @@ def test_relative_error_is_weighted():
     y = polisher.samples.y.copy()
     y[0] += 1.0
     weight = np.r_[0.0, np.ones(399)]
-    ignored = Samples(polisher.samples.X, y, weight)
+    ignored = Samples.of(polisher.samples.X, y, weight)
     assert relative_error(network, ignored, polisher.activation) < 1e-14
-    counted = Samples(polisher.samples.X, y, np.ones(400))
+    counted = Samples.of(polisher.samples.X, y, np.ones(400))
     assert_allclose(relative_error(network, counted, polisher.activation), 400**-0.5)
 
 
@@ -218,7 +218,7 @@ def test_certificate_refuses_a_layer_that_passes_activations_on():
     for n in (600, 60):
         X = rng.normal(size=(n, 3))
         y = network_outputs(network, X, get_activation("relu"))
-        parts.append(Samples(X, y, np.ones(n)))
+        parts.append(Samples.of(X, y, np.ones(n)))
     polisher = Polisher(*parts, "relu", "cpu", False)
     certificate = certify(network, polisher.task, polisher.samples, parts[1], plain(parts[1]))
     assert not certificate.passed

@@ -229,7 +229,7 @@ def test_constant_columns_get_no_weight_and_duplicates_share_it():
 def test_split_rows_are_disjoint_and_complete(n_samples):
     X = np.arange(float(n_samples))[:, None]
     weight = np.random.default_rng(4).uniform(0.5, 2.0, size=n_samples)
-    train, held_out = split_rows(Samples(X, 2.0 * X, weight), np.random.default_rng(5))
+    train, held_out = split_rows(Samples.of(X, 2.0 * X, weight), np.random.default_rng(5))
     n_held_out = len(held_out.X)
     assert n_held_out == min(1000, max(1, round(0.1 * n_samples)))
     rows = np.concatenate([train.X[:, 0], held_out.X[:, 0]])
@@ -242,7 +242,7 @@ def test_split_rows_are_disjoint_and_complete(n_samples):
 
 
 def test_split_rows_is_determined_by_the_generator():
-    samples = Samples(BASE, BASE[:, :1], np.ones(100))
+    samples = Samples.of(BASE, BASE[:, :1], np.ones(100))
     held_out = [split_rows(samples, np.random.default_rng(seed))[1].X for seed in (6, 6, 7)]
     np.testing.assert_array_equal(held_out[0], held_out[1])
     assert not np.array_equal(held_out[0], held_out[2])
@@ -289,7 +289,7 @@ def test_rows_that_alone_light_a_column_stay_in_training(n_lit):
 
 
 def test_split_rows_draws_at_random_where_no_leverage_is_high():
-    samples = Samples(BASE, BASE[:, :1], np.ones(100))
+    samples = Samples.of(BASE, BASE[:, :1], np.ones(100))
     assert leverages(BASE).max() < HIGH_LEVERAGE
     for seed in range(20):
         order = np.random.default_rng(seed).permutation(100)
@@ -302,7 +302,9 @@ def test_split_rows_draws_at_random_where_no_leverage_is_high():
 def test_some_rows_are_held_out_where_every_leverage_is_high(n_samples):
     X = BASE[:n_samples]
     assert (leverages(X) > HIGH_LEVERAGE).all()
-    train, held_out = split_rows(Samples(X, X[:, :1], np.ones(n_samples)), np.random.default_rng(0))
+    train, held_out = split_rows(
+        Samples.of(X, X[:, :1], np.ones(n_samples)), np.random.default_rng(0)
+    )
     assert (len(train.X), len(held_out.X)) == (n_samples - 1, 1)
 
 
@@ -316,7 +318,7 @@ def test_where_rows_are_few_an_average_leverage_is_not_high():
 
 
 def test_split_of_one_row_uses_it_twice():
-    samples = Samples(BASE[:1], BASE[:1, :1], np.ones(1))
+    samples = Samples.of(BASE[:1], BASE[:1, :1], np.ones(1))
     train, held_out = split_rows(samples, np.random.default_rng(8))
     np.testing.assert_array_equal(train.X, samples.X)
     np.testing.assert_array_equal(held_out.X, samples.X)

@@ -59,7 +59,7 @@ def test_solve_readout_minimizes_the_weighted_error(widths, has_skip):
     network = random_network(rng, widths, n_inputs=2, n_outputs=2, has_skip=has_skip)
     clean = samples_of(network, activation, rng)
     noise = 0.3 * rng.normal(size=clean.y.shape)
-    samples = Samples(clean.X, clean.y + noise, clean.sample_weight)
+    samples = Samples.of(clean.X, clean.y + noise, clean.sample_weight)
     solved = solve_readout(network.layers[:-1], samples, activation, has_skip)
     # At the minimum, the weighted residuals are orthogonal to every input of the readout.
     design = read_features(network.layers[:-1], samples.X, activation, has_skip)
@@ -99,7 +99,7 @@ def test_solve_readout_tells_nearly_parallel_neurons_apart():
 def test_solve_readout_without_hidden_neurons_fits_constant_or_line(has_skip):
     rng = np.random.default_rng(4)
     X = rng.normal(size=(30, 2))
-    samples = Samples(X, X @ np.array([[2.0], [-1.0]]) + 0.5, np.ones(30))
+    samples = Samples.of(X, X @ np.array([[2.0], [-1.0]]) + 0.5, np.ones(30))
     solved = solve_readout([np.empty((0, 3))], samples, ACTIVATIONS["relu"], has_skip)
     expected = [2.0, -1.0, 0.5] if has_skip else [samples.y.mean()]
     np.testing.assert_allclose(solved.layers[-1][0], expected, atol=1e-13)

@@ -8,6 +8,7 @@ from sklearn_ec._core.activations import get_activation
 from sklearn_ec._core.forward import network_outputs
 from sklearn_ec._core.records import Network, Samples
 from sklearn_ec._expand.students import layer_shapes
+from sklearn_ec._solvers.task import task_of
 
 SIZES = [(3, 5, 1), (3, 5, 4, 2), (2, 5, 4, 3, 1)]
 
@@ -55,8 +56,27 @@ def test_skip_terms_are_seen_without_inputs():
     assert network_of((0, 3, 2, 1), has_skip=True).has_skip
 
 
+def test_inputs_are_held_once():
+    """Beside X, of which there is no further copy, there is the column that biases read."""
+    X = np.arange(6.0).reshape(3, 2)
+    samples = Samples.of(X, X[:, :1], np.ones(3))
+    assert_array_equal(samples.X, X)
+    task = task_of(samples, get_activation("tanh"), "cpu")
+    assert_array_equal(task.inputs, np.column_stack([X, np.ones(3)]))
+    assert np.shares_memory(samples.X, task.inputs.numpy())
+
+
+def test_read_only_inputs_are_copied():
+    """Tensors cannot be read-only, as arrays of worker processes are."""
+    samples = Samples.of(np.ones((3, 2)), np.ones((3, 1)), np.ones(3))
+    samples.inputs.flags.writeable = False
+    task = task_of(samples, get_activation("tanh"), "cpu")
+    assert_array_equal(task.inputs, samples.inputs)
+    assert not np.shares_memory(samples.inputs, task.inputs.numpy())
+
+
 def test_joined_rows_come_one_behind_the_other():
-    parts = [Samples(np.full((n, 2), n), np.full((n, 1), -n), np.full(n, 1.0)) for n in (2, 3)]
+    parts = [Samples.of(np.full((n, 2), n), np.full((n, 1), -n), np.full(n, 1.0)) for n in (2, 3)]
     joined = parts[0].joined(parts[1])
     assert_array_equal(joined.X, [[2, 2]] * 2 + [[3, 3]] * 3)
     assert_array_equal(joined.y.ravel(), [-2, -2, -3, -3, -3])

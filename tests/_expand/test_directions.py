@@ -30,7 +30,7 @@ def neurons():
 
 
 def polisher_of(X, y, settings=LARGE):
-    samples = Samples(X, y, np.ones(len(X)), 0.0)
+    samples = Samples.of(X, y, np.ones(len(X)), 0.0)
     return Polisher(samples, samples.take(np.arange(500)), "tanh", "cpu", False, settings=settings)
 
 

@@ -87,7 +87,7 @@ def problem():
     activation = get_activation("relu")
     hidden, spare = rng.normal(size=(4, 4)), rng.normal(size=(2, 2, 4))
     y = network_outputs(Network((hidden, rng.normal(size=(2, 5)))), X, activation)
-    samples = Samples(X, y, np.ones(400))
+    samples = Samples.of(X, y, np.ones(400))
     halves = zip((hidden[:2], hidden[2:]), spare, strict=True)
     students = [solve_readout([np.vstack(h)], samples, activation, False) for h in halves]
     return samples, activation, hidden, students
@@ -103,7 +103,7 @@ def test_pooled_neurons_of_two_students_make_the_network_that_neither_holds(prob
 def test_rows_without_weight_do_not_choose(problem):
     samples, activation, hidden, students = problem
     weight = np.arange(400) % 2 * 2.0
-    spoiled = Samples(samples.X, np.where(weight[:, None] > 0, samples.y, 1e3), weight)
+    spoiled = Samples.of(samples.X, np.where(weight[:, None] > 0, samples.y, 1e3), weight)
     pooled = pooled_network(students, 4, spoiled, activation, POOL)
     assert_array_equal(np.sort(pooled.layers[0], axis=0), np.sort(hidden, axis=0))
 
@@ -205,7 +205,7 @@ def test_the_compact_network_of_the_pool_may_spare_the_training(large_trainer):
 def test_a_pool_follows_the_warm_up_where_inputs_hardly_vary(problem, is_weak):
     samples, *_ = problem
     scale = np.array([1.0, 1.0, 1e-3 if is_weak else 1.0])
-    trainer = trainer_on(replace(samples, X=samples.X * scale), "relu")
+    trainer = trainer_on(Samples.of(samples.X * scale, samples.y, samples.sample_weight), "relu")
     asked = []
     trainer.train(
         np.arange(3),

@@ -391,7 +391,7 @@ def rare_column():
     readout = np.array([[1.0, 0.5, 0.0], [-0.6, 1.0, 0.2]])
     teacher = Network((incoming, readout))
     y = network_outputs(teacher, X, get_activation("relu"))
-    samples = Samples(X, y, np.ones(300))
+    samples = Samples.of(X, y, np.ones(300))
     return Polisher(samples, samples, "relu", "cpu", has_skip=False), teacher
 
 
@@ -434,6 +434,6 @@ def test_large_students_are_settled_after_a_longer_warm_up(rare_column):
     [("relu", 100, True), ("relu", 101, False), ("tanh", 2, False)],
 )
 def test_students_of_many_inputs_have_no_skip_terms(activation, n_inputs, expected):
-    samples = Samples(np.zeros((5, n_inputs)), np.zeros((5, 1)), np.ones(5))
+    samples = Samples.of(np.zeros((5, n_inputs)), np.zeros((5, 1)), np.ones(5))
     max_inputs = Training().max_skip_inputs
     assert has_skip_terms(get_activation(activation), samples, max_inputs) == expected

@@ -173,7 +173,7 @@ def test_a_linear_term_becomes_a_pair_of_neurons(activation):
     network, polisher, held_out = planted(activation)
     slope = np.array([0.3, -0.2, 0.5])
     shifted = [
-        Samples(part.X, part.y + (part.X @ slope)[:, None], part.sample_weight)
+        Samples.of(part.X, part.y + (part.X @ slope)[:, None], part.sample_weight)
         for part in (polisher.samples, held_out)
     ]
     polisher = Polisher(*shifted, activation, "cpu", has_skip=True)
@@ -214,7 +214,7 @@ def wrong_until_the_held_out_rows_join(contradiction=0.0, settings=ALL_LARGE):
     X[:, 2] += 1.0
     y = network_outputs(network, X, polisher.activation)
     y[0] += contradiction
-    held_out = Samples(X, y, held_out.sample_weight)
+    held_out = Samples.of(X, y, held_out.sample_weight)
     wrong = Network((network.layers[0].copy(), network.layers[1]))
     wrong.layers[0][-1, 2] += 1e-6
     polisher = Polisher(
@@ -364,8 +364,8 @@ def test_neurons_that_bend_in_few_rows_are_kept():
     network = Network((hidden, np.array([[1.0, -0.8, 3.0, 0.1]])))
     X = rng.normal(size=(4000, 2))
     y = network_outputs(network, X, get_activation("relu"))
-    rows = Samples(X[:3600], y[:3600], np.ones(3600))
-    held_out = Samples(X[3600:], y[3600:], np.ones(400))
+    rows = Samples.of(X[:3600], y[:3600], np.ones(3600))
+    held_out = Samples.of(X[3600:], y[3600:], np.ones(400))
     active = (X[:3600] @ hidden[2, :2] + hidden[2, 2] > 0).sum()
     assert 4 <= active < 40
     polisher = Polisher(rows, held_out, "relu", "cpu", has_skip=True)

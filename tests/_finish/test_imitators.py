@@ -28,7 +28,7 @@ MAX_ANGLE = 0.03
 def polisher_of(network, name, settings=DEFAULTS):
     rng, activation = np.random.default_rng(1), get_activation(name)
     X = rng.normal(size=(N_ROWS, N_INPUTS))
-    samples = Samples(X, network_outputs(network, X, activation), rng.uniform(0.5, 1.5, N_ROWS))
+    samples = Samples.of(X, network_outputs(network, X, activation), rng.uniform(0.5, 1.5, N_ROWS))
     held_out, has_skip = samples.take(np.arange(50)), activation.has_linear_flip
     return Polisher(samples, held_out, name, "cpu", has_skip, settings=settings)
 
@@ -46,7 +46,7 @@ def with_imitators(network, polisher, n_imitators=5):
     activation, X = polisher.activation, polisher.samples.X
     imitators = hidden[-1] + rng.normal(size=(n_imitators, hidden.shape[1]))
     last = Network((hidden[-1:], np.array([[1.0, 0.0]])))
-    samples = Samples(X, network_outputs(last, X, activation), polisher.samples.sample_weight)
+    samples = Samples.of(X, network_outputs(last, X, activation), polisher.samples.sample_weight)
     shares = solve_readout([imitators], samples, activation, False).layers[1]
     outgoing, bias = readout[:, :-1], readout[:, -1:]
     imitating = outgoing[:, -1:] * shares[:, :-1]

@@ -36,7 +36,7 @@ def noisy_samples(network, n_samples, noise, sample_weight=None):
     weight = np.ones(n_samples) if sample_weight is None else sample_weight
     y = network_outputs(network, X, TANH)
     y = y + np.asarray(noise) * rng.normal(size=y.shape) / np.sqrt(weight)[:, None]
-    return Samples(X, y, weight / weight.mean())
+    return Samples.of(X, y, weight / weight.mean())
 
 
 def make_students(losses, held_out_loss):

@@ -104,7 +104,7 @@ def test_neurons_that_several_layers_read_are_replaced_in_all_of_them():
     bypass = start.columns(2, 1).start
     start.layers[2][:, bypass] = 1.0
     y = network_outputs(start, polisher.samples.X, polisher.activation)
-    rows = Samples(polisher.samples.X, y, polisher.samples.sample_weight)
+    rows = Samples.of(polisher.samples.X, y, polisher.samples.sample_weight)
     polisher = Polisher(rows, rows, "softplus", "cpu", has_skip=True)
     removals = removal_candidates(start, 1e-12, polisher, 0, n_removed=1)
     costs = {int(removal.neurons[0]): removal.cost for removal in removals}

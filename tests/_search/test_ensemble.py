@@ -214,7 +214,7 @@ def product_problem(widths=(12,)):
     """Rows of ``x0 x1 x2``, and an ensemble of students that were trained for a few steps."""
     X = np.random.default_rng(0).uniform(-1.7, 1.7, size=(450, 3))
     y = X.prod(axis=1, keepdims=True)
-    train, held_out = (Samples(X[rows], y[rows], np.ones(n)) for rows, n in SPLIT)
+    train, held_out = (Samples.of(X[rows], y[rows], np.ones(n)) for rows, n in SPLIT)
     polisher = Polisher(train, held_out, "tanh", "cpu", has_skip=False)
     finisher = Finisher(polisher, held_out, plain(held_out), prune=True)
     return finisher, train_group(finisher, recipe(widths, equations=3.0), SEEDS)

@@ -22,7 +22,7 @@ KINKED = [((3,), 0), ((3, 2), 11), ((3, 4), 55), ((4, 3, 3), 107)]
 def rows():
     rng = np.random.default_rng(1)
     weight = rng.uniform(0.5, 2.0, size=300)
-    return Samples(rng.normal(size=(300, 3)), rng.normal(size=(300, 1)), weight / weight.mean())
+    return Samples.of(rng.normal(size=(300, 3)), rng.normal(size=(300, 1)), weight / weight.mean())
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def numerical_jacobian(task, network, step=1e-6):
 
 
 def polisher_of(rows, activation, n_outputs):
-    rows = Samples(rows.X, np.tile(rows.y, n_outputs), rows.sample_weight)
+    rows = Samples.of(rows.X, np.tile(rows.y, n_outputs), rows.sample_weight)
     return Polisher(rows, rows, activation, "cpu", has_skip=False)
 
 
@@ -151,7 +151,7 @@ def test_inputs_that_vary_where_a_neuron_is_off_leave_it_open(rows):
     X[X[:, 0] < 0.0, 2] = 0.0
     hidden = np.array([[0.3, 1.0, 0.2, 0.1], [-1.0, 0.1, 0.0, -0.3]])
     network = Network((hidden, np.array([[1.0, -0.5, 0.2]])))
-    polisher = polisher_of(Samples(X, rows.y, rows.sample_weight), "relu", 1)
+    polisher = polisher_of(Samples.of(X, rows.y, rows.sample_weight), "relu", 1)
     z = X @ hidden[1, :-1] + hidden[1, -1]
     assert (X[z > 0, 2] == 0).all()
     assert np.mean(z > 0) > 0.2
@@ -288,7 +288,7 @@ def test_standard_errors_are_finite_where_the_data_leave_weights_open(rows, name
     assert np.isfinite(flat(doubled)).all()
     X = np.insert(rows.X, 1, 0.0, axis=1)
     idle = Network((np.insert(network.layers[0], 1, 0.0, axis=1), network.layers[1]))
-    wider = polisher_of(Samples(X, rows.y, rows.sample_weight), name, 1)
+    wider = polisher_of(Samples.of(X, rows.y, rows.sample_weight), name, 1)
     expected = layer_errors(polisher.task, network, noise)
     expected[0] = np.insert(expected[0], 1, 0.0, axis=1)
     for part, same in zip(layer_errors(wider.task, idle, noise), expected, strict=True):

@@ -575,7 +575,7 @@ def spread_out(solver="auto", working_memory=None, settings=ALL_MATRIX_FREE):
     rng = np.random.default_rng(0)
     X = rng.normal(size=(330, 40))
     true = Network((rng.normal(size=(8, 41)) / 6, rng.normal(size=(1, 9))))
-    samples = Samples(X, network_outputs(true, X, ACTIVATIONS["tanh"]), np.ones(len(X)))
+    samples = Samples.of(X, network_outputs(true, X, ACTIVATIONS["tanh"]), np.ones(len(X)))
     network = Network(tuple(a + 0.01 * rng.normal(size=a.shape) for a in true.layers))
     options = {"working_memory": working_memory, "solver": solver, "settings": settings}
     return network, Polisher(samples, samples, "tanh", "cpu", False, **options)

@@ -28,7 +28,9 @@ def linearizations(activation, widths, n_outputs=1, n_rows=1500, settings=SETTIN
     if lonely:  # one row alone tells the weight of the last input
         X[:-1, -1], X[-1, -1] = 0.0, 1.0
     targets = np.zeros((n_rows, n_outputs))
-    task = task_of(Samples(X, targets, weight / weight.mean()), get_activation(activation), "cpu")
+    task = task_of(
+        Samples.of(X, targets, weight / weight.mean()), get_activation(activation), "cpu"
+    )
     whole = Linearization(task, network, torch.from_numpy(targets[None]))
     return whole, WeakLinearization(task, network, settings)
 
@@ -78,7 +80,7 @@ def test_a_direction_below_single_precision_is_resolved_in_double():
     network.layers[0][1] = network.layers[0][0] + 1e-2 * rng.normal(size=7)
     network = canonical_network(network, get_activation("tanh"))
     X, targets = rng.normal(size=(1500, 6)), np.zeros((1500, 1))
-    task = task_of(Samples(X, targets, np.ones(1500)), get_activation("tanh"), "cpu")
+    task = task_of(Samples.of(X, targets, np.ones(1500)), get_activation("tanh"), "cpu")
     whole = Linearization(task, network, torch.from_numpy(targets[None]))
     weak = WeakLinearization(task, network, SETTINGS)
     assert not weak._is_resolved_in_single()
