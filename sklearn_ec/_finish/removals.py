@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sklearn_ec._core.activations import Activation
-from sklearn_ec._core.forward import read_features, solve_layer, solve_readout
+from sklearn_ec._core.forward import read_features, reduced_problem, solve_layer, solve_readout
 from sklearn_ec._core.records import Network, Samples
 from sklearn_ec._expand.polishing import Polisher
 from sklearn_ec._solvers.jacobian import stacked
@@ -158,7 +158,6 @@ def _reader_problems(
     the readout, else the pre-activations, in units of what they change at the outputs.
     """
     samples, activation = polisher.samples, polisher.activation
-    root = np.sqrt(samples.sample_weight)[:, None]
     last = len(network.layers) - 1
     readers = list(_hidden_readers(network, layer))
     if network.has_skip or layer == last - 1:
@@ -168,15 +167,13 @@ def _reader_problems(
     )
     problems = []
     for reader in readers:
-        below = network.layers[:reader]
-        features = read_features(below, samples.X, activation, network.has_skip)
+        below, n_features = network.layers[:reader], network.layers[reader].shape[1]
+        reduced = reduced_problem(below, samples, activation, network.has_skip)
+        features, targets = reduced[:, :n_features], reduced[:, n_features:]
+        if reader < last:
+            targets = features @ network.layers[reader].T * sensitivities[reader]
         own = np.r_[network.columns(reader, layer + 1)]
-        design = np.hstack([features[:, own], np.delete(features, own, axis=1)]) * root
-        if reader == last:
-            targets = samples.y * root
-        else:
-            targets = features @ network.layers[reader].T * root * sensitivities[reader]
-        n_features = design.shape[1]
+        design = np.hstack([features[:, own], np.delete(features, own, axis=1)])
         triangle = np.asarray(np.linalg.qr(np.hstack([design, targets]), mode="r"))[:n_features]
         problems.append((triangle[:, :n_features], triangle[:, n_features:]))
     return problems

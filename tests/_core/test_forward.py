@@ -5,7 +5,14 @@ import pytest
 
 from builders import evaluate, random_network, samples_of
 from sklearn_ec._core.activations import ACTIVATIONS
-from sklearn_ec._core.forward import network_outputs, read_features, solve_layer, solve_readout
+from sklearn_ec._core.forward import (
+    BLOCK_ROWS,
+    network_outputs,
+    read_features,
+    reduced_problem,
+    solve_layer,
+    solve_readout,
+)
 from sklearn_ec._core.records import Samples
 
 
@@ -35,6 +42,24 @@ def test_solve_layer_minimizes_the_weighted_error():
     assert layer.shape == (3, 4)
     gradient = features.T @ (weight[:, None] * (features @ layer.T - targets))
     np.testing.assert_allclose(gradient, 0.0, atol=1e-12)
+
+
+@pytest.mark.parametrize("has_skip", [False, True])
+def test_many_rows_are_reduced_to_few_of_the_same_solution(has_skip):
+    rng, activation = np.random.default_rng(23), ACTIVATIONS["tanh"]
+    network, n_rows = random_network(rng, (5,), 2, 2, has_skip), 2 * BLOCK_ROWS + 1
+    X, y = rng.normal(size=(n_rows, 2)), rng.normal(size=(n_rows, 2))
+    samples = Samples.of(X, y, rng.uniform(0.2, 3.0, size=n_rows))
+    features = read_features(network.layers[:-1], X, activation, has_skip)
+    reduced = reduced_problem(network.layers[:-1], samples, activation, has_skip)
+    weighted = np.hstack([features, y]) * np.sqrt(samples.sample_weight)[:, None]
+    assert len(reduced) == features.shape[1] + 2
+    np.testing.assert_allclose(reduced.T @ reduced, weighted.T @ weighted, atol=1e-9)
+    readout = solve_readout(network.layers[:-1], samples, activation, has_skip).layers[-1]
+    same = solve_layer(features, y, samples.sample_weight)
+    np.testing.assert_allclose(readout, same, rtol=0, atol=1e-11)
+    outputs = network_outputs(network, X, activation)
+    np.testing.assert_allclose(outputs, features @ network.layers[-1].T, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("has_skip", [False, True])
