@@ -17,7 +17,7 @@ from sklearn_ec._core.activations import get_activation
 from sklearn_ec._core.coordinates import have_high_leverage
 from sklearn_ec._core.forward import solve_readout
 from sklearn_ec._core.records import Network, Samples
-from sklearn_ec._core.settings import Reporting, Settings
+from sklearn_ec._core.settings import ConjugateGradients, Reporting, Settings
 from sklearn_ec._core.watch import Watch
 from sklearn_ec._solvers.derivatives import Layers
 from sklearn_ec._solvers.jacobian import Linearization, stacked
@@ -318,20 +318,25 @@ class Polisher:
             least_promise=self.settings.polish.least_promise if linear.is_matrix_free else 0.0,
         )
 
+    @property
+    def _solves(self) -> ConjugateGradients:
+        """How solves of matrix-free polishes go."""
+        settings = self.settings
+        return settings.conjugate_gradients if self.has_weak_inputs else settings.well_posed_solves
+
     def _cheap(self, layers: Layers, in_single: bool, is_hasty: bool = False) -> LinearSolver:
-        """Matrix-free steps with products in single precision, or else those that suit.
+        """The steps that suit; matrix-free ones with products in single precision, if told so.
 
         ``is_hasty`` says whether products are to be few, too.
         """
-        settings, solves = self.settings, self.settings.conjugate_gradients
-        if in_single and not self.has_weak_inputs:
-            solves = settings.well_posed_solves
-            if is_hasty:
-                most = settings.well_posed_solves.hasty_iterations
-                solves = replace(solves, max_iterations=most)
-        if in_single:
-            return MatrixFree(solves, in_single=True)
-        return self.suited(layers)
+        linear = self.suited(layers)
+        if not linear.is_matrix_free:
+            return linear
+        solves = self._solves
+        if is_hasty:
+            most = self.settings.well_posed_solves.hasty_iterations
+            solves = replace(solves, max_iterations=most)
+        return MatrixFree(solves, in_single)
 
     def _exact(self, layers: Layers) -> LinearSolver:
         """Nearly exact solves, dense ones where there is memory and time for them."""
@@ -342,7 +347,7 @@ class Polisher:
             return dense
         return MatrixFree(
             replace(
-                self.settings.conjugate_gradients,
+                self._solves,
                 relative_residual=settings.final_residual,
                 max_iterations=settings.max_final_iterations,
             )

@@ -5,7 +5,8 @@ gradients, from products with ``JᵀJ`` alone: a sweep up through the layers alo
 a sweep down. The iterates solve the equations on growing Krylov spaces, so that the quadratic model
 promises the same decrease, ``λ‖Δ‖² − Δ·g``, wherever the iteration stops.
 
-The preconditioner is that of :mod:`sklearn_ec._solvers.preconditioner`.
+Preconditioners are those of :mod:`sklearn_ec._solvers.preconditioner`, or of
+:mod:`sklearn_ec._solvers.kronecker`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from sklearn_ec._core.settings import ConjugateGradients, Damping
 from .coarse_space import n_coarse
 from .derivatives import ForwardPass, Layers, forward, pull_back, tangent
 from .equations import flat_parameters, split_parameters
+from .kronecker import KroneckerFactors, KroneckerPreconditioner
 from .levenberg import Dense
 from .preconditioner import NeuronBlocks, Preconditioner, damped_factor
 from .task import LeastSquaresTask
@@ -47,7 +49,7 @@ class MatrixFreeEquations:
     run: ForwardPass
     gradient: Layers
     readout_gram: Tensor  # (batch, n_features, n_features), the same for every output
-    blocks: NeuronBlocks
+    blocks: NeuronBlocks | KroneckerFactors
     solves: ConjugateGradients
 
     @classmethod
@@ -55,7 +57,7 @@ class MatrixFreeEquations:
         cls,
         task: LeastSquaresTask,
         layers: Layers,
-        blocks: NeuronBlocks,
+        blocks: NeuronBlocks | KroneckerFactors,
         solves: ConjugateGradients,
         single: LeastSquaresTask | None = None,
     ) -> MatrixFreeEquations:
@@ -91,7 +93,7 @@ class MatrixFreeEquations:
         readout_factor, is_positive, _ = damped_factor(
             self.readout_gram[:, None], damping, solves.block_rcond
         )
-        preconditioner = Preconditioner.of(self.blocks, damping, solves, self.dtype)
+        preconditioner = self.blocks.damped(damping, solves, self.dtype)
         succeeded = is_positive & preconditioner.succeeded
         return DampedMatrixFreeSystem(
             self, damping, preconditioner, readout_factor[:, 0], succeeded
@@ -140,7 +142,7 @@ class DampedMatrixFreeSystem:
 
     equations: MatrixFreeEquations
     damping: Tensor  # (batch,)
-    preconditioner: Preconditioner
+    preconditioner: Preconditioner | KroneckerPreconditioner
     readout_factor: Tensor  # (batch, n_features, n_features)
     succeeded: Tensor  # (batch,), False where a block is not positive definite
 
@@ -222,7 +224,8 @@ class MatrixFree:
         self.in_single = in_single
         self._single: LeastSquaresTask | None = None
         self.accuracy = self.solves.relative_residual
-        self._blocks = NeuronBlocks((), ())
+        self._kind = KroneckerFactors if self.solves.shares_features else NeuronBlocks
+        self._blocks: NeuronBlocks | KroneckerFactors = self._kind((), ())
         self._owners = torch.arange(0)  # networks that the blocks are of
 
     def fresh(self) -> MatrixFree:
@@ -245,9 +248,7 @@ class MatrixFree:
 
     def step_bytes(self, task: LeastSquaresTask, layers: Layers) -> int:
         n_parameters = sum(layer[0].numel() for layer in layers)
-        n_blocks = sum(
-            layer[0].numel() * (layer.shape[2] + layer.shape[1]) for layer in layers[:-1]
-        )
+        n_blocks = self._kind.n_elements(layers)
         n_blocks += layers[-1].shape[2] ** 2
         n_activations = sum(layer.shape[1] for layer in layers)
         n_vectors = ROW_VECTORS * (n_parameters + len(task.inputs) * n_activations)
@@ -269,7 +270,7 @@ class MatrixFree:
         if is_stale or not torch.isin(index, self._owners).all():
             if self.in_single and self._single is None:
                 self._single = task.float()
-            self._blocks = NeuronBlocks.of(task, layers, self.solves.block_rows, self.solves)
+            self._blocks = self._kind.of(task, layers, self.solves.block_rows, self.solves)
             self._owners = index
         blocks = self._blocks.take(torch.searchsorted(self._owners, index))
         return MatrixFreeEquations.assemble(task, layers, blocks, self.solves, self._single)

@@ -92,6 +92,22 @@ class NeuronBlocks:
         coarse = None if self.coarse is None else self.coarse.take(index)
         return NeuronBlocks(grams, tuple(part[index] for part in self.correlations), coarse)
 
+    @staticmethod
+    def n_elements(layers: Layers) -> int:
+        """Numbers that are held of each network."""
+        return sum(a[0].numel() * (a.shape[1] + a.shape[2]) for a in layers[:-1])
+
+    @property
+    def strongest(self) -> Layers:
+        """The largest diagonal element of each neuron's block, (batch, fan_out) each."""
+        return tuple(gram.diagonal(dim1=2, dim2=3).amax(dim=2) for gram in self.grams)
+
+    def damped(
+        self, damping: Tensor, solves: ConjugateGradients, dtype: torch.dtype
+    ) -> Preconditioner:
+        """Their approximate inverse for every network, with its own damping."""
+        return Preconditioner.of(self, damping, solves, dtype)
+
 
 @dataclass(frozen=True)
 class Preconditioner:

@@ -90,10 +90,9 @@ class WeakLinearization:
         its features.
         """
         equations, most = self._equations, 0.0
-        grams = (*equations.blocks.grams, equations.readout_gram[:, None])
+        readout = equations.readout_gram.diagonal(dim1=1, dim2=2).amax(dim=1, keepdim=True)
         parts = split_parameters(self.directions[-1:], self.layers)
-        for gram, part in zip(grams, parts, strict=True):
-            strongest = gram.diagonal(dim1=2, dim2=3).amax(dim=2)
+        for strongest, part in zip((*equations.blocks.strongest, readout), parts, strict=True):
             most += float((strongest * part.square().sum(dim=2)).sum())
         return float(self.singular_values[-1]) ** 2 > self.settings.least_single_share * most
 
