@@ -259,7 +259,8 @@ class Finisher:
         turned, _ = polisher.polish(turned, n_steps, enough=enough, is_hasty=True)
         resolved = resolve_signs(turned, polisher.activation)
         resolved, resolved_loss = polisher.polish(resolved, n_steps, enough=loss, is_hasty=True)
-        return (resolved, resolved_loss) if resolved_loss < loss else (network, loss)
+        is_as_good = resolved_loss < max(loss, self.settings.prune.exact_loss)
+        return (resolved, resolved_loss) if is_as_good else (network, loss)
 
     @staticmethod
     def _has_hasty_signs(network: Network, polisher: Polisher) -> bool:

@@ -176,7 +176,7 @@ def test_training_stops_when_the_best_student_is_recovered(rows, solver):
 def test_training_stops_when_held_out_rows_no_longer_gain(rows):
     train, held_out = rows
     noise = np.random.default_rng(1).normal(size=train.y.shape)
-    noisy = type(train)(train.X, train.y + noise, train.sample_weight)
+    noisy = type(train).of(train.X, train.y + noise, train.sample_weight)
     trainer = StudentTrainer(Polisher(noisy, held_out, "tanh", "cpu", has_skip=False))
     students = trainer.train(SEEDS, (8,), max_iter=3000, tol=0.0)
     assert students.n_iter < 3000
@@ -320,7 +320,7 @@ def planted(rows, network):
             features = np.hstack([np.tanh(features @ layer.T), ones])
         targets.append(features @ network.layers[-1].T)
     return [
-        type(part)(part.X, y, part.sample_weight) for part, y in zip(rows, targets, strict=True)
+        type(part).of(part.X, y, part.sample_weight) for part, y in zip(rows, targets, strict=True)
     ]
 
 

@@ -9,7 +9,8 @@ from numpy.testing import assert_allclose
 from test_levenberg import alone, dense_system, in_chunks, random_batch, random_task
 
 from sklearn_ec._core.settings import ConjugateGradients
-from sklearn_ec._solvers.equations import flat_parameters
+from sklearn_ec._solvers.coarse_space import CoarseSpace
+from sklearn_ec._solvers.equations import flat_parameters, split_parameters
 from sklearn_ec._solvers.kronecker import Factor, KroneckerFactors
 from sklearn_ec._solvers.matrix_free import DampedMatrixFreeSystem, MatrixFreeEquations
 from sklearn_ec._solvers.preconditioner import NeuronBlocks
@@ -115,3 +116,22 @@ def test_it_takes_fewer_products_than_blocks_where_inputs_are_normal(monkeypatch
         products.append(0)
         equations.damped(torch.full((1,), 1e-9, dtype=torch.float64)).step(equations.gradient)
     assert products[0] < 0.8 * products[1]
+
+
+@pytest.mark.parametrize(("name", "has_coarse"), [("g", True), ("relu", False)])
+def test_the_coarse_space_comes_in_addition_unless_scales_are_free(name, has_coarse):
+    rng = np.random.default_rng(9)
+    task, layers = random_task(rng, name, n_samples=200), random_batch(rng, 2)
+    damping, hidden = torch.full((2,), 1e-3, dtype=torch.float64), layers[:-1]
+    vectors = torch.tensor(rng.normal(size=(2, layers[0][0].numel())))
+    factors = KroneckerFactors.of(task, layers, None, SOLVES)
+    assert (factors.coarse is not None) == has_coarse
+    alone = KroneckerFactors.of(task, layers).damped(damping, SOLVES, torch.float64)
+    added = factors.damped(damping, SOLVES, torch.float64).times(vectors, hidden)
+    added = added - alone.times(vectors, hidden)
+    if has_coarse:
+        coarse = CoarseSpace.of(task, layers, SOLVES.coarse_rows).damped(damping, 1e-13)
+        gradients = split_parameters(vectors, hidden)
+        assert_allclose(added, coarse.times(gradients), rtol=1e-9, atol=1e-12)
+    else:
+        assert not added.any()

@@ -58,7 +58,7 @@ SOLVES = ConjugateGradients()
 # Conjugate gradients down to rounding, and nearly so.
 EXACT_SOLVES = replace(SOLVES, relative_residual=1e-12, max_iterations=2000)
 FINAL_SOLVES = replace(
-    SOLVES,
+    WellPosedSolves(),
     relative_residual=Polish().final_residual,
     max_iterations=Polish().max_final_iterations,
 )
@@ -592,7 +592,7 @@ def spread_out(solver="auto", working_memory=None, settings=ALL_MATRIX_FREE):
 def test_large_networks_that_stall_near_zero_get_exact_steps(
     monkeypatch, solver, working_memory, expected
 ):
-    settings = replace(ALL_MATRIX_FREE, polish=Polish(window=1, final_progress=0.0))
+    settings = replace(ALL_MATRIX_FREE, polish=Polish(large_window=1, final_progress=0.0))
     network, trainer = spread_out(solver, working_memory, settings)
     kinds = levenberg_kinds(monkeypatch)
     _, loss = trainer.polish(network, 100, enough=1e-9)
@@ -605,7 +605,7 @@ def test_large_networks_that_stall_near_zero_get_exact_steps(
 
 
 def test_exact_steps_are_not_dense_where_these_take_long(monkeypatch):
-    polish = Polish(window=1, final_progress=0.0, final_dense_flops=0.0)
+    polish = Polish(large_window=1, final_progress=0.0, final_dense_flops=0.0)
     settings = replace(ALL_MATRIX_FREE, polish=polish)
     network, trainer = spread_out(working_memory=10.0, settings=settings)
     kinds = levenberg_kinds(monkeypatch)
@@ -722,15 +722,3 @@ def test_levenberg_with_single_products_comes_to_rounding():
     solver = Levenberg(polisher.task, start, MatrixFree(in_single=True))
     solver.run(100)
     assert float(solver.losses[0]) < 1e-24
-
-
-def test_single_products_take_damping_above_their_rounding():
-    """With less, conjugate gradients meet negative curvature, and end after a product or two."""
-    network, polisher, _ = planted("tanh")
-    linear = MatrixFree(WellPosedSolves(), in_single=True)
-    losses, floor = torch.tensor([1e-12], dtype=torch.float64), linear.solves.single_damping_floor
-    assert float(linear.start_damping(losses, 1e-3)) == floor
-    assert float(MatrixFree().start_damping(losses, 1e-3)) < floor
-    solver = Levenberg(polisher.task, stacked(network, "cpu"), linear, damping=0.0)
-    solver.run(3)
-    assert float(solver.damping[0]) >= floor
