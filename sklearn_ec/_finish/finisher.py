@@ -253,14 +253,14 @@ class Finisher:
         Those that are on in nearly all rows are to spare then.
         """
         settings = self.settings.finish
-        n_steps, enough = settings.first_polish_steps, settings.turning_share * loss
-        turned = without_spare(with_skip(network), loss, polisher)
+        limit = max(loss, self.settings.prune.cap_floor)
+        n_steps, enough = settings.first_polish_steps, settings.turning_share * limit
+        turned = without_spare(with_skip(network), limit, polisher)
         turned = without_copies(turned, polisher)
         turned, _ = polisher.polish(turned, n_steps, enough=enough, is_hasty=True)
         resolved = resolve_signs(turned, polisher.activation)
-        resolved, resolved_loss = polisher.polish(resolved, n_steps, enough=loss, is_hasty=True)
-        is_as_good = resolved_loss < max(loss, self.settings.prune.exact_loss)
-        return (resolved, resolved_loss) if is_as_good else (network, loss)
+        resolved, resolved_loss = polisher.polish(resolved, n_steps, enough=limit, is_hasty=True)
+        return (resolved, resolved_loss) if resolved_loss < limit else (network, loss)
 
     @staticmethod
     def _has_hasty_signs(network: Network, polisher: Polisher) -> bool:
