@@ -101,6 +101,7 @@ class ConjugateGradients:
     # Products lose less than JᵀJ itself: less damping, and a lower relative loss, before rounding
     # counts.
     damping_floor: float = 1e-24
+    single_damping_floor: float = 1e-24
     rounding_loss: float = 1e-26
     damping_increase: float = 4.0  # factor after a timid or a rejected step
     # The damping of the first step is the loss squared, and at least this share of the loss. Eight
@@ -123,6 +124,27 @@ class WellPosedSolves(ConjugateGradients):
     # the rest of a step.
     relative_residual: float = 0.1
     tail: int = 5
+    # Of polishes that end unless they go ahead fast: neurons are missing there, or to spare. Five
+    # steps of 48 tanh neurons, 27 of them of that network, come from 2e-4 to 1.3e-5 in 122 s with
+    # 100, to 1.6e-5 in 43 s with 10.
+    hasty_iterations: int = 60
+    # Products in single precision are no longer positive definite with too little damping, and
+    # solves break down after a product or two: 33 ReLU neurons, 32 of them of a 784-32-1 network,
+    # came from 5e-8 to 3e-14 in 41 s without a floor; to 4e-25 in 31 s with it.
+    single_damping_floor: float = 2e-9
+    # A rejected step costs a solve. With a factor of 4, those 33 with skip terms come from 4e-7 to
+    # 5e-12 in 70 s, and crawl; to 5e-26 in 110 s with 10.
+    damping_increase: float = 10.0
+
+
+@dataclass(frozen=True)
+class EvenSolves(WellPosedSolves):
+    """Solves of polishes where inputs vary about as much in all directions.
+
+    On the digits, 16 tanh neurons are found in 61 s with blocks of single neurons, in 96 s with
+    this.
+    """
+
     # From 1.5e-4, 32 ReLU neurons of a 784-32-1 network come to 5e-29 in seven steps and 96
     # products, in 37 s; with blocks of single neurons and the coarse space to 2e-18 in nine steps
     # and 716 products, in 172 s (84,000 rows, one thread beside another program).
@@ -131,13 +153,7 @@ class WellPosedSolves(ConjugateGradients):
     # Of 44 ``g`` neurons, 32 of them of that network, a step from 5e-7 takes 24 products with the
     # coarse space, 75 without; below 1e-6 single precision would be lost in its equations.
     coarse_rcond: float = 1e-6
-    # Of polishes that end unless they go ahead fast: neurons are missing there, or to spare. Five
-    # steps of 48 tanh neurons, 27 of them of that network, come from 2e-4 to 1.3e-5 in 122 s with
-    # 100, to 1.6e-5 in 43 s with 10.
-    hasty_iterations: int = 60
-    # A rejected step costs a solve. With a factor of 4, those 33 with skip terms come from 4e-7 to
-    # 5e-12 in 70 s, and crawl; to 5e-26 in 110 s with 10.
-    damping_increase: float = 10.0
+    single_damping_floor: float = 1e-24
 
 
 @dataclass(frozen=True)
@@ -290,6 +306,7 @@ class Polish:
     # Large students lose weight in directions of less variance than this, apart from rows of high
     # leverage.
     shrinkage: float = 1e-3
+    even_variance: float = 0.1  # least one of inputs that vary about as much in all directions
     covariance_rows: int = 32  # for each input, at least, that tell which directions these are
 
 
@@ -633,6 +650,7 @@ class Settings:
     damping: Damping = field(default_factory=Damping)
     conjugate_gradients: ConjugateGradients = field(default_factory=ConjugateGradients)
     well_posed_solves: WellPosedSolves = field(default_factory=WellPosedSolves)
+    even_solves: EvenSolves = field(default_factory=EvenSolves)
     warm_up: WarmUp = field(default_factory=WarmUp)
     stages: Stages = field(default_factory=Stages)
     training: Training = field(default_factory=Training)

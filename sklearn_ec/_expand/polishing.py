@@ -322,7 +322,10 @@ class Polisher:
     def _solves(self) -> ConjugateGradients:
         """How solves of matrix-free polishes go."""
         settings = self.settings
-        return settings.conjugate_gradients if self.has_weak_inputs else settings.well_posed_solves
+        if self.has_weak_inputs:
+            return settings.conjugate_gradients
+        is_even = self.least_variance > settings.polish.even_variance
+        return settings.even_solves if is_even else settings.well_posed_solves
 
     def _cheap(self, layers: Layers, in_single: bool, is_hasty: bool = False) -> LinearSolver:
         """The steps that suit; matrix-free ones with products in single precision, if told so.

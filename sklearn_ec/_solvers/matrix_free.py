@@ -232,11 +232,14 @@ class MatrixFree:
         return MatrixFree(self.solves, self.in_single)
 
     def rule(self, damping: Damping) -> Damping:
+        solves = self.solves
+        floor = solves.single_damping_floor if self.in_single else solves.damping_floor
         return replace(
             damping,
-            floor=self.solves.damping_floor,
-            rounding_loss=self.solves.rounding_loss,
-            increase=self.solves.damping_increase,
+            floor=floor,
+            rounding_loss=solves.rounding_loss,
+            rounding_damping=max(damping.rounding_damping, 10.0 * floor),
+            increase=solves.damping_increase,
         )
 
     def start_damping(self, losses: Tensor, damping: float) -> Tensor:

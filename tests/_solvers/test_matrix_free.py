@@ -29,6 +29,7 @@ from sklearn_ec._core.records import Network, Samples
 from sklearn_ec._core.settings import (
     ConjugateGradients,
     Damping,
+    EvenSolves,
     Polish,
     Settings,
     Training,
@@ -58,7 +59,7 @@ SOLVES = ConjugateGradients()
 # Conjugate gradients down to rounding, and nearly so.
 EXACT_SOLVES = replace(SOLVES, relative_residual=1e-12, max_iterations=2000)
 FINAL_SOLVES = replace(
-    WellPosedSolves(),
+    EvenSolves(),
     relative_residual=Polish().final_residual,
     max_iterations=Polish().max_final_iterations,
 )
@@ -663,7 +664,8 @@ def test_a_network_is_recovered_without_normal_equations(monkeypatch):
         n_students=2,
         random_state=0,
     )
-    solves = dict.fromkeys(("conjugate_gradients", "well_posed_solves"), {"max_coarse": 0})
+    names = ("conjugate_gradients", "well_posed_solves", "even_solves")
+    solves = dict.fromkeys(names, {"max_coarse": 0})
     with_settings(model, **SHORT_WARM_UP, **SHORT_POLISH, **solves).fit(X, teacher.predict(X))
     assert model.recovered_
     assert model.layer_sizes_ == (3,)
@@ -722,3 +724,15 @@ def test_levenberg_with_single_products_comes_to_rounding():
     solver = Levenberg(polisher.task, start, MatrixFree(in_single=True))
     solver.run(100)
     assert float(solver.losses[0]) < 1e-24
+
+
+def test_single_products_take_damping_above_their_rounding():
+    """With less, conjugate gradients meet negative curvature, and end after a product or two."""
+    network, polisher, _ = planted("tanh")
+    linear = MatrixFree(WellPosedSolves(), in_single=True)
+    losses, floor = torch.tensor([1e-12], dtype=torch.float64), linear.solves.single_damping_floor
+    assert float(linear.start_damping(losses, 1e-3)) == floor
+    assert float(MatrixFree().start_damping(losses, 1e-3)) < floor
+    solver = Levenberg(polisher.task, stacked(network, "cpu"), linear, damping=0.0)
+    solver.run(3)
+    assert float(solver.damping[0]) >= floor
