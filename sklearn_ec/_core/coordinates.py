@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.linalg import solve_triangular
 
 from .activations import Activation
+from .forward import row_blocks
 from .precision import FULL, Precision, evaluate
 from .records import Network, Samples
 from .settings import DEFAULTS, Preparation
@@ -18,8 +19,6 @@ from .settings import DEFAULTS, Preparation
 MAX_OPEN_SHARE = 1e-12
 # Least singular value, relative to the largest, of columns whose Gram matrix is used.
 MIN_CONDITION = 1e-3
-# Rows that are read at a time.
-BLOCK_ROWS = 4096
 # So many rows for each column tell whether all vary: of 470,000 rows of 784 columns, in a twentieth
 # of the time.
 TELLING_ROWS = 32
@@ -287,12 +286,7 @@ def leverages(X: np.ndarray) -> np.ndarray:
         basis, _ = np.linalg.qr(X)
         return (basis**2).sum(axis=1)
     inverse = solve_triangular(triangle, np.eye(len(triangle)))
-    return np.concatenate([((X[rows] @ inverse) ** 2).sum(axis=1) for rows in _blocks(X)])
-
-
-def _blocks(X: np.ndarray) -> Iterator[slice]:
-    """Rows that are read at a time: temporary arrays of all of them cost more than sums."""
-    return (slice(i, i + BLOCK_ROWS) for i in range(0, len(X), BLOCK_ROWS))
+    return np.concatenate([((X[rows] @ inverse) ** 2).sum(axis=1) for rows in row_blocks(len(X))])
 
 
 def _with_ones(X: np.ndarray) -> np.ndarray:
@@ -326,7 +320,9 @@ def _mean_scale_and_whether_it_varies(
     """Of each column: the mean, the spread (one for a constant), and whether there is any."""
     share = weight / weight.sum()
     mean = share @ values
-    scale = np.sqrt(sum(share[rows] @ (values[rows] - mean) ** 2 for rows in _blocks(values)))
+    scale = np.sqrt(
+        sum(share[rows] @ (values[rows] - mean) ** 2 for rows in row_blocks(len(values)))
+    )
     varies = np.ptp(values, axis=0) > 100 * np.finfo(np.float64).eps * _largest(values)
     return mean, np.where(varies, scale, 1.0), varies
 

@@ -21,6 +21,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from sklearn_ec._core.settings import ConjugateGradients
+
 from .derivatives import Layers, has_skip
 from .equations import (
     DampedDenseSystem,
@@ -55,6 +57,14 @@ class CoarseSpace:
                 for i in range(len(basis))
             ),
         )
+
+    @classmethod
+    def if_small(
+        cls, task: LeastSquaresTask, layers: Layers, solves: ConjugateGradients
+    ) -> CoarseSpace | None:
+        """That of stacked networks, unless it has too many parameters."""
+        is_small = n_coarse(layers) <= solves.max_coarse
+        return cls.of(task, layers, solves.coarse_rows) if is_small else None
 
     def take(self, index: Tensor) -> CoarseSpace:
         """The same for some of the networks."""

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from sklearn_ec._core.settings import ConjugateGradients
 
-from .coarse_space import CoarseSpace, CoarseSystem, n_coarse
-from .derivatives import Layers, backpropagate, forward
+from .coarse_space import CoarseSpace, CoarseSystem
+from .derivatives import Layers
 from .equations import flat_parameters, split_parameters
 from .task import LeastSquaresTask
 
@@ -39,11 +39,6 @@ class Factor:
         """Those of matrices without negative eigenvalues; zeros where they are not finite."""
         values, vectors = torch.linalg.eigh(matrices.nan_to_num(0.0, 0.0, 0.0))
         return cls(values.clamp_min(0.0), vectors)
-
-    @property
-    def diagonal(self) -> Tensor:
-        """That of the matrix, (batch, n)."""
-        return (self.vectors.square() @ self.values[..., None])[..., 0]
 
     def take(self, index: Tensor) -> Factor:
         return Factor(self.values[index], self.vectors[index])
@@ -73,22 +68,15 @@ class KroneckerFactors:
         lost in them (32 ReLU neurons on 784 inputs: 120 products in a step instead of 10).
         """
         hidden, coarse = layers[:-1], None
-        is_small = solves is not None and n_coarse(layers) <= solves.max_coarse
-        if solves is not None and is_small and not task.activation.homogeneous:
-            coarse = CoarseSpace.of(task, layers, solves.coarse_rows)
+        if solves is not None and not task.activation.homogeneous:
+            coarse = CoarseSpace.if_small(task, layers, solves)
         if rows_per_feature is not None:
             task = task.spread(rows_per_feature * max(layer.shape[2] for layer in hidden))
         products = [layer.new_zeros(*layer.shape[:2], layer.shape[1]) for layer in hidden]
         grams = [layer.new_zeros(len(layer), layer.shape[2], layer.shape[2]) for layer in hidden]
-        n_outputs = task.targets.shape[1]
-        identity = torch.eye(n_outputs, dtype=task.targets.dtype, device=task.targets.device)
-        n_neurons = sum(layer.shape[0] * layer.shape[1] for layer in layers)
-        for rows in task.chunks(n_outputs * n_neurons):
-            run = forward(layers, task.inputs[rows], task.activation)
-            cotangents = identity[:, None, :] * task.sqrt_weight[rows]
-            slopes = backpropagate(layers, run, cotangents.expand(len(layers[0]), -1, -1, -1))
+        for rows, run, slopes in task.derivatives(layers):
             for product, gram, slope, features in zip(
-                products, grams, slopes[:-1], run.features[:-1], strict=True
+                products, grams, slopes, run.features[:-1], strict=True
             ):
                 slope = slope.flatten(1, 2)
                 product += slope.mT @ slope
@@ -112,12 +100,6 @@ class KroneckerFactors:
     def n_elements(layers: Layers) -> int:
         """Numbers that are held of each network."""
         return sum(a.shape[1] ** 2 + a.shape[2] ** 2 for a in layers[:-1])
-
-    @property
-    def strongest(self) -> Layers:
-        """The largest diagonal element of each neuron's block, (batch, fan_out) each."""
-        both = zip(self.derivatives, self.features, strict=True)
-        return tuple(d.diagonal * f.diagonal.amax(dim=1, keepdim=True) for d, f in both)
 
     def damped(
         self, damping: Tensor, solves: ConjugateGradients, dtype: torch.dtype

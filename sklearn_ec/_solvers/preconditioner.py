@@ -25,8 +25,8 @@ from torch import Tensor
 
 from sklearn_ec._core.settings import ConjugateGradients
 
-from .coarse_space import CoarseSpace, CoarseSystem, n_coarse
-from .derivatives import Layers, backpropagate, forward
+from .coarse_space import CoarseSpace, CoarseSystem
+from .derivatives import Layers
 from .equations import flat_parameters, split_parameters
 from .task import LeastSquaresTask
 
@@ -59,20 +59,13 @@ class NeuronBlocks:
         distances. The coarse space is found where ``solves`` says that it is small.
         """
         hidden, coarse = layers[:-1], None
-        if solves is not None and n_coarse(layers) <= solves.max_coarse:
-            coarse = CoarseSpace.of(task, layers, solves.coarse_rows)
+        if solves is not None:
+            coarse = CoarseSpace.if_small(task, layers, solves)
         if rows_per_feature is not None:
             task = task.spread(rows_per_feature * max(layer.shape[2] for layer in hidden))
         grams = tuple(layer.new_zeros(*layer.shape, layer.shape[2]) for layer in hidden)
         products = tuple(layer.new_zeros(*layer.shape[:2], layer.shape[1]) for layer in hidden)
-        n_outputs = task.targets.shape[1]
-        identity = torch.eye(n_outputs, dtype=task.targets.dtype, device=task.targets.device)
-        n_neurons = sum(layer.shape[0] * layer.shape[1] for layer in layers)
-        for rows in task.chunks(n_outputs * n_neurons):
-            run = forward(layers, task.inputs[rows], task.activation)
-            cotangents = identity[:, None, :] * task.sqrt_weight[rows]
-            cotangents = cotangents.expand(len(layers[0]), -1, -1, -1)
-            slopes = backpropagate(layers, run, cotangents)[:-1]
+        for _, run, slopes in task.derivatives(layers):
             for gram, product, slope, features in zip(
                 grams, products, slopes, run.features[:-1], strict=True
             ):
@@ -96,11 +89,6 @@ class NeuronBlocks:
     def n_elements(layers: Layers) -> int:
         """Numbers that are held of each network."""
         return sum(a[0].numel() * (a.shape[1] + a.shape[2]) for a in layers[:-1])
-
-    @property
-    def strongest(self) -> Layers:
-        """The largest diagonal element of each neuron's block, (batch, fan_out) each."""
-        return tuple(gram.diagonal(dim1=2, dim2=3).amax(dim=2) for gram in self.grams)
 
     def damped(
         self, damping: Tensor, solves: ConjugateGradients, dtype: torch.dtype

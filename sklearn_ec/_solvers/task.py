@@ -22,6 +22,7 @@ from sklearn_ec._core.watch import Watch
 from .derivatives import (
     ForwardPass,
     Layers,
+    backpropagate,
     curvature,
     forward,
     gradients,
@@ -180,6 +181,20 @@ class LeastSquaresTask:
                 part += gradient
         n = self.n_equations
         return tuple(part / n for part in total), squares / n
+
+    def derivatives(self, layers: Layers) -> Iterator[tuple[slice, ForwardPass, Layers]]:
+        """Blocks of rows, their passes, and the derivatives of the weighted outputs.
+
+        These are by the pre-activations, (batch, n_outputs, n_rows, fan_out) for each hidden layer.
+        """
+        n_outputs = self.targets.shape[1]
+        identity = torch.eye(n_outputs, dtype=self.targets.dtype, device=self.targets.device)
+        n_neurons = sum(layer.shape[0] * layer.shape[1] for layer in layers)
+        for rows in self.chunks(n_outputs * n_neurons):
+            run = forward(layers, self.inputs[rows], self.activation)
+            cotangents = identity[:, None, :] * self.sqrt_weight[rows]
+            cotangents = cotangents.expand(len(layers[0]), -1, -1, -1)
+            yield rows, run, tuple(backpropagate(layers, run, cotangents)[:-1])
 
     def readout_gram(self, layers: Layers, run: ForwardPass) -> Tensor:
         """Gram matrices of what the readouts read, (batch, n_features, n_features)."""

@@ -44,11 +44,11 @@ class WeakLinearization:
         self.settings = settings
         self.layers = stacked(network, task.inputs.device)
         self._scale = parameter_scale(self.layers)
-        blocks = NeuronBlocks.of(task, self.layers, settings.rows_per_feature)
+        self._blocks = NeuronBlocks.of(task, self.layers, settings.rows_per_feature)
         solves = ConjugateGradients(
             relative_residual=settings.relative_residual, max_iterations=settings.max_iterations
         )
-        self._equations = MatrixFreeEquations.assemble(task, self.layers, blocks, solves)
+        self._equations = MatrixFreeEquations.assemble(task, self.layers, self._blocks, solves)
         self._generator = torch.Generator().manual_seed(0)
         self._free = self._free_scales()
         self._product_flops = 4.0 * len(task.inputs) * network.n_parameters
@@ -89,10 +89,10 @@ class WeakLinearization:
         By a share of what the weights that change could, were each alone and along the strongest of
         its features.
         """
-        equations, most = self._equations, 0.0
-        readout = equations.readout_gram.diagonal(dim1=1, dim2=2).amax(dim=1, keepdim=True)
+        most, grams = 0.0, (*self._blocks.grams, self._equations.readout_gram[:, None])
         parts = split_parameters(self.directions[-1:], self.layers)
-        for strongest, part in zip((*equations.blocks.strongest, readout), parts, strict=True):
+        for gram, part in zip(grams, parts, strict=True):
+            strongest = gram.diagonal(dim1=2, dim2=3).amax(dim=2)
             most += float((strongest * part.square().sum(dim=2)).sum())
         return float(self.singular_values[-1]) ** 2 > self.settings.least_single_share * most
 
