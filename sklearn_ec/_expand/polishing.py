@@ -212,27 +212,30 @@ class Polisher:
         losses = solver.losses.tolist()
         return [(network_at(solver.layers, i), loss) for i, loss in enumerate(losses)]
 
-    def refine(self, network: Network, loss: float) -> tuple[Network, float]:
+    def refine(self, network: Network) -> Network:
         """Gauss-Newton steps without damping, until two in a row do not halve the loss.
 
-        They reach rounding level in directions that are lost in the normal equations. The first may
-        lead up: eight softplus neurons on two inputs go from 8e-25 to 7e-24, and then to 4e-30.
-        Matrix-free steps get there by themselves.
+        Nor are there any where no step could halve it. They reach rounding level in directions that
+        are lost in the normal equations. The first may lead up: eight softplus neurons on two
+        inputs go from 8e-25 to 7e-24, and then to 4e-30. Matrix-free steps get there by themselves.
         """
         if self.is_matrix_free(network):
-            return network, loss
-        refined, n_misses = network, 0
+            return network
+        refined, n_misses, task = network, 0, self.task
+        loss = lowest = float(task.losses(stacked(network, self.device))[0])
         for _ in range(self.settings.polish.max_refinements):
-            linearization = Linearization(self.task, refined)
+            linearization = Linearization(task, refined)
+            if linearization.unexplained_error(math.sqrt(loss)) ** 2 > 0.5 * loss:
+                break
             steps = linearization.newton_step()
             layers = tuple(a + b for a, b in zip(linearization.layers, steps, strict=True))
-            refined, refined_loss = network_at(layers, 0), float(self.task.losses(layers)[0])
-            n_misses = 0 if refined_loss < 0.5 * loss else n_misses + 1
-            if refined_loss < loss:
-                network, loss = refined, refined_loss
-            if n_misses == 2 or not math.isfinite(refined_loss):
+            refined, loss = network_at(layers, 0), float(task.losses(layers)[0])
+            n_misses = 0 if loss < 0.5 * lowest else n_misses + 1
+            if loss < lowest:
+                network, lowest = refined, loss
+            if n_misses == 2 or not math.isfinite(loss):
                 break
-        return network, loss
+        return network
 
     def settled(self, network: Network, shrinkage: float | None = None) -> Network:
         """A network with less weight along directions that few rows tell about.

@@ -228,7 +228,7 @@ class Finisher:
         """A network as it is certified: to the last digit where it is near zero."""
         limit = max(self.settings.finish.refinement_loss, self.polisher.samples.rounding_loss)
         if loss < limit:
-            network, _ = self.polisher.refine(network, loss)
+            network = self.polisher.refine(network)
         return self._judge(network)
 
     def _polished(

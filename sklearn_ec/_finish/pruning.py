@@ -194,8 +194,8 @@ def _try_removals(
     rounding_loss = 0.0 if is_noisy else polisher.samples.rounding_loss
     if polisher.is_matrix_free(network):
         is_exact = loss < max(settings.exact_loss, rounding_loss)
-        limit = settings.spare_cost if is_exact else settings.large_factor * loss
-        worth_trying = limit * polisher.samples.n_equations
+        cheap = cheap_loss_of(network, loss, polisher, is_careful=False)
+        worth_trying = (settings.spare_cost if is_exact else cheap) * polisher.samples.n_equations
         candidates = [removal for removal in candidates if removal.cost <= worth_trying]
     for removal in candidates:
         smaller = without_neurons(network, polisher, removal)

@@ -121,19 +121,19 @@ def cheap_loss_of(
 
     Of large networks no more than there is: attempts cost minutes, a polish of theirs less. Where
     that did not get them to zero, ``is_careful`` is False, and they lose all that is worth an
-    attempt. Of exact ones, more than of small ones: an attempt costs less than a certificate.
+    attempt. Near zero, where steps or a certificate take long, more than of small ones: an attempt
+    costs less than a certificate, or than many steps with neurons to spare.
     """
-    settings = polisher.settings.prune
-    if loss <= max(settings.cap_floor, polisher.samples.rounding_loss):
-        is_large = polisher.is_matrix_free(network)
-        floor = settings.large_cheap_cost if is_large else settings.cap_floor
-        cheap = max(settings.cheap_factor * loss, floor)
-    elif polisher.is_matrix_free(network):
-        cheap = loss if is_careful else settings.large_factor * loss
-    else:
-        factor = settings.cheap_factor * caution(loss, settings)
-        cheap = max(factor * loss, settings.cheap_cost)
-    return cheap
+    settings, is_large = polisher.settings, polisher.is_matrix_free(network)
+    prune, rounding_loss = settings.prune, polisher.samples.rounding_loss
+    takes_long = is_large or network.n_parameters > settings.verdict.max_dense_parameters
+    if takes_long and loss <= max(settings.polish.final_loss, rounding_loss):
+        return max(prune.cheap_factor * loss, prune.large_cheap_cost)
+    if loss <= max(prune.cap_floor, rounding_loss):
+        return max(prune.cheap_factor * loss, prune.cap_floor)
+    if is_large:
+        return loss if is_careful else prune.large_factor * loss
+    return max(prune.cheap_factor * caution(loss, prune) * loss, prune.cheap_cost)
 
 
 def _hidden_readers(network: Network, layer: int) -> range:

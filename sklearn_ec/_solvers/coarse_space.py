@@ -63,7 +63,8 @@ class CoarseSpace:
         cls, task: LeastSquaresTask, layers: Layers, solves: ConjugateGradients
     ) -> CoarseSpace | None:
         """That of stacked networks, unless it has too many parameters."""
-        is_small = n_coarse(layers) <= solves.max_coarse
+        _, width, n_features = layers[0].shape
+        is_small = width < n_features - 1 and n_coarse(layers) <= solves.max_coarse
         return cls.of(task, layers, solves.coarse_rows) if is_small else None
 
     def take(self, index: Tensor) -> CoarseSpace:

@@ -341,11 +341,10 @@ def test_refinement_reaches_rounding_and_ends_there(rows, widths):
     exact = Polisher(*planted(rows, start), "tanh", "cpu", has_skip=False)
     nearby = moved(start, 1e-6)
     loss = float(loss_of(nearby, exact.samples, exact.activation))
-    refined, refined_loss = exact.refine(nearby, loss)
-    assert refined_loss < 1e-29 < loss
+    refined = exact.refine(nearby)
+    assert float(loss_of(refined, exact.samples, exact.activation)) < 1e-29 < loss
     assert_same_layers(refined, start)
-    again, _ = exact.refine(refined, 0.0)
-    assert again is refined
+    assert exact.refine(refined) is refined
 
 
 def test_refinement_outlives_a_step_that_leads_up(rows):
@@ -356,7 +355,8 @@ def test_refinement_outlives_a_step_that_leads_up(rows):
     linearization = Linearization(exact.task, astray)
     steps = zip(linearization.layers, linearization.newton_step(), strict=True)
     first_loss = float(exact.task.losses(tuple(a + b for a, b in steps))[0])
-    assert exact.refine(astray, loss)[1] < 1e-3 * loss < first_loss
+    refined_loss = float(loss_of(exact.refine(astray), exact.samples, exact.activation))
+    assert refined_loss < 1e-3 * loss < first_loss
 
 
 def test_nothing_is_written_to_the_working_directory(trainer, tmp_path, monkeypatch):

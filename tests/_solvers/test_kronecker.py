@@ -119,7 +119,8 @@ def test_it_takes_fewer_products_than_blocks_where_inputs_are_normal(monkeypatch
 @pytest.mark.parametrize(("name", "has_coarse"), [("g", True), ("relu", False)])
 def test_the_coarse_space_comes_in_addition_unless_scales_are_free(name, has_coarse):
     rng = np.random.default_rng(9)
-    task, layers = random_task(rng, name, n_samples=200), random_batch(rng, 2)
+    task = random_task(rng, name, n_samples=200, n_inputs=4)
+    layers = random_batch(rng, 2, n_inputs=4)
     damping, hidden = torch.full((2,), 1e-3, dtype=torch.float64), layers[:-1]
     vectors = torch.tensor(rng.normal(size=(2, layers[0][0].numel())))
     factors = KroneckerFactors.of(task, layers, None, SOLVES)
