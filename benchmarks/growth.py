@@ -109,8 +109,8 @@ def predicted(result):
     if result["matrix_free"]:
         n_kept = n_blocks
         n_of_block = students * n_activations * min(1.0, MAX_ELEMENTS / (rows * (inputs + 1)))
-        n_coarse = width * (min(width, inputs) + 1) + (depth - 1) * width * (width + 1)
-        if n_coarse <= ConjugateGradients.max_coarse:
+        n_coarse = depth * width * (width + 1)
+        if width < inputs and n_coarse <= ConjugateGradients.max_coarse:
             n_kept += COARSE_ARRAYS / ARRAYS[True][0] * (n_coarse + width + 1) ** 2
     else:
         n_kept = n_parameters**2

@@ -62,10 +62,8 @@ class CoarseSpace:
     def if_small(
         cls, task: LeastSquaresTask, layers: Layers, solves: ConjugateGradients
     ) -> CoarseSpace | None:
-        """That of stacked networks, unless it has too many parameters."""
-        _, width, n_features = layers[0].shape
-        is_small = width < n_features - 1 and n_coarse(layers) <= solves.max_coarse
-        return cls.of(task, layers, solves.coarse_rows) if is_small else None
+        """That of stacked networks, where :func:`is_small`."""
+        return cls.of(task, layers, solves.coarse_rows) if is_small(layers, solves) else None
 
     def take(self, index: Tensor) -> CoarseSpace:
         """The same for some of the networks."""
@@ -108,6 +106,16 @@ class CoarseSystem:
         steps = split_parameters(solved.flatten(end_dim=1).to(first.dtype), coarse)
         lifted = (steps[0].unflatten(0, (n_networks, -1)) @ basis.mT).flatten(end_dim=1)
         return flat_parameters((lifted, *steps[1:]))
+
+
+def is_small(layers: Layers, solves: ConjugateGradients) -> bool:
+    """Whether a coarse space pays: of few parameters, and not of all inputs.
+
+    What is in all of them is no coarse space, but the whole: of 51 tanh neurons on the 48 pixels of
+    the digits, a step took a second with it, 0.1 s without.
+    """
+    _, width, n_features = layers[0].shape
+    return width < n_features - 1 and n_coarse(layers) <= solves.max_coarse
 
 
 def n_coarse(layers: Layers) -> int:

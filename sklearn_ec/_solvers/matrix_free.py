@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sklearn_ec._core.settings import ConjugateGradients, Damping
 
-from .coarse_space import n_coarse
+from .coarse_space import is_small, n_coarse
 from .derivatives import ForwardPass, Layers, forward, pull_back, tangent
 from .equations import flat_parameters, split_parameters
 from .kronecker import KroneckerFactors, KroneckerPreconditioner
@@ -253,8 +253,8 @@ class MatrixFree:
         n_activations = sum(layer.shape[1] for layer in layers)
         n_vectors = ROW_VECTORS * (n_parameters + len(task.inputs) * n_activations)
         n_elements = max(FACTORED_BLOCKS * n_blocks, BLOCKS_IN_PRODUCTS * n_blocks + n_vectors)
-        if (n_reduced := n_coarse(layers)) <= self.solves.max_coarse:
-            n_elements += COARSE_MATRICES * (n_reduced + layers[-1].shape[2]) ** 2
+        if is_small(layers, self.solves):
+            n_elements += COARSE_MATRICES * (n_coarse(layers) + layers[-1].shape[2]) ** 2
         return task.targets.element_size() * math.ceil(n_elements)
 
     def flops(self, task: LeastSquaresTask, layers: Layers) -> int:
