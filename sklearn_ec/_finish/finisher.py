@@ -190,18 +190,28 @@ class Finisher:
             network, loss = prune(network, loss, polisher, is_final)
             if final:
                 return final[0], loss
-            if is_large and len(network.widths) == 1:
-                network, loss = unstick(network, loss, polisher)
-        is_corner = is_large and loss > max(
-            settings.prune.exact_loss, polisher.samples.rounding_loss
-        )
-        if polisher is not self.polisher and not is_corner:
-            network, _ = self.polisher.polish(network, settings.prune.polish_steps)
+        network = self._on_all_rows(network, loss, polisher, is_large)
         candidate = self._concluded(network, loss)
         certificate = candidate.certificate
         if is_large and certificate.fits_exactly and not certificate.is_exact:
             return self._with_held_out_rows(candidate), loss
         return candidate, loss
+
+    def _on_all_rows(
+        self, network: Network, loss: float, polisher: Polisher, is_large: bool
+    ) -> Network:
+        """A network pruned on some rows, polished on all of them.
+
+        A large one in a corner stays as it is, unless few rows tell about some directions: there
+        it is led out. On all rows, of which a share tells even less: eight ReLU neurons on 1,623
+        of 9,000 MNIST images at 6e-8 took 145 s to zero there, and 56 s more on all of them.
+        """
+        settings = self.settings.prune
+        exact_loss = max(settings.exact_loss, polisher.samples.rounding_loss)
+        may_stick = is_large and len(network.widths) == 1 and polisher.has_weak_inputs
+        if polisher is not self.polisher and (may_stick or not (is_large and loss > exact_loss)):
+            network, loss = self.polisher.polish(network, settings.polish_steps)
+        return unstick(network, loss, self.polisher) if may_stick else network
 
     def _fits_held_out_rows(self, network: Network) -> bool:
         """Whether a network that is exact on some rows nearly is on the held-out ones.

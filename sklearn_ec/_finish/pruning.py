@@ -219,7 +219,8 @@ def _polished(
     progress = cap.progress if progress is None else progress
     if polisher.is_matrix_free(network):
         progress = min(progress, polisher.settings.prune.large_progress)
-    return polisher.polish(network, cap.n_steps, target, enough, progress)
+    is_hasty = _cannot_crawl(network, polisher) and enough > polisher.settings.polish.final_loss
+    return polisher.polish(network, cap.n_steps, target, enough, progress, is_hasty)
 
 
 def _polished_to_the_end(
@@ -263,15 +264,13 @@ def cheapest_removal(
     return min(polished, key=lambda candidate: candidate[1])
 
 
-def unstick(network: Network, loss: float, polisher: Polisher) -> tuple[Network, float]:
+def unstick(network: Network, loss: float, polisher: Polisher) -> Network:
     """Lead a pruned large network out of a corner: settle it more and more, polish, prune again."""
     settings = polisher.settings.prune
     for shrinkage in settings.settling:
         if loss < max(settings.exact_loss, polisher.samples.rounding_loss):
             break
-        if polisher.least_variance > shrinkage:
-            continue
         settled = polisher.polish(polisher.settled(network, shrinkage), settings.settling_steps)
         if settled[1] < settings.settling_progress * loss:
             network, loss = prune(*settled, polisher)
-    return network, loss
+    return network

@@ -100,6 +100,28 @@ def test_finish_resolves_signs_of_deep_networks(activation):
     assert max_cosine_distance(as_layers(network), as_layers(candidate.network), activation) < 1e-20
 
 
+def test_large_networks_are_led_out_of_a_corner_where_few_rows_tell():
+    """On all rows: no gradient tells two neurons that they should be on in the only row."""
+    rng = np.random.default_rng(0)
+    X = np.column_stack([rng.normal(size=(300, 2)), np.zeros(300)])
+    X[7] = 0.5, 0.5, 6.0
+    incoming = np.array([[1.0, 0.5, 0.3, 0.1], [-0.4, 1.0, 0.4, 0.3]])
+    stuck = Network((incoming.copy(), np.array([[1.0, 0.5, 0.0], [-0.6, 1.0, 0.2]])))
+    stuck.layers[0][:, 2] = -2.0
+    for rare in (X[:, 2], rng.normal(size=300)):
+        X = np.column_stack([X[:, :2], rare])
+        y = network_outputs(Network((incoming, stuck.layers[1])), X, get_activation("relu"))
+        samples = Samples.of(X, y, np.ones(300))
+        polisher = Polisher(samples, samples, "relu", "cpu", has_skip=False)
+        few = polisher.with_samples(samples.take(np.arange(8, 300)))
+        finisher = Finisher(polisher, samples, plain(samples), prune=True)
+        freed = finisher._on_all_rows(stuck, 1e-6, few, is_large=True)
+        if polisher.has_weak_inputs:
+            assert polisher.losses([layer[None] for layer in freed.layers])[0] < 1e-25
+        else:
+            assert freed is stuck
+
+
 @pytest.mark.parametrize("activation", ["tanh", "relu", "softplus"])
 def test_denoise_finds_the_planted_network(activation):
     network, polisher, held_out = planted(activation)

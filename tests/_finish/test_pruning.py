@@ -23,6 +23,7 @@ from sklearn_ec._finish.caps import ExactCap, NoiseCap
 from sklearn_ec._finish.pruning import _next_part, cheapest_removal, prune, pruning_path
 from sklearn_ec._finish.removals import (
     Removal,
+    cheap_loss_of,
     removal_candidates,
     without_neurons,
 )
@@ -161,6 +162,18 @@ def test_a_large_exact_network_loses_its_spare_neurons_before_it_is_judged():
     *_, (smallest, _) = pruning_path(start, loss, polisher, cap, is_final)
     assert smallest.widths == network.widths
     assert judged == [network.widths]
+
+
+def test_what_is_clearly_to_spare_near_zero_depends_on_what_takes_long():
+    """Of networks whose certificates take long it is more, but none of it far from zero."""
+    for settings, expected in (
+        (ALL_LARGE, [1e-7, 1e-8, 1e-8]),
+        (settings_with(verdict={"max_dense_parameters": 0}), [1e-5, 1e-8, 1e-8]),
+        (DEFAULTS, [1e-5, 1e-6, 1e-24]),
+    ):
+        network, polisher, _ = planted("tanh", settings=settings)
+        costs = [cheap_loss_of(network, loss, polisher) for loss in (1e-7, 1e-13, 1e-30)]
+        assert_allclose(costs, expected)
 
 
 def test_large_networks_are_asked_for_spare_neurons_on_their_way_to_zero():

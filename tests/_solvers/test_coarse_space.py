@@ -9,7 +9,7 @@ from scipy.linalg import block_diag
 from test_levenberg import alone, dense_system, pick, random_batch, random_task
 from test_preconditioner import SOLVES, assert_close
 
-from sklearn_ec._solvers.coarse_space import CoarseSpace, n_coarse
+from sklearn_ec._solvers.coarse_space import CoarseSpace, is_small, n_coarse
 from sklearn_ec._solvers.equations import flat_parameters
 from sklearn_ec._solvers.matrix_free import MatrixFreeEquations
 from sklearn_ec._solvers.preconditioner import NeuronBlocks
@@ -125,3 +125,12 @@ def test_solves_of_few_products_get_further_with_it():
         step = flat_parameters(equations.damped(damping).step(equations.gradient))[0].numpy()
         left.append(1.0 + (gradient @ step + step @ matrix @ step / 2) / most)
     assert left[0] < 0.3 * left[1]
+
+
+@pytest.mark.parametrize(
+    ("width", "max_coarse", "expected"),
+    [(6, 42, True), (6, 41, False), (7, 2500, False), (9, 2500, False)],
+)
+def test_it_has_few_parameters_and_is_not_all_of_the_space(width, max_coarse, expected):
+    layers = random_batch(np.random.default_rng(6), 1, (width,), n_inputs=7)
+    assert is_small(layers, replace(SOLVES, max_coarse=max_coarse)) == expected
