@@ -366,6 +366,10 @@ class Prune:
     retrace_width: float = 2.0
     retrace_share: float = 0.1
     single_tries: int = 3  # single removals tried before a width is accepted as the smallest
+    # Least weight of a row for a neuron that reads what is removed, as a share of its mean weight.
+    # Five ReLU neurons, one of which only kept another off, and three above them: its removal
+    # costs 6e-5 with this, 2e-3 where all rows count alike, and those of others 1e-3 and 3e-3.
+    least_row_weight: float = 1e-2
     exact_loss: float = 1e-18  # a pruned network below this relative loss is in no corner
     # Variances below which settling takes weight away from a large network, one attempt after the
     # other, and the largest share of the loss that it may leave after so many steps.

@@ -24,6 +24,7 @@ from .caps import caution
 # Singular values of a layer's features below this share of the largest count as zero.
 FEATURE_RCOND = 1e-14
 TINY = np.finfo(np.float64).tiny
+UNREAD = 1e-200  # mean weight of a neuron that changes no output: some, so that it is solved for
 
 
 @dataclass(frozen=True)
@@ -103,15 +104,28 @@ def removal_candidates(
 
 
 def without_neurons(network: Network, polisher: Polisher, removal: Removal) -> Network:
-    """The network without some neurons; the layers that read them and the readout solved again."""
+    """The network without some neurons; the layers that read them and the readout solved again.
+
+    Or the readout alone, where this is better: what a ReLU neuron reads of a neuron that is on only
+    where it is off itself may be there to keep it off, and what replaces that switches it on.
+    """
     samples, activation = polisher.samples, polisher.activation
-    layers = list(network.layers)
+    layers, weights = list(network.layers), _reader_weights(network, polisher)
     layers[removal.layer] = np.delete(layers[removal.layer], removal.neurons, axis=0)
-    for reader in _hidden_readers(network, removal.layer):
+    plain, readers = list(layers), _hidden_readers(network, removal.layer)
+    for reader in readers:
+        gone = network.columns(reader, removal.layer + 1).start + removal.neurons
+        plain[reader] = np.delete(layers[reader], gone, axis=1)
         z = _preactivations(network, reader, samples, activation)
         features = read_features(layers[:reader], samples.X, activation, network.has_skip)
-        layers[reader] = solve_layer(features, z, samples.sample_weight)
-    return solve_readout(layers[:-1], samples, activation, network.has_skip)
+        neurons = zip(z.T, weights[reader].T, strict=True)
+        layers[reader] = np.vstack([solve_layer(features, t[:, None], w) for t, w in neurons])
+    solved = solve_readout(layers[:-1], samples, activation, network.has_skip)
+    if not readers:
+        return solved
+    unchanged = solve_readout(plain[:-1], samples, activation, network.has_skip)
+    stacks = [np.stack(pair) for pair in zip(solved.layers, unchanged.layers, strict=True)]
+    return (solved, unchanged)[int(np.argmin(np.nan_to_num(polisher.losses(stacks), nan=np.inf)))]
 
 
 def cheap_loss_of(
@@ -149,34 +163,52 @@ def _preactivations(
     return read_features(below, samples.X, activation, network.has_skip) @ network.layers[layer].T
 
 
+def _reader_weights(network: Network, polisher: Polisher) -> list[np.ndarray]:
+    """Weights of the rows for the neurons of each layer, (n_samples, fan_out); none of one layer.
+
+    What a pre-activation changes at the outputs in a row: where a ReLU neuron is off, what it reads
+    may change, as long as it stays off. For that, all rows have a share of the mean weight.
+    """
+    if len(network.widths) == 1:
+        return []
+    share, weight = polisher.settings.prune.least_row_weight, polisher.samples.sample_weight
+    weights = []
+    for size in polisher.task.sensitivities(stacked(network, polisher.device)):
+        least = share * np.maximum((size**2).mean(axis=0), UNREAD)
+        weights.append((size**2 + least) * weight[:, None])
+    return weights
+
+
 def _reader_problems(
     network: Network, polisher: Polisher, layer: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The least-squares problems of the layers that read a hidden layer.
+    """The least-squares problems of what reads a hidden layer: of each neuron, and of the readout.
 
     The features come as a triangular factor, those of the hidden layer in front. Targets are y for
     the readout, else the pre-activations, in units of what they change at the outputs.
     """
     samples, activation = polisher.samples, polisher.activation
-    last = len(network.layers) - 1
-    readers = list(_hidden_readers(network, layer))
-    if network.has_skip or layer == last - 1:
-        readers.append(last)
-    sensitivities = (
-        polisher.task.sensitivities(stacked(network, polisher.device)) if last > 1 else []
-    )
+    last, weights = len(network.layers) - 1, _reader_weights(network, polisher)
     problems = []
-    for reader in readers:
-        below, n_features = network.layers[:reader], network.layers[reader].shape[1]
-        reduced = reduced_problem(below, samples, activation, network.has_skip)
-        features, targets = reduced[:, :n_features], reduced[:, n_features:]
-        if reader < last:
-            targets = features @ network.layers[reader].T * sensitivities[reader]
-        own = np.r_[network.columns(reader, layer + 1)]
-        design = np.hstack([features[:, own], np.delete(features, own, axis=1)])
-        triangle = np.asarray(np.linalg.qr(np.hstack([design, targets]), mode="r"))[:n_features]
-        problems.append((triangle[:, :n_features], triangle[:, n_features:]))
+    for reader in _hidden_readers(network, layer):
+        features = read_features(network.layers[:reader], samples.X, activation, network.has_skip)
+        z, own = features @ network.layers[reader].T, network.columns(reader, layer + 1)
+        for target, weight in zip(z.T, weights[reader].T, strict=True):
+            rows = np.column_stack([features, target]) * np.sqrt(weight)[:, None]
+            problems.append(_triangular(rows, features.shape[1], own))
+    if network.has_skip or layer == last - 1:
+        reduced = reduced_problem(network.layers[:last], samples, activation, network.has_skip)
+        own, n_features = network.columns(last, layer + 1), network.layers[last].shape[1]
+        problems.append(_triangular(reduced, n_features, own))
     return problems
+
+
+def _triangular(rows: np.ndarray, n_features: int, own: slice) -> tuple[np.ndarray, np.ndarray]:
+    """Features and targets of a problem as triangular factors, some of the features in front."""
+    features, targets, front = rows[:, :n_features], rows[:, n_features:], np.r_[own]
+    design = np.hstack([features[:, front], np.delete(features, front, axis=1), targets])
+    triangle = np.asarray(np.linalg.qr(design, mode="r"))[:n_features]
+    return triangle[:, :n_features], triangle[:, n_features:]
 
 
 def _total_costs(problems: list[tuple[np.ndarray, np.ndarray]], n_neurons: int) -> np.ndarray:

@@ -222,10 +222,12 @@ class LeastSquaresTask:
         return jacobian(layers, run, self.sqrt_weight[rows])[0].flatten(0, 1)
 
     def sensitivities(self, layers: Layers) -> list[np.ndarray]:
-        """Root mean square of the outputs' derivatives by each pre-activation of one network."""
+        """Size of the outputs' derivatives by each pre-activation of one network.
+
+        One array of shape (n_samples, fan_out) for each layer.
+        """
         run = forward(layers, self.inputs, self.activation)
-        found = sensitivities(layers, run)
-        return [part.square().mean(dim=1)[0].sqrt().cpu().numpy() for part in found]
+        return [part[0].cpu().numpy() for part in sensitivities(layers, run)]
 
     def flops(self, layers: Layers) -> int:
         """Floating-point operations of one assembly of a network's normal equations."""

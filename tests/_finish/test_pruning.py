@@ -15,7 +15,9 @@ from builders import (
     with_noise,
     with_spare_neurons,
 )
-from sklearn_ec._core.records import Network
+from sklearn_ec._core.activations import get_activation
+from sklearn_ec._core.forward import network_outputs
+from sklearn_ec._core.records import Network, Samples
 from sklearn_ec._core.settings import DEFAULTS
 from sklearn_ec._core.signs import with_skip
 from sklearn_ec._expand.polishing import Polisher
@@ -23,6 +25,8 @@ from sklearn_ec._finish.caps import ExactCap, NoiseCap
 from sklearn_ec._finish.pruning import _next_part, cheapest_removal, prune, pruning_path
 from sklearn_ec._finish.removals import (
     Removal,
+    _preactivations,
+    _reader_weights,
     cheap_loss_of,
     removal_candidates,
     without_neurons,
@@ -183,3 +187,36 @@ def test_large_networks_are_asked_for_spare_neurons_on_their_way_to_zero():
         assert not polisher.has_weak_inputs
         enough = [_next_part(network, loss, polisher) for loss in (1e-7, 1e-16)]
         assert_allclose(enough, expected)
+
+
+def kept_off():
+    """A deep ReLU network, whose last neuron of the first layer keeps one of the second off.
+
+    It is on only where that one is off anyway. Also a polisher on its rows.
+    """
+    rng = np.random.default_rng(0)
+    first = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.1], [-1.0, 0.0, 0.0]])
+    second = np.array([[1.0, -1.0, -0.7, -0.2], [0.5, 1.0, 0.0, -0.3]])
+    network = Network((first, second, np.array([[1.0, -0.8, 0.1]])))
+    X = rng.uniform(-2, 2, size=(500, 2))
+    y = network_outputs(network, X, get_activation("relu"))
+    samples = Samples.of(X, y, np.ones(500))
+    return network, Polisher(samples, samples, "relu", "cpu", has_skip=False)
+
+
+def test_a_neuron_that_only_keeps_others_off_goes_without_a_trace():
+    network, polisher = kept_off()
+    smaller = without_neurons(network, polisher, Removal(0, np.array([2]), 0.0))
+    assert smaller.widths == (2, 2)
+    assert polisher.losses([layer[None] for layer in smaller.layers])[0] < 1e-28
+
+
+def test_rows_count_for_a_reader_as_much_as_it_changes_the_outputs_there():
+    network, polisher = kept_off()
+    _, weights, _ = _reader_weights(network, polisher)
+    z = _preactivations(network, 1, polisher.samples, polisher.activation)
+    least = DEFAULTS.prune.least_row_weight * ((z > 0) * [1.0, 0.64]).mean(axis=0)
+    assert_allclose(weights, (z > 0) * [1.0, 0.64] + least)
+    dead = Network((*network.layers[:-1], np.array([[0.0, -0.8, 0.1]])))
+    smaller = without_neurons(dead, polisher, Removal(0, np.array([0]), 0.0))
+    assert smaller.is_finite
