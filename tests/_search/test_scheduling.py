@@ -328,7 +328,8 @@ def test_a_failed_fit_goes_on_where_it_was(
 ):
     """Two groups of three epochs each; what was saved is not trained again."""
     params = {"solver": solver, "n_students": 4, "max_iter": 3 if solver == "adam" else 12}
-    params |= {"settings": GROUPS_OF_TWO | SHORT_EPOCHS | {"training": {"steps_per_epoch": 4}}}
+    few_steps = {"training": {"steps_per_epoch": 4}, "conjugate_gradients": {"block_steps": 4}}
+    params |= {"settings": GROUPS_OF_TWO | SHORT_EPOCHS | few_steps}
     with monkeypatch.context() as patch:
         fail_at_save(patch, n_saved)
         with pytest.raises(RuntimeError, match="the end"):
