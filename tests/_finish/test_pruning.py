@@ -178,6 +178,13 @@ def test_what_is_clearly_to_spare_near_zero_depends_on_what_takes_long():
         network, polisher, _ = planted("tanh", settings=settings)
         costs = [cheap_loss_of(network, loss, polisher) for loss in (1e-7, 1e-13, 1e-30)]
         assert_allclose(costs, expected)
+    deep, polisher, _ = planted_deep("tanh")
+    for limit, expected in ((0, 1e-7), (1000, 1e-5)):
+        settings = settings_with(verdict={"max_dense_parameters": limit})
+        judge = Polisher(
+            polisher.samples, polisher.samples, "tanh", "cpu", False, settings=settings
+        )
+        assert_allclose(cheap_loss_of(deep, 1e-7, judge), expected)
 
 
 def test_large_networks_are_asked_for_spare_neurons_on_their_way_to_zero():
