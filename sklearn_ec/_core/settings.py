@@ -339,8 +339,9 @@ class Prune:
     # at most, the cheapest of the network by 1e-5.
     cheap_factor: float = 100.0
     cheap_cost: float = 1e-6
-    # Of networks near zero whose steps or certificates take long. With the number above, 24 tanh
-    # neurons of an MLPRegressor on the digits took 81 s, 13 to spare at 3e-15; 39 s with this.
+    # Of networks near zero whose steps or certificates take long. Where neurons could cost no more
+    # than the loss, 24 tanh neurons of an MLPRegressor on the digits took 81 s, with 13 to spare at
+    # 3e-15; 39 s with this.
     large_cheap_cost: float = 1e-8
     # Large networks lose the neurons that cost this share of the loss together before they are
     # polished, and others where the polished loss is no higher than before: with a limit above,

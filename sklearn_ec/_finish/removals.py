@@ -110,7 +110,7 @@ def without_neurons(network: Network, polisher: Polisher, removal: Removal) -> N
     where it is off itself may be there to keep it off, and what replaces that switches it on.
     """
     samples, activation = polisher.samples, polisher.activation
-    layers, weights = list(network.layers), _reader_weights(network, polisher)
+    layers, weights = list(network.layers), _reader_weights(network, polisher, removal.layer)
     layers[removal.layer] = np.delete(layers[removal.layer], removal.neurons, axis=0)
     plain, readers = list(layers), _hidden_readers(network, removal.layer)
     for reader in readers:
@@ -164,13 +164,14 @@ def _preactivations(
     return read_features(below, samples.X, activation, network.has_skip) @ network.layers[layer].T
 
 
-def _reader_weights(network: Network, polisher: Polisher) -> list[np.ndarray]:
-    """Weights of the rows for the neurons of each layer, (n_samples, fan_out); none of one layer.
+def _reader_weights(network: Network, polisher: Polisher, layer: int) -> list[np.ndarray]:
+    """Weights of the rows for the neurons of each layer, (n_samples, fan_out).
 
-    What a pre-activation changes at the outputs in a row: where a ReLU neuron is off, what it reads
-    may change, as long as it stays off. For that, all rows have a share of the mean weight.
+    None where no hidden layer reads the given one. They are what a pre-activation changes at the
+    outputs in a row: where a ReLU neuron is off, what it reads may change, as long as it stays off.
+    For that, all rows have a share of the mean weight.
     """
-    if len(network.widths) == 1:
+    if not _hidden_readers(network, layer):
         return []
     share, weight = polisher.settings.prune.least_row_weight, polisher.samples.sample_weight
     weights = []
@@ -189,7 +190,7 @@ def _reader_problems(
     the readout, else the pre-activations, in units of what they change at the outputs.
     """
     samples, activation = polisher.samples, polisher.activation
-    last, weights = len(network.layers) - 1, _reader_weights(network, polisher)
+    last, weights = len(network.layers) - 1, _reader_weights(network, polisher, layer)
     problems = []
     for reader in _hidden_readers(network, layer):
         features = read_features(network.layers[:reader], samples.X, activation, network.has_skip)

@@ -220,7 +220,8 @@ def test_a_neuron_that_only_keeps_others_off_goes_without_a_trace():
 
 def test_rows_count_for_a_reader_as_much_as_it_changes_the_outputs_there():
     network, polisher = kept_off()
-    _, weights, _ = _reader_weights(network, polisher)
+    _, weights, _ = _reader_weights(network, polisher, 0)
+    assert _reader_weights(network, polisher, 1) == []
     z = _preactivations(network, 1, polisher.samples, polisher.activation)
     least = DEFAULTS.prune.least_row_weight * ((z > 0) * [1.0, 0.64]).mean(axis=0)
     assert_allclose(weights, (z > 0) * [1.0, 0.64] + least)
