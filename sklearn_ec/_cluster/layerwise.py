@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sklearn_ec._core.activations import Activation
+from sklearn_ec._core.distances import unit_rows
 from sklearn_ec._core.records import Dendrogram, Network, Samples
 from sklearn_ec._core.settings import DEFAULTS, Clustering
 from sklearn_ec._core.signs import with_skip
@@ -46,6 +47,8 @@ class Voters:
     activation: Activation
     has_skip: bool  # whether collapsed layers have skip terms, since signs are open
     device: str  # where distances are computed
+    # Whether few rows tell about some directions of the inputs: there, students that agree differ.
+    has_weak_inputs: bool = False
 
 
 def cluster_layers(
@@ -86,9 +89,10 @@ def _cluster_layer(
     )
     if not len(vectors):  # nothing that the layers below explain
         return vectors
-    tree = average_linkage(vectors, activation.has_sign_flip, voters.device)
+    seen = vectors if lower else _as_seen(vectors, voters)
+    tree = average_linkage(seen, activation.has_sign_flip, voters.device)
     clusters = find_clusters(
-        vectors,
+        seen,
         tree,
         owners,
         min_students=math.ceil(thresholds.gamma * len(voters.networks) - 1e-9),
@@ -103,3 +107,18 @@ def _cluster_layer(
         Dendrogram(tree, owners, neurons, labels, heights, vectors, indices, statuses)
     )
     return collapse(clusters, vectors, owners, voters.losses)
+
+
+def _as_seen(vectors: np.ndarray, voters: Voters) -> np.ndarray:
+    """Incoming vectors of the first layer by what they do on the rows: as pre-activations there.
+
+    Where few rows tell about some directions, weights along them differ from student to student. On
+    10,000 MNIST images, three students hold the 8 tanh neurons of a network to 6e-4 in the cosine
+    distance of pre-activations, with cosines of weights down to 0.7: six clusters instead of eight.
+    """
+    if not voters.has_weak_inputs:
+        return vectors
+    inputs = voters.samples.inputs
+    triangle = np.asarray(np.linalg.qr(inputs / math.sqrt(len(inputs)), mode="r"))
+    seen = vectors @ triangle.T
+    return unit_rows(seen) if voters.activation.homogeneous else seen

@@ -58,13 +58,19 @@ class Samples:
             sample_weight=weight / weight.mean(),
         )
 
-    def thinned(self, n_equations: float, seed: int | np.ndarray) -> Samples:
-        """So many rows, drawn at random, as give this many equations; all where these are fewer."""
+    def thinned(
+        self, n_equations: float, seed: int | np.ndarray, chances: np.ndarray | None = None
+    ) -> Samples:
+        """So many rows, drawn at random, as give this many equations; all where these are fewer.
+
+        Those of larger ``chances`` are drawn sooner.
+        """
         n_rows, n_outputs = self.y.shape
         n_kept = math.ceil(n_equations / n_outputs)
         if n_kept >= n_rows:
             return self
-        rows = np.random.default_rng(seed).choice(n_rows, n_kept, replace=False)
+        p = None if chances is None else chances / chances.sum()
+        rows = np.random.default_rng(seed).choice(n_rows, n_kept, replace=False, p=p)
         return self.take(np.sort(rows))
 
     def joined(self, others: Samples) -> Samples:

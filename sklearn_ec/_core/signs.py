@@ -17,13 +17,20 @@ TINY = np.finfo(np.float64).tiny
 def resolve_signs(network: Network, activation: Activation) -> Network:
     """An ordinary network without skip terms, where flipping neurons can absorb them.
 
-    For even+linear activations ``a·s(z) = a·s(−z) + c·a·z``: flipping the neurons of a set F adds
-    ``c Σ_F a_j w_jᵀ`` to the skip terms θ that bypass their layer. Layer by layer from the inputs
-    up, the set that comes closest to cancelling θ is flipped; what is left of θ is dropped, for the
-    caller to judge.
+    What is left of the skip terms is dropped, for the caller to judge.
     """
     if not network.has_skip:
         return network
+    return _without_skip(network, list(flipped(network, activation).layers))
+
+
+def flipped(network: Network, activation: Activation) -> Network:
+    """The same function with the signs of neurons that leave least to the skip terms.
+
+    For even+linear activations ``a·s(z) = a·s(−z) + c·a·z``: flipping the neurons of a set F adds
+    ``c Σ_F a_j w_jᵀ`` to the skip terms θ that bypass their layer. Layer by layer from the inputs
+    up, the set that comes closest to cancelling θ is flipped.
+    """
     layers = [layer.copy() for layer in network.layers]
     for depth, layer in enumerate(layers[:-1]):
         own = network.columns(depth, depth)
@@ -31,13 +38,13 @@ def resolve_signs(network: Network, activation: Activation) -> Network:
         outgoing = np.vstack([layers[p][:, network.columns(p, depth + 1)] for p in readers])
         skips = np.vstack([layers[p][:, network.columns(p, depth)] for p in readers])
         linear = activation.flip * outgoing[:, None, :] * layer[:, own].T[None]
-        flipped = closest_subset(linear.reshape(-1, len(layer)), -skips.ravel())
+        turned = closest_subset(linear.reshape(-1, len(layer)), -skips.ravel())
         for p in readers:
-            passed_on = activation.flip * layers[p][:, network.columns(p, depth + 1)][:, flipped]
-            layers[p][:, network.columns(p, depth)] += passed_on @ layer[flipped][:, own]
-            layers[p][:, -1] += passed_on @ layer[flipped, -1]
-        layer[flipped] *= -1.0
-    return _without_skip(network, layers)
+            passed_on = activation.flip * layers[p][:, network.columns(p, depth + 1)][:, turned]
+            layers[p][:, network.columns(p, depth)] += passed_on @ layer[turned][:, own]
+            layers[p][:, -1] += passed_on @ layer[turned, -1]
+        layer[turned] *= -1.0
+    return Network(tuple(layers))
 
 
 def with_skip(network: Network) -> Network:

@@ -14,7 +14,7 @@ import torch
 from sklearn import get_config
 
 from sklearn_ec._core.activations import get_activation
-from sklearn_ec._core.coordinates import have_high_leverage
+from sklearn_ec._core.coordinates import have_high_leverage, leverages
 from sklearn_ec._core.forward import solve_readout
 from sklearn_ec._core.records import Network, Samples
 from sklearn_ec._core.settings import ConjugateGradients, Reporting, Settings
@@ -89,6 +89,18 @@ class Polisher:
         if samples is self.samples:
             return self
         return Polisher(samples, *self._arguments[1:])
+
+    def on_few_rows(self, n_equations: float) -> Polisher:
+        """The same on as many random rows as give so many equations.
+
+        Where few rows tell about some directions, those that tell most are drawn sooner: of 67 tanh
+        neurons, 64 of them those of a 784-64-10 network, four steps on 19,400 of 59,000 MNIST
+        images lower the loss on all of them from 2.6e-7 to 4.6e-8 with it; on others, it rises.
+        """
+        if n_equations >= self.samples.n_equations:
+            return self
+        chances = self._leverages if self.has_weak_inputs else None
+        return self.with_samples(self.samples.thinned(n_equations, seed=0, chances=chances))
 
     def with_targets(self, y: np.ndarray) -> Polisher:
         """The same rows, of which there is no further copy, with other training targets."""
@@ -174,9 +186,10 @@ class Polisher:
                     solver.damping = damping  # a start would be rejected many times
                     continue
             if is_cheap and self._has_stalled_near_zero(loss, before):
-                is_cheap = False
-                solver = self._levenberg(solver.layers, self._exact(solver.layers), enough, loss)
-                continue
+                is_cheap, exact = False, self._exact(solver.layers)
+                if exact is not None:
+                    solver = self._levenberg(solver.layers, exact, enough, loss)
+                    continue
             if loss > progress * before:
                 break
             if target < loss * (loss / before) ** (2 * n_windows):
@@ -277,6 +290,10 @@ class Polisher:
         common = X[~have_high_leverage(X, self.settings.preparation)]
         return common.T @ common / max(len(common), 1)
 
+    @cached_property
+    def _leverages(self) -> np.ndarray:
+        return leverages(self.samples.X)
+
     def suited(self, layers: Layers) -> LinearSolver:
         """How networks of this size solve their equations: as chosen, else as suits them."""
         if self.solver == "levenberg":
@@ -344,13 +361,15 @@ class Polisher:
             solves = replace(solves, max_iterations=most)
         return MatrixFree(solves, in_single)
 
-    def _exact(self, layers: Layers) -> LinearSolver:
-        """Nearly exact solves, dense ones where there is memory and time for them."""
+    def _exact(self, layers: Layers) -> LinearSolver | None:
+        """Nearly exact solves, dense ones where there is memory and time; None for huge ones."""
         settings, dense = self.settings.polish, Dense()
         fits = dense.step_bytes(self.task, layers) <= self.solver_bytes
         is_quick = dense.flops(self.task, layers) <= settings.final_dense_flops
         if self.solver == "auto" and fits and is_quick:
             return dense
+        if sum(layer[0].numel() for layer in layers) > settings.most_nearly_exact:
+            return None
         return MatrixFree(
             replace(
                 self._solves,

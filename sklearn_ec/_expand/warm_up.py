@@ -299,11 +299,22 @@ class WarmUpTrainer:
         rate: float = 1.0,
         schedule: WarmUp | None = None,
     ) -> tuple[StackedStudents, bool]:
-        """Train with Adam in single precision; also tells whether that was completed."""
+        """Train with Adam in single precision; also tells whether that was completed.
+
+        With many inputs, unless there is another schedule, smaller steps and more of them.
+        """
         module, task = module.float(), self.polisher.task.float()
+        if schedule is None:
+            rate, n_steps = self._pace * rate, int(n_steps / self._pace)
         n_epochs = n_steps // self.settings.warm_up.steps_per_epoch
         completed = self.adam(module, task, seed, n_epochs, rate=rate, schedule=schedule)
         return module.double(), completed
+
+    @property
+    def _pace(self) -> float:
+        """The rate that suits the number of inputs, as a share of the usual one."""
+        settings, n_inputs = self.settings.warm_up, self.polisher.samples.X.shape[1]
+        return min(1.0, settings.rate_per_inputs / (n_inputs * settings.learning_rate))
 
     def _are_large(self, layers: Layers) -> bool:
         """Whether Levenberg steps cost so much that a long warm-up pays."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -23,6 +23,7 @@ from sklearn_ec._io.cache import CACHE_VERSION, Store, digest
 
 from .caps import Cap, ExactCap, NoiseCap
 from .imitators import without_copies
+from .nearly_linear import with_linear_neurons
 from .noisy import left_out_loss, one_standard_error_bound, smallest_network, squared_errors
 from .pruning import prune, pruning_path, unstick
 from .removals import narrowed, reduced, without_spare
@@ -107,6 +108,14 @@ class Finisher:
         )
         return polished if polished_loss < loss else None
 
+    def of_clusters(self, collapsed: Sequence[np.ndarray], loss: float) -> Network | None:
+        """The network of collapsed layers after a short polish; None where it stays above a loss.
+
+        Students that agree on all other neurons may imitate a nearly linear one, each in its way.
+        """
+        network = self.solve_readout(collapsed)
+        return self.if_better(network, loss) or self._with_linear_neurons(network, loss)
+
     def finish(self, network: Network) -> Candidate:
         """Polish, prune, resolve signs and certify a network.
 
@@ -150,6 +159,7 @@ class Finisher:
         takes_long = network.n_parameters > self.settings.warm_up.few_parameters
         if self.prune and len(network.widths) == 1 and takes_long:
             network = without_spare(network, self._loss(network), few)
+            network = self._with_linear_neurons(network, self._loss(network)) or network
             few = self._on_few_rows(network)
         candidate, loss = self._pruned_with(few, network)
         exact_loss = max(self.settings.prune.exact_loss, self.polisher.samples.rounding_loss)
@@ -158,13 +168,27 @@ class Finisher:
             return candidate
         return self._pruned_with(self.polisher, network)[0]
 
+    def _with_linear_neurons(self, network: Network, loss: float) -> Network | None:
+        """A network polished below a loss, with one neuron for all that imitate a linear one.
+
+        Large ones of neurons with a kink may need it. Where inputs vary in all directions, skip
+        terms show those neurons, see :meth:`_turned`.
+        """
+        polisher = self.polisher
+        is_large = polisher.is_matrix_free(network) and polisher.has_weak_inputs
+        if not (is_large and polisher.activation.homogeneous) or network.has_skip:
+            return None
+        candidates = with_linear_neurons(network, loss, self._on_few_rows(network))
+        polished = (self.if_better(candidate, loss) for candidate in candidates)
+        return next((better for better in polished if better is not None), None)
+
     def _on_few_rows(self, network: Network) -> Polisher:
         if not self.prune:
             return self.polisher
-        samples, settings = self.polisher.samples, self.settings.finish
+        settings = self.settings.finish
         is_large = self.polisher.is_matrix_free(network)
         equations = settings.large_equations if is_large else settings.equations
-        return self.polisher.with_samples(samples.thinned(equations * network.n_parameters, seed=0))
+        return self.polisher.on_few_rows(equations * network.n_parameters)
 
     def _pruned_with(self, polisher: Polisher, network: Network) -> tuple[Candidate, float]:
         """What pruning on the rows of a polisher gives, and the loss there."""
@@ -211,8 +235,10 @@ class Finisher:
         exact_loss = max(settings.exact_loss, polisher.samples.rounding_loss)
         may_stick = is_large and len(network.widths) == 1 and polisher.has_weak_inputs
         if polisher is not self.polisher and (may_stick or not (is_large and loss > exact_loss)):
-            network, loss = self.polisher.polish(network, settings.polish_steps)
-        return unstick(network, loss, self.polisher) if may_stick else network
+            progress = settings.large_final_progress if may_stick else None
+            network, loss = self.polisher.polish(network, settings.polish_steps, progress=progress)
+        is_corner = may_stick and loss > self.settings.polish.final_loss
+        return unstick(network, loss, self.polisher) if is_corner else network
 
     def _fits_held_out_rows(self, network: Network) -> bool:
         """Whether a network that is exact on some rows nearly is on the held-out ones.
@@ -404,7 +430,21 @@ class Finisher:
         certificate = certify(
             network, task, samples, self.held_out, self.coordinates, self.settings.verdict
         )
+        if self._is_near_enough(network, certificate):
+            certificate = replace(certificate, is_conclusive=True)
         return Candidate(network, certificate)
+
+    def _is_near_enough(self, network: Network, certificate: Certificate) -> bool:
+        """Whether a large network has the right neurons, near zero as far as its steps get.
+
+        Along directions that few rows tell about they crawl, and would with other students.
+        """
+        verdict, polisher = self.settings.verdict, self.polisher
+        is_near_zero = certificate.error**2 <= self.settings.polish.final_loss
+        n_needed = verdict.min_equations_per_parameter * network.n_parameters
+        is_determined = certificate.n_equations >= n_needed
+        is_huge = network.n_parameters > self.settings.polish.most_nearly_exact
+        return is_near_zero and is_huge and is_determined and polisher.has_weak_inputs
 
     def _with_signs(self, network: Network) -> tuple[Network, float]:
         """The network whose neurons absorb the skip terms in their signs, polished."""

@@ -242,14 +242,15 @@ class Ensemble:
         That takes a network that does about as well as the students, and better than those that
         were refused. Returns the incoming vectors of the clusters, layer by layer.
         """
-        layers = self.cluster(finisher)
+        layers, polished = self.cluster(finisher), None
         if len(layers.collapsed) == len(self.students.layers) - 1 and not self.denoised:
             limit = max(self.students.lowest_loss, finisher.settings.finish.first_polish_loss)
             if self.best_candidate is not None:
                 limit = min(limit, self.best_candidate.certificate.error**2)
-            if finisher.if_better(finisher.solve_readout(layers.collapsed), limit) is None:
+            polished = finisher.of_clusters(layers.collapsed, limit)
+            if polished is None:
                 return layers.collapsed
-        candidate = self.network_of(layers, finisher)
+        candidate = self.network_of(layers, finisher, polished)
         if candidate is not None:
             self.clustered = Clustered(layers.collapsed, candidate)
         return layers.collapsed
@@ -269,12 +270,18 @@ class Ensemble:
             polisher.activation,
             polisher.has_skip,
             polisher.device,
+            polisher.has_weak_inputs,
         )
         n_layers = len(self.students.layers) - 1
         return cluster_layers(voters, n_layers, thresholds or Thresholds(), certified, settings)
 
-    def network_of(self, layers: ClusteredLayers, finisher: Finisher) -> Candidate | None:
-        """The network of clusters, finished; None where a layer has none."""
+    def network_of(
+        self, layers: ClusteredLayers, finisher: Finisher, polished: Network | None = None
+    ) -> Candidate | None:
+        """The network of clusters, finished; None where a layer has none.
+
+        It may have been ``polished`` before.
+        """
         collapsed, clustered = layers.collapsed, self.clustered
         if len(collapsed) < len(self.students.layers) - 1:
             return None
@@ -286,7 +293,7 @@ class Ensemble:
             return finisher.denoise(finisher.solve_readout(collapsed))
         if clustered and all(map(np.array_equal, collapsed, clustered.collapsed)):
             return clustered.candidate
-        return finisher.finish(finisher.solve_readout(collapsed))
+        return finisher.finish(polished or finisher.solve_readout(collapsed))
 
     def finish_best(self, finisher: Finisher, most: int) -> None:
         """Finish so many of the best students, unless one or two leave nothing to improve."""

@@ -75,6 +75,14 @@ def test_read_only_inputs_are_copied():
     assert not np.shares_memory(samples.inputs, task.inputs.numpy())
 
 
+def test_rows_are_drawn_by_their_chances():
+    samples = Samples.of(np.arange(100.0)[:, None], np.zeros((100, 2)), np.ones(100))
+    chances = np.where(np.arange(100) % 10 == 0, 1.0, 1e-9)
+    few = samples.thinned(20, seed=0, chances=chances)
+    assert_array_equal(few.X[:, 0], np.arange(0, 100, 10))
+    assert samples.thinned(200, seed=0, chances=chances) is samples
+
+
 def test_joined_rows_come_one_behind_the_other():
     parts = [Samples.of(np.full((n, 2), n), np.full((n, 1), -n), np.full(n, 1.0)) for n in (2, 3)]
     joined = parts[0].joined(parts[1])

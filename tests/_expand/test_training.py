@@ -23,6 +23,7 @@ from sklearn_ec._expand.students import (
     layer_shapes,
 )
 from sklearn_ec._expand.training import StudentTrainer
+from sklearn_ec._expand.warm_up import Start, WarmUpTrainer
 from sklearn_ec._finish.pruning import unstick
 from sklearn_ec._solvers.jacobian import Linearization
 from sklearn_ec._solvers.levenberg import Levenberg
@@ -428,6 +429,33 @@ def test_large_students_are_settled_after_a_longer_warm_up(rare_column):
     state = StudentTrainer(polisher).warmed_up(SEEDS[:2], (4,))
     assert_allclose(state.layers[0][:, :, 2], 0.0, atol=1e-12)
     assert (state.losses < 1.0).all()
+
+
+@pytest.mark.parametrize(("n_rows", "tells"), [(60, True), (300, False)])
+def test_rows_that_tell_most_are_among_the_few(rare_column, n_rows, tells):
+    """There is one in 300 that tells about the last column; nothing is drawn if all are asked."""
+    polisher, _ = rare_column
+    few = polisher.on_few_rows(2 * n_rows)
+    assert len(few.samples.X) == n_rows
+    assert (few.samples.X[:, 2] != 0.0).sum() == 1
+    assert (few is polisher) != tells
+
+
+@pytest.mark.parametrize(("n_inputs", "pace"), [(3, 1.0), (140, 1.0), (700, 0.2)])
+def test_with_many_inputs_steps_of_the_warm_up_are_smaller_and_more(monkeypatch, n_inputs, pace):
+    samples = Samples.of(np.zeros((5, n_inputs)), np.zeros((5, 1)), np.ones(5))
+    polisher = Polisher(samples, samples, "tanh", "cpu", has_skip=False)
+    asked = []
+
+    def adam(trainer, module, task, seed, n_epochs, rate, schedule):
+        asked.append((n_epochs, rate))
+        return True
+
+    monkeypatch.setattr(WarmUpTrainer, "adam", adam)
+    WarmUpTrainer(polisher).train(SEEDS[:1], (2,), Start(n_steps=1000, rate=0.5))
+    ((n_epochs, rate),) = asked
+    assert n_epochs == 10 / pace
+    assert_allclose(rate, 0.5 * pace)
 
 
 @pytest.mark.parametrize(
