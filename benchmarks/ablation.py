@@ -8,9 +8,8 @@
 start as a network in a corner, or on its lower layers; ``expanding``: what is done near zero
 instead of a brief round, more steps, from a narrowed corner or on its lower layers;
 ``retracing``: pruning goes back to where there were neurons to spare; ``skip_terms``: a second
-pruning, with skip terms. Large networks only: ``pooling``, a student of the best neurons of all;
-``merging``, one neuron for each that several imitate; ``settling``, less weight along directions
-that few rows tell about.
+pruning, with skip terms. Large networks only: ``merging``, one neuron for each that several
+imitate; ``settling``, less weight along directions that few rows tell about.
 
 Suites: ``shallow``, the reference teachers of three activations, first of each cell; ``deep``,
 first of each cell; ``mnist``, networks 784-8-10 on 10,000 images. Results go to
@@ -32,7 +31,6 @@ from _resumable import RESULTS, run_resumable
 from joblib import delayed
 
 from sklearn_ec._expand.polishing import Polisher
-from sklearn_ec._expand.warm_up import WarmUpTrainer
 from sklearn_ec._finish import pruning
 from sklearn_ec._finish.finisher import Finisher
 from sklearn_ec._search.ensemble import Ensemble
@@ -49,11 +47,10 @@ MOVES = {
     ),
     "retracing": (pruning, "_retraced", lambda path, network, loss, polisher: None),
     "skip_terms": (Finisher, "_finish", Finisher._pruned),
-    "pooling": (WarmUpTrainer, "can_pool", lambda self, layers: False),
     "merging": (pruning, "_try_merging", lambda network, loss, polisher, cap: (network, loss)),
     "settling": (Polisher, "settled", lambda self, network, shrinkage=None: network),
 }
-LARGE_ONLY = ("pooling", "merging", "settling")
+LARGE_ONLY = ("merging", "settling")
 ACTIVATIONS = {
     "shallow": ("g", "relu", "softplus"),
     "deep": ("tanh", "relu", "softplus", "logistic", "g"),

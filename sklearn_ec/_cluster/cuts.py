@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sklearn_ec._core.distances import pairwise_distances, unit_rows
+from sklearn_ec._core.settings import DEFAULTS
 
 from .linkage import MAX_LEAVES
 
@@ -19,8 +20,6 @@ Cut = Literal["local", "global"]
 Status = Literal["kept", "small", "unaligned", "unstable"]
 # Heights below this are rounding of the vectors.
 ROUNDING_HEIGHT = 1e-14
-# Least ratio of the heights of the next and the last merge of a cluster of the local cut.
-MIN_PERSISTENCE = 3.0
 
 
 @dataclass(frozen=True)
@@ -169,12 +168,13 @@ def find_clusters(
     beta: float,
     cut: Cut,
     has_sign_flip: bool,
+    min_persistence: float = DEFAULTS.cluster.min_persistence,
 ) -> list[Cluster]:
     """Clusters of a cut with the reason why each is kept or dropped, large ones first.
 
     A cluster is kept when at least ``min_students`` distinct students share it, the median angle
-    between its vectors is at most ``beta`` and, for the local cut, it lasts for some time. Leaves
-    that stayed alone are no clusters.
+    between its vectors is at most ``beta`` and, for the local cut, it lasts for some time, at least
+    ``min_persistence``. Leaves that stayed alone are no clusters.
     """
     clusters = []
     for part in cut_tree(tree, students, min_students, cut):
@@ -187,7 +187,7 @@ def find_clusters(
             status = "small"
         elif angle > beta:
             status = "unaligned"
-        elif cut == "local" and part.persistence < MIN_PERSISTENCE:
+        elif cut == "local" and part.persistence < min_persistence:
             status = "unstable"
         clusters.append(
             Cluster(part.leaves, part.height, part.persistence, n_students, angle, status)

@@ -99,6 +99,9 @@ def _cluster_layer(
         beta=thresholds.beta,
         cut=thresholds.cut,
         has_sign_flip=activation.has_sign_flip,
+        min_persistence=settings.weak_min_persistence
+        if voters.has_weak_inputs
+        else settings.min_persistence,
     )
     layers.report += cluster_report(clusters, len(lower))
     labels, heights = cluster_labels(clusters, len(vectors))

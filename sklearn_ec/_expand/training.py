@@ -10,12 +10,10 @@ import torch
 from sklearn.exceptions import EfficiencyWarning
 from torch import Tensor
 
-from sklearn_ec._core.records import Network, Samples, Students
+from sklearn_ec._core.records import Samples, Students
 from sklearn_ec._solvers.derivatives import Layers
-from sklearn_ec._solvers.jacobian import stacked
 from sklearn_ec._solvers.levenberg import networks_at_a_time
 
-from .neuron_pool import compact_network
 from .polishing import Polisher
 from .skorch_nets import (
     AdamNet,
@@ -55,27 +53,17 @@ class StudentTrainer:
         """Train one student per seed: a short warm-up with Adam, then Levenberg.
 
         Where they are large, Levenberg takes them in batches, best first, and stops after the first
-        batch of which enough converged, or which ``is_recovered`` accepts. Of large ones with ReLU
-        neurons, the first starts from the best neurons of all, see
-        :mod:`sklearn_ec._expand.neuron_pool`, and ``is_recovered`` sees those that matter before.
-        Without steps of Levenberg, it sees the students after their warm-up, or a pool where the
-        rows tell little about some directions: on MNIST one holds the 8 neurons of a network after
-        40 s, while students of 16 end in local minima, each after three to nine minutes.
+        batch of which enough converged, or which ``is_recovered`` accepts. Without steps of
+        Levenberg, it sees the students after their warm-up.
 
         A training that left a checkpoint goes on from there. One that is interrupted ends with the
         students as they are.
         """
         state = checkpoint.load() if checkpoint else None
-        is_new, indices = state is None, np.arange(len(seeds))
-        if state is None:
-            pools = max_iter > 0 or self.polisher.has_weak_inputs
-            state = self.warmed_up(seeds, widths, start, pools)
+        state = state or self.warmed_up(seeds, widths, start)
         try:
-            if is_recovered is not None and not state.interrupted:
-                if is_new and state.starts_from_pool:
-                    state.succeeded = self._pool_is_recovered(state, is_recovered)
-                elif max_iter == 0:
-                    state.succeeded = is_recovered(state.students(), indices)
+            if max_iter == 0 and is_recovered is not None and not state.interrupted:
+                state.succeeded = is_recovered(state.students(), np.arange(len(seeds)))
             if max_iter == 0:
                 return state.students()
             while not state.ended:
@@ -85,25 +73,15 @@ class StudentTrainer:
         return state.students()
 
     def warmed_up(
-        self,
-        seeds: np.ndarray,
-        widths: tuple[int, ...],
-        start: Start = USUAL,
-        pools: bool = True,
+        self, seeds: np.ndarray, widths: tuple[int, ...], start: Start = USUAL
     ) -> TrainingState:
-        """The students that Levenberg starts from; ``pools`` says whether one may be pooled."""
+        """The students that Levenberg starts from."""
         polisher = self.polisher
         module, completed = self.warm_up.begin(seeds, widths, start)
-        order = self._best_first(module.weights)
-        can_pool = pools and start.is_random and completed
-        starts_from_pool = can_pool and self.warm_up.can_pool(module.weights)
-        if starts_from_pool:
-            completed = self.warm_up.pool(module, seeds, order[-1])
-            order = order.roll(1)
         losses = polisher.task.losses(module.weights)
         held_out = polisher.held_out_task.losses(module.weights).nan_to_num(math.inf)
         best = int(held_out.argmin())
-        batches = self._batches(order, module.weights)
+        batches = self._batches(self._best_first(module.weights), module.weights)
         self._warn_about_memory(module.weights, max(map(len, batches)))
         return TrainingState(
             layers=_arrays(module.weights),
@@ -111,29 +89,8 @@ class StudentTrainer:
             batches=[batch.cpu().numpy() for batch in batches],
             best=network_at(module.weights, best),
             best_held_out_loss=float(held_out[best]),
-            starts_from_pool=starts_from_pool and completed,
             interrupted=not completed,
         )
-
-    def _pool_is_recovered(self, state: TrainingState, is_recovered: IsRecovered) -> bool:
-        """Whether the few neurons of the pool that matter give the network."""
-        polisher, student = self.polisher, int(state.batch[0])
-        pooled = Network(tuple(layer[student] for layer in state.layers))
-        settings = polisher.settings.pool
-        compact = compact_network(pooled, polisher.samples, polisher.activation, settings)
-        layers = stacked(compact, polisher.device)
-        losses = polisher.task.losses(layers).cpu().numpy()
-        held_out_loss = float(polisher.held_out_task.losses(layers)[0])
-        students = Students(
-            layers=_arrays(layers),
-            losses=losses,
-            trained=np.ones(1, dtype=bool),
-            n_iter=0,
-            best=compact,
-            best_held_out_loss=held_out_loss,
-            loss_curves=losses[:, None],
-        )
-        return is_recovered(students, state.batch[:1])
 
     def _train_batch(
         self,

@@ -51,7 +51,6 @@ class TrainingState:
     batches: list[np.ndarray]  # students that Levenberg trains at a time, best first
     best: Network
     best_held_out_loss: float
-    starts_from_pool: bool = False  # whether the first student does
     loss_curves: list[np.ndarray] = field(init=False)  # one per student
     trained: np.ndarray = field(init=False)  # (n_students,)
     n_finished: int = 0  # batches

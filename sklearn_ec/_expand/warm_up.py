@@ -1,4 +1,4 @@
-"""The start of students: random weights, a short training with Adam, pooled neurons."""
+"""The start of students: random weights, and a short training with Adam."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from skorch.callbacks import Callback
-from torch import Tensor
 
 from sklearn_ec._core.forward import network_outputs, solve_readout
 from sklearn_ec._core.records import Network
@@ -18,8 +17,8 @@ from sklearn_ec._core.signs import with_skip
 from sklearn_ec._solvers.derivatives import Layers
 from sklearn_ec._solvers.task import LeastSquaresTask
 
+from .compacting import compact_network
 from .directions import active_directions, bending_directions
-from .neuron_pool import compact_network, pool_neurons
 from .polishing import Polisher
 from .skorch_nets import AdamNet, AdamState, EpochReporter, fit_net
 from .students import (
@@ -43,11 +42,6 @@ class Start:
     # network, with a few random neurons besides its own.
     collapsed: Sequence[np.ndarray] = ()
     network: Network | None = None
-
-    @property
-    def is_random(self) -> bool:
-        """Whether they are warmed up."""
-        return self.network is None and not self.collapsed
 
 
 USUAL = Start()
@@ -178,7 +172,7 @@ class WarmUpTrainer:
         samples, (width,) = self.polisher.samples, network.widths
         n_rows = self.settings.stages.compact_rows * width
         few = samples.thinned(n_rows * samples.y.shape[1], seeds)
-        return compact_network(network, few, self.polisher.activation, self.settings.pool)
+        return compact_network(network, few, self.polisher.activation, self.settings.compacting)
 
     def _axes(self, width: int, before: Network | None = None) -> np.ndarray:
         """Directions for a student: those of the one before, and those that its residual shows."""
@@ -218,41 +212,6 @@ class WarmUpTrainer:
         power = steps.power if len(layers) == 2 else steps.deep_power
         share = max(1.0, n_parameters / steps.few_parameters) ** power
         return min(int(share * steps.steps), max(steps.most_steps, steps.steps))
-
-    def can_pool(self, layers: Layers) -> bool:
-        """Whether neurons of several students are to be pooled: large ones of one hidden layer.
-
-        Smooth activations need no pool. Levenberg moves their neurons from afar, and what students
-        lack after the warm-up no subset of short-trained neurons has either.
-        """
-        n_students, width, _ = layers[0].shape
-        is_shallow = len(layers) == 2 and min(n_students, width) > 1
-        return is_shallow and self.polisher.activation.homogeneous and self._are_large(layers)
-
-    def pool(self, module: StackedStudents, seeds: np.ndarray, worst: Tensor) -> bool:
-        """Let the worst student start from the best neurons of all; tell whether that was done."""
-        polisher, pool = self.polisher, self.settings.pool
-        rng = np.random.default_rng(seeds)
-
-        def train(networks: list[Network]) -> list[Network]:
-            seed = int(rng.integers(2**31))
-            module = self._stack_networks(networks)
-            trained, completed = self._train_briefly(module, pool.warm_up_steps, seed)
-            if not completed:
-                raise KeyboardInterrupt
-            return _finite(self._settled_networks(trained))
-
-        networks = _finite(_to_networks(module.weights))
-        if not networks:
-            return True
-        try:
-            samples, activation = polisher.samples, polisher.activation
-            pooled = pool_neurons(networks, train, samples, activation, rng, pool)
-        except KeyboardInterrupt:
-            return False
-        for layer, start in zip(module.layers, pooled.layers, strict=True):
-            layer.data[worst] = torch.from_numpy(start).to(polisher.device)
-        return True
 
     def adam(
         self,
@@ -336,7 +295,3 @@ class WarmUpTrainer:
 
 def _to_networks(layers: Layers) -> list[Network]:
     return [network_at(layers, index) for index in range(len(layers[0]))]
-
-
-def _finite(networks: list[Network]) -> list[Network]:
-    return [network for network in networks if network.is_finite]

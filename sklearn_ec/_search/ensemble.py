@@ -166,7 +166,7 @@ class Ensemble:
         if self.is_complete:
             return
         settings = finisher.settings
-        if finisher.prune and not self.recovered:
+        if finisher.prune and not (self.recovered or self.is_conclusive):
             if reached_noise_floor(self.students, finisher.polisher.samples, settings.noise):
                 self._denoise(finisher, settings.finish.max_denoised)
             if not (self.is_conclusive or self.show_network(finisher)):

@@ -148,10 +148,8 @@ class _Question:
         found["attempt"] = best_of(found.get("attempt"), group.best_candidate)
 
     def _prunes(self, students: Students) -> bool:
-        """Whether it is time to prune the best student, or what a pool was reduced to."""
+        """Whether it is time to prune the best student."""
         settings, n_epochs = self.finisher.settings, students.loss_curves.shape[1] - 1
-        if sum(students.network(0).widths) < sum(self.widths):
-            return True
         if self.finisher.polisher.is_matrix_free(students.network(0)):  # it takes minutes
             finish = settings.finish
             limit = finish.first_polish_loss if n_epochs else finish.large_polish_loss

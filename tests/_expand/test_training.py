@@ -12,7 +12,7 @@ from sklearn_ec._core.activations import get_activation
 from sklearn_ec._core.coordinates import split_rows, standardize
 from sklearn_ec._core.forward import network_outputs
 from sklearn_ec._core.records import Network, Samples
-from sklearn_ec._core.settings import Damping, Pool, Settings, Training, WarmUp
+from sklearn_ec._core.settings import Damping, Settings, Training, WarmUp
 from sklearn_ec._expand import warm_up
 from sklearn_ec._expand.polishing import Polisher
 from sklearn_ec._expand.skorch_nets import AdamNet, LevenbergNet, TrainingMonitor, fit_net
@@ -172,6 +172,19 @@ def test_training_stops_when_the_best_student_is_recovered(rows, solver):
     assert_array_equal(in_question.losses, students.losses[indices])
     for layer, trained in zip(in_question.layers, students.layers, strict=True):
         assert_array_equal(layer, trained[indices])
+
+
+def test_without_steps_of_levenberg_all_students_are_asked_after_their_warm_up(trainer):
+    asked = []
+
+    def is_recovered(students, indices):
+        asked.append((students.losses.tolist(), indices.tolist()))
+        return True
+
+    students = trainer.train(SEEDS[:3], (4,), max_iter=0, tol=1e-20, is_recovered=is_recovered)
+    assert asked == [(students.losses.tolist(), [0, 1, 2])]
+    assert students.succeeded
+    assert students.n_iter == 0
 
 
 def test_training_stops_when_held_out_rows_no_longer_gain(rows):
@@ -422,7 +435,6 @@ def test_large_students_are_settled_after_a_longer_warm_up(rare_column):
     samples = rare_column[0].samples
     settings = Settings(
         warm_up=WarmUp(large_steps=200),
-        pool=Pool(warm_up_steps=100),
         training=Training(dense_flops=0.0),
     )
     polisher = Polisher(samples, samples, "relu", "cpu", has_skip=False, settings=settings)

@@ -769,6 +769,16 @@ def test_the_first_conclusive_network_ends_the_finishing(certified):
     assert not finisher.events
 
 
+def test_students_as_good_as_each_other_are_no_noise_beside_a_conclusive_network():
+    """Those of a warm-up alone often are."""
+    finisher = FakeFinisher()
+    network = make_network((3,))
+    candidate = FakeFinisher(is_conclusive=True)._candidate(network, passed=False)
+    ensemble = Ensemble(make_students((8,), [1e-4] * 6), TOL, clustered=Clustered([], candidate))
+    ensemble.complete(finisher)
+    assert not finisher.events
+
+
 @pytest.mark.parametrize(
     ("losses", "voters"),
     [
@@ -841,7 +851,8 @@ def test_a_probe_that_nearly_fits_is_trained_to_the_end_at_once():
     script, _ = finish_probe((4, 4), 1e-6)
     kinds = [event[4] for event in script.events if event[0] == "train"]
     assert kinds[0] == PROBE
-    assert [k.start.is_random for k in kinds[1:]] == [False, False, *([True] * len(BRIEF)), True]
+    are_random = [k.start.network is None and not k.start.collapsed for k in kinds[1:]]
+    assert are_random == [False, False, *([True] * len(BRIEF)), True]
     assert [k.max_iter for k in kinds[3:]] == [*BRIEF, None]
 
 

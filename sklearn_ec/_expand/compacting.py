@@ -1,106 +1,42 @@
-"""Pool the neurons of several students: the best of all make a better start than those of one.
-
-A wide student that is trained for a short time holds most neurons of the sought network, but seldom
-all of them; others hold the rest. On ReLU networks this decides: of four students with 16 neurons,
-trained on 10,000 MNIST images of a 784-8-10 network, none held all eight, and none came below a
-loss of 3e-5. Of eight such fits, each came to a pool whose eight best neurons were those of the
-network, within a cosine distance of 1.4e-3, in one to seven rounds.
-"""
+"""Reduce a large student of one hidden layer to the few neurons that explain most together."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from sklearn_ec._core.activations import Activation
 from sklearn_ec._core.forward import network_outputs, read_features, solve_readout
 from sklearn_ec._core.records import Network, Samples
-from sklearn_ec._core.settings import Pool
-
-from .students import initial_weights
-
-TrainBriefly = Callable[[list[Network]], list[Network]]
-
-
-def pool_neurons(
-    networks: Sequence[Network],
-    train: TrainBriefly,
-    samples: Samples,
-    activation: Activation,
-    rng: np.random.Generator,
-    pool: Pool,
-) -> Network:
-    """A network of the best neurons of several, found in rounds with fresh neurons.
-
-    The networks have one hidden layer and are equally wide; so is the new one. ``train`` trains
-    such networks for a short time. The rounds end early once half of the neurons do nearly as well.
-    """
-    (width,), n_networks = networks[0].widths, len(networks)
-    for _ in range(pool.max_rounds):
-        best = pooled_network(networks, width, samples, activation, pool)
-        core = pooled_network(networks, max(1, width // 2), samples, activation, pool)
-        if _loss(core, samples, activation) <= _loss_of_compact(best, samples, activation, pool):
-            return best
-        mixed = [
-            _with_fresh_neurons(core, width, samples, activation, rng, pool.left_out)
-            for _ in range(n_networks)
-        ]
-        networks = [best, *train(mixed)]
-    return pooled_network(networks, width, samples, activation, pool)
-
-
-def _with_fresh_neurons(
-    core: Network,
-    width: int,
-    samples: Samples,
-    activation: Activation,
-    rng: np.random.Generator,
-    left_out: float,
-) -> Network:
-    """Most neurons of a network and random ones beside them."""
-    hidden = core.layers[0]
-    kept = rng.permutation(len(hidden))[int(left_out * len(hidden)) :]
-    n_inputs, seeds = samples.X.shape[1], rng.integers(2**31, size=1)
-    fresh, _ = initial_weights(seeds, n_inputs, (width - len(kept),), 1, False)
-    return solve_readout([np.vstack([hidden[kept], fresh[0]])], samples, activation, core.has_skip)
-
-
-def pooled_network(
-    networks: Sequence[Network], width: int, samples: Samples, activation: Activation, pool: Pool
-) -> Network:
-    """A network of those neurons of networks with one hidden layer that explain y best together."""
-    has_skip = networks[0].has_skip
-    neurons = np.vstack([network.layers[0] for network in networks])
-    features = read_features([neurons], samples.X, activation, has_skip)
-    root = np.sqrt(samples.sample_weight)[:, None]
-    kept = best_subset(features * root, samples.y * root, len(neurons), width, pool.ridge)
-    return solve_readout([neurons[kept]], samples, activation, has_skip)
+from sklearn_ec._core.settings import Compacting
 
 
 def compact_network(
-    network: Network, samples: Samples, activation: Activation, pool: Pool
+    network: Network, samples: Samples, activation: Activation, settings: Compacting
 ) -> Network:
     """The smallest network of neurons of a network of one hidden layer that is hardly worse."""
-    allowed = _loss_of_compact(network, samples, activation, pool)
+    allowed = max(settings.factor * _loss(network, samples, activation), settings.floor)
     for width in range(network.widths[0] - 1, 0, -1):
-        smaller = pooled_network([network], width, samples, activation, pool)
+        smaller = narrower(network, width, samples, activation, settings.ridge)
         if _loss(smaller, samples, activation) > allowed:
             break
         network = smaller
     return network
 
 
+def narrower(
+    network: Network, width: int, samples: Samples, activation: Activation, ridge: float
+) -> Network:
+    """A network of those neurons of one hidden layer that explain y best together."""
+    (neurons, _), has_skip = network.layers, network.has_skip
+    features = read_features([neurons], samples.X, activation, has_skip)
+    root = np.sqrt(samples.sample_weight)[:, None]
+    kept = best_subset(features * root, samples.y * root, len(neurons), width, ridge)
+    return solve_readout([neurons[kept]], samples, activation, has_skip)
+
+
 def _loss(network: Network, samples: Samples, activation: Activation) -> float:
     squares = (network_outputs(network, samples.X, activation) - samples.y) ** 2
     return float(np.average(squares.mean(axis=1), weights=samples.sample_weight))
-
-
-def _loss_of_compact(
-    network: Network, samples: Samples, activation: Activation, pool: Pool
-) -> float:
-    """Up to which loss a part of a network is hardly worse."""
-    return max(pool.compact_factor * _loss(network, samples, activation), pool.compact_floor)
 
 
 def best_subset(
