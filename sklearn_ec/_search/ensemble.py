@@ -250,6 +250,8 @@ class Ensemble:
             polished = finisher.of_clusters(layers.collapsed, limit)
             if polished is None:
                 return layers.collapsed
+            if not finisher.polisher.is_matrix_free(polished):
+                polished = None  # small ones are finished from their start, which takes seconds
         candidate = self.network_of(layers, finisher, polished)
         if candidate is not None:
             self.clustered = Clustered(layers.collapsed, candidate)
