@@ -69,7 +69,8 @@ class Certificate:
     is_conclusive : bool
         Whether other students have nothing to add: the function is certified, or the network is
         large and exact but for what the rows leave open, of single neurons, or until the held-out
-        rows joined the training.
+        rows joined the training; or it is huge and near zero, and few rows tell about some
+        directions, along which steps crawl.
     """
 
     error: float

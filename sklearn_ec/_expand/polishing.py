@@ -95,7 +95,8 @@ class Polisher:
 
         Where few rows tell about some directions, those that tell most are drawn sooner: of 67 tanh
         neurons, 64 of them those of a 784-64-10 network, four steps on 19,400 of 59,000 MNIST
-        images lower the loss on all of them from 2.6e-7 to 4.6e-8 with it; on others, it rises.
+        images lower the loss on all of them from 2.6e-7 to 4.6e-8; on 14,300 drawn evenly, they
+        raise it.
         """
         if n_equations >= self.samples.n_equations:
             return self
