@@ -89,7 +89,9 @@ def _cluster_layer(
     )
     if not len(vectors):  # nothing that the layers below explain
         return vectors
-    seen = vectors if lower else _as_seen(vectors, voters)
+    seen, min_persistence = vectors, settings.min_persistence
+    if voters.has_weak_inputs and not lower:
+        seen, min_persistence = _as_seen(vectors, voters), settings.weak_min_persistence
     tree = average_linkage(seen, activation.has_sign_flip, voters.device)
     clusters = find_clusters(
         seen,
@@ -99,9 +101,7 @@ def _cluster_layer(
         beta=thresholds.beta,
         cut=thresholds.cut,
         has_sign_flip=activation.has_sign_flip,
-        min_persistence=settings.weak_min_persistence
-        if voters.has_weak_inputs
-        else settings.min_persistence,
+        min_persistence=min_persistence,
     )
     layers.report += cluster_report(clusters, len(lower))
     labels, heights = cluster_labels(clusters, len(vectors))
@@ -113,14 +113,12 @@ def _cluster_layer(
 
 
 def _as_seen(vectors: np.ndarray, voters: Voters) -> np.ndarray:
-    """Incoming vectors of the first layer by what they do on the rows: as pre-activations there.
+    """Vectors whose distances are those of the pre-activations on the rows, of the first layer.
 
     Where few rows tell about some directions, weights along them differ from student to student. On
     10,000 MNIST images, three students hold the 8 tanh neurons of a network to 6e-4 in the cosine
     distance of pre-activations, with cosines of weights down to 0.7: six clusters instead of eight.
     """
-    if not voters.has_weak_inputs:
-        return vectors
     inputs = voters.samples.inputs
     triangle = np.asarray(np.linalg.qr(inputs / math.sqrt(len(inputs)), mode="r"))
     seen = vectors @ triangle.T
