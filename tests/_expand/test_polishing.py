@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from builders import ALL_LARGE, planted
+from builders import ALL_LARGE, planted, settings_with
 from sklearn_ec._expand.polishing import Polisher
+from sklearn_ec._solvers.jacobian import stacked
 
 
 @pytest.mark.parametrize(
@@ -39,3 +40,15 @@ def test_large_networks_get_the_precision_that_does_better(monkeypatch, shares, 
     monkeypatch.setattr(polisher, "_levenberg", lambda layers, linear, *_: Scripted(layers, linear))
     polisher.polish(network, 30)
     assert used == expected
+
+
+@pytest.mark.parametrize(("most", "is_huge"), [(16, False), (15, True)])
+def test_huge_networks_get_no_nearly_exact_solves(most, is_huge):
+    """Where dense equations take too long, too."""
+    network, polisher, _ = planted("tanh")
+    assert network.n_parameters == 16
+    settings = settings_with(
+        ALL_LARGE, polish={"final_dense_flops": 0.0, "most_nearly_exact": most}
+    )
+    polisher = Polisher(polisher.samples, polisher.samples, "tanh", "cpu", False, settings=settings)
+    assert (polisher._exact(stacked(network, "cpu")) is None) == is_huge

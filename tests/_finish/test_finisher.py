@@ -13,6 +13,7 @@ from builders import (
     plain,
     planted,
     planted_deep,
+    settings_with,
     with_duplicates,
     with_noise,
     with_spare_neurons,
@@ -397,3 +398,28 @@ def test_neurons_that_bend_in_few_rows_are_kept():
     )
     assert candidate.network.widths == (3,)
     assert candidate.certificate.fits_exactly
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "scale", "off", "is_conclusive"),
+    [
+        (300, 1e-3, 1e-8, True),
+        (300, 1.0, 1e-8, False),  # inputs vary in all directions
+        (300, 1e-3, 1e-4, False),  # far from zero
+        (20, 1e-3, 1e-8, False),  # too few rows for so many parameters
+    ],
+)
+def test_a_huge_network_near_zero_is_the_last_one_where_few_rows_tell(
+    n_rows, scale, off, is_conclusive
+):
+    """It is not certified."""
+    rng = np.random.default_rng(0)
+    network, *_ = planted("tanh")
+    X = rng.normal(size=(n_rows, 3)) * [1.0, 1.0, scale]
+    rows = Samples.of(X, network_outputs(network, X, get_activation("tanh")), np.ones(n_rows))
+    settings = settings_with(polish={"most_nearly_exact": 0})
+    polisher = Polisher(rows, rows, "tanh", "cpu", has_skip=False, settings=settings)
+    near = Network((network.layers[0] + off, network.layers[1]))
+    certificate = Finisher(polisher, rows, plain(rows), prune=True).judge_as_is(near).certificate
+    assert certificate.is_conclusive == is_conclusive
+    assert not certificate.function_certified
