@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -99,12 +100,15 @@ class Finisher:
 
         Large ones that are far above are not tried, since that takes minutes.
         """
-        n_steps = self.settings.finish.first_polish_steps
-        limit = self.settings.finish.large_factor * loss
-        if self.polisher.is_matrix_free(network) and not self._loss(network) < limit:
+        settings, polisher = self.settings.finish, self.polisher
+        is_large = polisher.is_matrix_free(network)
+        if is_large and not self._loss(network) < settings.large_factor * loss:
             return None
         polished, polished_loss = self._on_few_rows(network).polish(
-            network, n_steps, is_hasty=not self.polisher.has_weak_inputs
+            network,
+            settings.first_polish_steps,
+            enough=settings.better_share * loss if is_large else 0.0,
+            is_hasty=not polisher.has_weak_inputs,
         )
         return polished if polished_loss < loss else None
 
@@ -159,7 +163,8 @@ class Finisher:
         takes_long = network.n_parameters > self.settings.warm_up.few_parameters
         if self.prune and len(network.widths) == 1 and takes_long:
             network = without_spare(network, self._loss(network), few)
-            network = self._with_linear_neurons(network, self._loss(network)) or network
+            most = network.widths[0] - 1
+            network = self._with_linear_neurons(network, self._loss(network), most) or network
             few = self._on_few_rows(network)
         candidate, loss = self._pruned_with(few, network)
         exact_loss = max(self.settings.prune.exact_loss, self.polisher.samples.rounding_loss)
@@ -168,8 +173,12 @@ class Finisher:
             return candidate
         return self._pruned_with(self.polisher, network)[0]
 
-    def _with_linear_neurons(self, network: Network, loss: float) -> Network | None:
+    def _with_linear_neurons(
+        self, network: Network, loss: float, most: float = math.inf
+    ) -> Network | None:
         """A network polished below a loss, with one neuron for all that imitate a linear one.
+
+        It has so many neurons at most.
 
         Large ones of neurons with a kink may need it. Where inputs vary in all directions, skip
         terms show those neurons, see :meth:`_turned`.
@@ -179,15 +188,18 @@ class Finisher:
         if not (is_large and polisher.activation.homogeneous) or network.has_skip:
             return None
         candidates = with_linear_neurons(network, loss, self._on_few_rows(network))
-        polished = (self.if_better(candidate, loss) for candidate in candidates)
+        few_enough = takewhile(lambda candidate: candidate.widths[0] <= most, candidates)
+        polished = (self.if_better(candidate, loss) for candidate in few_enough)
         return next((better for better in polished if better is not None), None)
 
     def _on_few_rows(self, network: Network) -> Polisher:
         if not self.prune:
             return self.polisher
         settings = self.settings.finish
-        is_large = self.polisher.is_matrix_free(network)
-        equations = settings.large_equations if is_large else settings.equations
+        equations = settings.equations
+        if self.polisher.is_matrix_free(network):
+            is_weak = self.polisher.has_weak_inputs
+            equations = settings.weak_equations if is_weak else settings.large_equations
         return self.polisher.on_few_rows(equations * network.n_parameters)
 
     def _pruned_with(self, polisher: Polisher, network: Network) -> tuple[Candidate, float]:

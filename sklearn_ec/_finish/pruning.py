@@ -16,6 +16,7 @@ from sklearn_ec._expand.polishing import Polisher
 from .caps import Cap, ExactCap, NoiseCap
 from .imitators import merged_network, without_copies
 from .removals import Removal, cheap_loss_of, removal_candidates, without_neurons
+from .wrong_kinks import with_moved_kinks
 
 IsFinal = Callable[[Network, float], bool]
 
@@ -234,15 +235,18 @@ def _polished_to_the_end(
         progress = settings.prune.large_final_progress
     else:
         progress = settings.prune.final_progress
-    return _polished(network, polisher, cap, enough=enough, progress=progress)
+    network, loss = _polished(network, polisher, cap, enough=enough, progress=progress)
+    may_stick = polisher.activation.homogeneous and len(network.widths) == 1
+    if may_stick and polisher.is_matrix_free(network):
+        return with_moved_kinks(network, loss, polisher)
+    return network, loss
 
 
 def _next_part(network: Network, loss: float, polisher: Polisher) -> float:
     """The loss at which a large network may have cheap neurons that it had not before."""
     settings = polisher.settings.prune
     part = settings.large_part * loss
-    is_well_posed = polisher.is_matrix_free(network) and not polisher.has_weak_inputs
-    return part if is_well_posed and part > settings.exact_loss else 0.0
+    return part if polisher.is_matrix_free(network) and part > settings.exact_loss else 0.0
 
 
 def cheapest_removal(

@@ -110,25 +110,25 @@ class MatrixFreeEquations:
         return self.layers[0].dtype
 
     def hidden_change(self, direction: Layers) -> Tensor:
-        """Weighted change of the outputs along a direction of the hidden layers."""
-        change = tangent(self.layers, self.run, direction)
-        return change * self._weight
+        """Change of the outputs along a direction of the hidden layers."""
+        return tangent(self.layers, self.run, direction)
 
     def readout_change(self, direction: Tensor) -> Tensor:
-        """Weighted change of the outputs along a direction of the readout."""
-        return (self.run.features[-1] @ direction.mT) * self._weight
+        """Change of the outputs along a direction of the readout."""
+        return self.run.features[-1] @ direction.mT
 
     def hidden_gradient(self, change: Tensor) -> Layers:
-        """``Jᵀ`` times a weighted change, for the hidden layers."""
+        """``Jᵀ`` times a change, weighted, for the hidden layers."""
         n_hidden = len(self.layers) - 1
-        return pull_back(self.layers, self.run, change, n_hidden)
+        return pull_back(self.layers, self.run, change * self.weight, n_hidden)
 
     def readout_gradient(self, change: Tensor) -> Tensor:
-        """``Jᵀ`` times a weighted change, for the readout."""
-        return change.mT @ self.run.features[-1]
+        """``Jᵀ`` times a change, weighted, for the readout."""
+        return (change * self.weight).mT @ self.run.features[-1]
 
     @property
-    def _weight(self) -> Tensor:
+    def weight(self) -> Tensor:
+        """What the squared residuals of a row count in the loss, shape (n_rows, 1)."""
         return self.task.sqrt_weight.square() / self.task.n_equations
 
 
@@ -175,8 +175,7 @@ class DampedMatrixFreeSystem:
         for _ in range(solves.max_iterations):
             if not active.any():
                 break
-            product = self._product(direction)
-            curvature = (direction * product).sum(dim=1)
+            product, curvature = self._product(direction)
             active = active & (curvature > 0)
             length = torch.where(active, size / curvature, 0.0)[:, None]
             step = step + length * direction
@@ -193,14 +192,20 @@ class DampedMatrixFreeSystem:
             active, size = active & ~is_over, next_size
         return step
 
-    def _product(self, direction: Tensor) -> Tensor:
-        """The Schur complement of the readout times a direction of the hidden layers."""
-        equations = self.equations
+    def _product(self, direction: Tensor) -> tuple[Tensor, Tensor]:
+        """The Schur complement of the readout times a direction of the hidden layers.
+
+        Also the curvature along it, from the changes of the outputs: rounding in the product may
+        hide one that is tiny.
+        """
+        equations, damping = self.equations, self.damping.to(direction.dtype)
         change = equations.hidden_change(split_parameters(direction, equations.layers[:-1]))
         undoing = self._solve_readout(equations.readout_gradient(change))
-        change = change - equations.readout_change(undoing)
-        product = flat_parameters(equations.hidden_gradient(change))
-        return product + self.damping[:, None].to(direction.dtype) * direction
+        left = change - equations.readout_change(undoing)
+        product = flat_parameters(equations.hidden_gradient(left))
+        curvature = (change * left * equations.weight).sum(dim=(1, 2))
+        curvature += damping * direction.square().sum(dim=1)
+        return product + damping[:, None] * direction, curvature
 
     def _solve_readout(self, gradient: Tensor) -> Tensor:
         solved = torch.cholesky_solve(gradient.mT.double(), self.readout_factor).mT
