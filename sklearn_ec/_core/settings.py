@@ -107,9 +107,9 @@ class ConjugateGradients:
     damping_floor: float = 1e-24
     single_damping_floor: float = 1e-24
     rounding_loss: float = 1e-26
-    # Factor after a timid or a rejected step, which costs a solve. With 4, 33 ReLU neurons with skip
-    # terms, 32 of them of a 784-32-1 network, come from 4e-7 to 5e-12 in 70 s, and crawl; to 5e-26
-    # in 110 s with 10.
+    # Factor after a timid or a rejected step, which costs a solve. With 4, 33 ReLU neurons with
+    # skip terms, 32 of them of a 784-32-1 network, come from 4e-7 to 5e-12 in 70 s, and crawl; to
+    # 5e-26 in 110 s with 10.
     damping_increase: float = 10.0
     # The damping of the first step is the loss squared, and at least this share of the loss. For
     # those 65 neurons, steps are first accepted at 0.1.
@@ -432,7 +432,7 @@ class WrongKinks:
     least_explained: float = 0.9
     damping: float = 1e-10  # of a neuron's changes, relative to the mean over the features
     rcond: float = 1e-8  # of the moves of one neuron in several rows
-    progress: float = 0.5  # the largest share of the loss that a round may leave
+    progress: float = 0.3  # the largest share of the loss that a window or a round may leave
 
 
 @dataclass(frozen=True)

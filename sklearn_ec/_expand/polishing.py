@@ -157,9 +157,9 @@ class Polisher:
         The descent is given up where a window of steps leaves more than the share ``progress`` of
         the loss, or where twice the present rate would not reach the ``target`` loss; that of a
         large network, where ``is_hasty``, unless it goes ahead fast. Large networks get products in
-        single precision; where these do not go ahead fast, double ones for as long as they do
-        better. Those that stall near zero get nearly exact steps, from dense equations if there is
-        memory for them.
+        single precision; where these do not go ahead fast, and are not given up for it, double ones
+        for as long as they do better. Those that stall near zero get nearly exact steps, from dense equations if there is
+        memory for them; those for which there are none end there.
         """
         settings, layers = self.settings.polish, stacked(network, self.device)
         progress = settings.progress if progress is None else progress
@@ -169,12 +169,15 @@ class Polisher:
             window, progress = settings.hasty_window, settings.hasty_progress
         linear = self._cheap(layers, is_single, is_hasty)
         solver = self._levenberg(layers, linear, enough, settings.start_damping)
-        single_share, was_compared = math.inf, is_hasty or not is_single
+        single_share = math.inf
+        was_compared = is_hasty or not is_single or progress <= settings.single_progress
         for n_windows in range(math.ceil(max_iter / window) - 1, -1, -1):
             before = float(solver.losses[0])
             self.n_steps += _advance(solver, window)
             loss = float(solver.losses[0])
             if solver.finished.all():
+                break
+            if is_cheap and self._is_near_enough(solver.layers, loss, before):
                 break
             if not was_compared and loss > settings.single_progress * before:
                 was_compared = not is_single
@@ -369,7 +372,7 @@ class Polisher:
         is_quick = dense.flops(self.task, layers) <= settings.final_dense_flops
         if self.solver == "auto" and fits and is_quick:
             return dense
-        if sum(layer[0].numel() for layer in layers) > settings.most_nearly_exact:
+        if self._are_huge(layers):
             return None
         return MatrixFree(
             replace(
@@ -384,6 +387,19 @@ class Polisher:
         settings = self.settings.polish
         is_near_zero = settings.finished_loss < loss < settings.final_loss
         return is_near_zero and loss > settings.final_progress * before
+
+    def _is_near_enough(self, layers: Layers, loss: float, before: float) -> bool:
+        """Whether a huge network near zero crawls, from the loss a window before.
+
+        It does along directions that few rows tell about, and there are no better steps for it.
+        """
+        settings = self.settings.polish
+        crawls = settings.single_progress * before < loss < settings.final_loss
+        return crawls and self.has_weak_inputs and self._are_huge(layers)
+
+    def _are_huge(self, layers: Layers) -> bool:
+        """Whether networks have too many parameters for nearly exact solves."""
+        return sum(layer[0].numel() for layer in layers) > self.settings.polish.most_nearly_exact
 
     @property
     def solver_bytes(self) -> float:

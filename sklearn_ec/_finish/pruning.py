@@ -235,11 +235,12 @@ def _polished_to_the_end(
         progress = settings.prune.large_final_progress
     else:
         progress = settings.prune.final_progress
-    network, loss = _polished(network, polisher, cap, enough=enough, progress=progress)
-    may_stick = polisher.activation.homogeneous and len(network.widths) == 1
-    if may_stick and polisher.is_matrix_free(network):
-        return with_moved_kinks(network, loss, polisher)
-    return network, loss
+    has_kinks = polisher.activation.homogeneous and len(network.widths) == 1
+    if has_kinks and polisher.samples.y.shape[1] > 1 and polisher.is_matrix_free(network):
+        pace = min(progress, settings.wrong_kinks.progress)
+        network, loss = _polished(network, polisher, cap, enough=enough, progress=pace)
+        network, loss = with_moved_kinks(network, loss, polisher)
+    return _polished(network, polisher, cap, enough=enough, progress=progress)
 
 
 def _next_part(network: Network, loss: float, polisher: Polisher) -> float:

@@ -22,19 +22,18 @@ from sklearn_ec._expand.polishing import Polisher
 def with_moved_kinks(network: Network, loss: float, polisher: Polisher) -> tuple[Network, float]:
     """A network whose kinks are led across rows, and polished, as long as that helps.
 
-    It has one hidden layer, and was polished. Where no few rows hold much of the loss, or no single
-    neurons explain them, it stays as it is.
+    It has one hidden layer and several outputs, by which neurons are told apart, and was polished.
+    Where no few rows hold much of the loss, or what follows does not help, it stays as it is.
     """
     settings, samples = polisher.settings.wrong_kinks, polisher.samples
-    pace = polisher.settings.prune.large_final_progress
     while loss > polisher.settings.polish.final_loss:
         stands_out = _stands_out(network, polisher)
         if not stands_out.any():
             break
         rest = polisher.with_samples(samples.take(np.flatnonzero(~stands_out)))
-        without, _ = rest.polish(network, settings.n_steps, progress=pace)
+        without, _ = rest.polish(network, settings.n_steps, progress=settings.progress)
         moved = _with_kinks_across(without, np.flatnonzero(stands_out), polisher)
-        moved, moved_loss = polisher.polish(moved, settings.n_steps, progress=pace)
+        moved, moved_loss = polisher.polish(moved, settings.n_steps, progress=settings.progress)
         if not moved_loss < settings.progress * loss:
             break
         network, loss = moved, moved_loss

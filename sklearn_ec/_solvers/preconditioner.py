@@ -171,11 +171,17 @@ def _normalized(products: Tensor) -> Tensor:
 
 
 def _add_grams(blocks: Tensor, scales: Tensor, features: Tensor, size: int) -> None:
-    """Add the Gram matrices (lower triangles) of every neuron's features, scaled row by row."""
+    """Add the Gram matrices (lower triangles) of every neuron's features, scaled row by row.
+
+    Rows in which a neuron is off are left out.
+    """
     n_features = features.shape[2]
     for network, grams in enumerate(blocks):
         for neuron, gram in enumerate(grams):
-            scaled = features[network] * scales[network, :, neuron, None]
+            own = scales[network, :, neuron]
+            is_on = own != 0.0
+            rows = slice(None) if is_on.all() else is_on
+            scaled = features[network, rows] * own[rows, None]
             for start in range(0, n_features, size):
                 columns = slice(start, start + size)
                 gram[start:, columns].addmm_(scaled[:, start:].mT, scaled[:, columns])
