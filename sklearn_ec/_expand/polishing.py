@@ -158,8 +158,8 @@ class Polisher:
         the loss, or where twice the present rate would not reach the ``target`` loss; that of a
         large network, where ``is_hasty``, unless it goes ahead fast. Large networks get products in
         single precision; where these do not go ahead fast, and are not given up for it, double ones
-        for as long as they do better. Those that stall near zero get nearly exact steps, from dense equations if there is
-        memory for them; those for which there are none end there.
+        for as long as they do better. Those that stall near zero get nearly exact steps, from dense
+        equations if there is memory for them; those for which there are none end there.
         """
         settings, layers = self.settings.polish, stacked(network, self.device)
         progress = settings.progress if progress is None else progress
