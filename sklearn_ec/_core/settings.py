@@ -426,7 +426,6 @@ class WrongKinks:
     # times, 607 do, and what they alone determine is lost without them.
     factor: float = 100.0
     least_share: float = 0.3
-    n_steps: int = 20  # without them, and with all rows, at most
     # Neurons that explain this share of the residual of a row cross it. Of those 36, the ten of the
     # largest residuals have one, for which it is 0.91 to 1.00, and it is the right one.
     least_explained: float = 0.9

@@ -26,14 +26,17 @@ def with_moved_kinks(network: Network, loss: float, polisher: Polisher) -> tuple
     Where no few rows hold much of the loss, or what follows does not help, it stays as it is.
     """
     settings, samples = polisher.settings.wrong_kinks, polisher.samples
+    n_steps = polisher.settings.prune.removal_steps
     while loss > polisher.settings.polish.final_loss:
         stands_out = _stands_out(network, polisher)
         if not stands_out.any():
             break
         rest = polisher.with_samples(samples.take(np.flatnonzero(~stands_out)))
-        without, _ = rest.polish(network, settings.n_steps, progress=settings.progress)
+        without, _ = rest.polish(network, n_steps, progress=settings.progress, is_hasty=True)
         moved = _with_kinks_across(without, np.flatnonzero(stands_out), polisher)
-        moved, moved_loss = polisher.polish(moved, settings.n_steps, progress=settings.progress)
+        moved, moved_loss = polisher.polish(
+            moved, n_steps, progress=settings.progress, is_hasty=True
+        )
         if not moved_loss < settings.progress * loss:
             break
         network, loss = moved, moved_loss
