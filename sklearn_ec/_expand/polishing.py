@@ -177,7 +177,8 @@ class Polisher:
             loss = float(solver.losses[0])
             if solver.finished.all():
                 break
-            if is_cheap and self._is_near_enough(solver.layers, loss, before):
+            crawls = is_cheap and loss > settings.single_progress * before
+            if crawls and self.is_near_enough(network.n_parameters, loss):
                 break
             if not was_compared and loss > settings.single_progress * before:
                 was_compared = not is_single
@@ -372,7 +373,7 @@ class Polisher:
         is_quick = dense.flops(self.task, layers) <= settings.final_dense_flops
         if self.solver == "auto" and fits and is_quick:
             return dense
-        if self._are_huge(layers):
+        if sum(layer[0].numel() for layer in layers) > settings.most_nearly_exact:
             return None
         return MatrixFree(
             replace(
@@ -388,18 +389,14 @@ class Polisher:
         is_near_zero = settings.finished_loss < loss < settings.final_loss
         return is_near_zero and loss > settings.final_progress * before
 
-    def _is_near_enough(self, layers: Layers, loss: float, before: float) -> bool:
-        """Whether a huge network near zero crawls, from the loss a window before.
+    def is_near_enough(self, n_parameters: int, loss: float) -> bool:
+        """Whether a huge network is so near zero that it may crawl from there.
 
         It does along directions that few rows tell about, and there are no better steps for it.
         """
         settings = self.settings.polish
-        crawls = settings.single_progress * before < loss < settings.final_loss
-        return crawls and self.has_weak_inputs and self._are_huge(layers)
-
-    def _are_huge(self, layers: Layers) -> bool:
-        """Whether networks have too many parameters for nearly exact solves."""
-        return sum(layer[0].numel() for layer in layers) > self.settings.polish.most_nearly_exact
+        is_huge = n_parameters > settings.most_nearly_exact
+        return is_huge and loss <= settings.final_loss and self.has_weak_inputs
 
     @property
     def solver_bytes(self) -> float:

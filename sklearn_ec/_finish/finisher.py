@@ -451,12 +451,10 @@ class Finisher:
 
         Along directions that few rows tell about they crawl, and would with other students.
         """
-        verdict, polisher = self.settings.verdict, self.polisher
-        is_near_zero = certificate.error**2 <= self.settings.polish.final_loss
-        n_needed = verdict.min_equations_per_parameter * network.n_parameters
+        n_needed = self.settings.verdict.min_equations_per_parameter * network.n_parameters
         is_determined = certificate.n_equations >= n_needed
-        is_huge = network.n_parameters > self.settings.polish.most_nearly_exact
-        return is_near_zero and is_huge and is_determined and polisher.has_weak_inputs
+        error = certificate.error
+        return is_determined and self.polisher.is_near_enough(network.n_parameters, error**2)
 
     def _with_signs(self, network: Network) -> tuple[Network, float]:
         """The network whose neurons absorb the skip terms in their signs, polished."""

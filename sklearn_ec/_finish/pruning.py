@@ -47,7 +47,8 @@ def prune(
     if not is_shallow:
         return polisher.polish(network, settings.polish_steps)
     is_corner = is_final is not None and _cannot_crawl(network, polisher)
-    if polisher.is_matrix_free(network) and loss > settings.exact_loss and not is_corner:
+    is_over = is_corner or polisher.is_near_enough(network.n_parameters, loss)
+    if polisher.is_matrix_free(network) and loss > settings.exact_loss and not is_over:
         network, loss = polisher.polish(
             network, settings.polish_steps, progress=settings.large_progress
         )
