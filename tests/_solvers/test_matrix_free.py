@@ -328,8 +328,10 @@ def at_unit_lengths(layers, activation):
     ],
 )
 def test_both_solvers_find_the_same_minimum(number):
+    """Networks with kinks have others close by: there, accurate solves take the same way."""
     task, start = mid_size_problem(number)
-    solvers = [Levenberg(task, start, linear) for linear in (Dense(), MatrixFree())]
+    solves = EXACT_SOLVES if task.activation.homogeneous else SOLVES
+    solvers = [Levenberg(task, start, linear) for linear in (Dense(), MatrixFree(solves))]
     for solver in solvers:
         assert solver.run(200) < 200
         assert solver.finished.all()
