@@ -22,7 +22,7 @@ import numpy as np
 from sklearn.utils.validation import check_memory
 
 # Part of every key: raise it with every change that makes earlier results wrong or unreadable.
-CACHE_VERSION = 28
+CACHE_VERSION = 29
 # A training is saved after an epoch, at most once in so many seconds.
 CHECKPOINT_SECONDS = 1.0
 # Large arrays are hashed so many numbers at a time.
