@@ -492,6 +492,8 @@ class Finish:
     # Equations per parameter, on which networks are pruned where there are more.
     equations: float = 6.0
     large_equations: float = 3.0
+    # Of large networks where few rows tell about some directions. With three, 64 tanh neurons on
+    # MNIST came to 2e-14 on those rows, and stood at 1e-9 on all of them.
     weak_equations: float = 12.0
     # Large networks are pruned once their relative loss is below this, and not polished before:
     # steps cost less afterwards. While training goes on, large students above it are left alone.

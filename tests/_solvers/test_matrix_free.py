@@ -218,6 +218,25 @@ def test_solves_end_at_the_relative_residual(solves):
     assert (sizes[0] <= solves.relative_residual**2 * sizes[1]).all()
 
 
+def test_curvatures_in_single_precision_are_not_lost_in_the_products():
+    """Along a direction that the outputs hardly tell, of a network with large outgoing weights."""
+    rng = np.random.default_rng(6)
+    task, layers = random_task(rng, "tanh", n_samples=200), random_batch(rng, 1, (4,))
+    layers[-1][..., :-1] *= 1e3
+    equations, damping = equations_of(task, layers), torch.tensor([1e-12], dtype=torch.float64)
+    system, single = equations.damped(damping), equations.in_single(task.float()).damped(damping)
+    n_hidden = layers[0].numel()
+    matrix = torch.cat([system._product(row[None])[0] for row in torch.eye(n_hidden).double()])
+    values, vectors = torch.linalg.eigh(matrix)
+    weakest = vectors[:, 0][None]
+    _, exact = system._product(weakest)
+    assert_close(exact.numpy(), values[:1].numpy(), 1e-6)
+    product, curvature = single._product(weakest.float())
+    assert_close(curvature.numpy(), exact.numpy(), 1e-2)
+    in_product = (weakest.float() * product).sum(dim=1)
+    assert abs(in_product - exact) > abs(curvature - exact)
+
+
 @pytest.mark.parametrize("factor", [0.0, 1.0])
 def test_blocks_that_are_singular_to_rounding_are_lifted(factor):
     """Two equal inputs, and a damping far below the rounding of the blocks."""
