@@ -182,6 +182,14 @@ def _cannot_crawl(network: Network, polisher: Polisher) -> bool:
     return is_shallow and polisher.is_matrix_free(network) and not polisher.has_weak_inputs
 
 
+def _may_have_wrong_kinks(network: Network, polisher: Polisher) -> bool:
+    """Whether a large network has kinks that few rows tell about, and outputs that tell neurons."""
+    has_kinks = polisher.activation.homogeneous and len(network.widths) == 1
+    has_several_outputs = polisher.samples.y.shape[1] > 1
+    is_large = polisher.is_matrix_free(network) and polisher.has_weak_inputs
+    return has_kinks and has_several_outputs and is_large
+
+
 def _try_removals(
     network: Network, loss: float, polisher: Polisher, candidates: list[Removal], cap: Cap
 ) -> tuple[Network, float] | None:
@@ -236,8 +244,7 @@ def _polished_to_the_end(
         progress = settings.prune.large_final_progress
     else:
         progress = settings.prune.final_progress
-    has_kinks = polisher.activation.homogeneous and len(network.widths) == 1
-    if has_kinks and polisher.samples.y.shape[1] > 1 and polisher.is_matrix_free(network):
+    if _may_have_wrong_kinks(network, polisher):
         pace = min(progress, settings.wrong_kinks.progress)
         network, loss = _polished(network, polisher, cap, enough=enough, progress=pace)
         network, loss = with_moved_kinks(network, loss, polisher)

@@ -32,11 +32,9 @@ def with_moved_kinks(network: Network, loss: float, polisher: Polisher) -> tuple
         if not stands_out.any():
             break
         rest = polisher.with_samples(samples.take(np.flatnonzero(~stands_out)))
-        without, _ = rest.polish(network, n_steps, progress=settings.progress, is_hasty=True)
+        without, _ = rest.polish(network, n_steps, is_hasty=True)
         moved = _with_kinks_across(without, np.flatnonzero(stands_out), polisher)
-        moved, moved_loss = polisher.polish(
-            moved, n_steps, progress=settings.progress, is_hasty=True
-        )
+        moved, moved_loss = polisher.polish(moved, n_steps, is_hasty=True)
         if not moved_loss < settings.progress * loss:
             break
         network, loss = moved, moved_loss

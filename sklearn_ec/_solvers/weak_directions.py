@@ -46,7 +46,9 @@ class WeakLinearization:
         self._scale = parameter_scale(self.layers)
         self._blocks = NeuronBlocks.of(task, self.layers, settings.rows_per_feature)
         solves = ConjugateGradients(
-            relative_residual=settings.relative_residual, max_iterations=settings.max_iterations
+            relative_residual=settings.relative_residual,
+            max_iterations=settings.max_iterations,
+            tail=0,
         )
         self._equations = MatrixFreeEquations.assemble(task, self.layers, self._blocks, solves)
         self._generator = torch.Generator().manual_seed(0)

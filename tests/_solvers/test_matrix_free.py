@@ -347,9 +347,9 @@ def at_unit_lengths(layers, activation):
     ],
 )
 def test_both_solvers_find_the_same_minimum(number):
-    """Networks with kinks have others close by: there, accurate solves take the same way."""
+    """Networks with kinks have others close by: there, both begin with much damping."""
     task, start = mid_size_problem(number)
-    solves = EXACT_SOLVES if task.activation.homogeneous else SOLVES
+    solves = replace(SOLVES, least_share=1.0) if task.activation.homogeneous else SOLVES
     solvers = [Levenberg(task, start, linear) for linear in (Dense(), MatrixFree(solves))]
     for solver in solvers:
         assert solver.run(200) < 200
